@@ -1,0 +1,1 @@
+"""Shared utilities of Paperlab, one package a domain."""
