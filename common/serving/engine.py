@@ -1,0 +1,502 @@
+"""The simulator: an event loop, instances, and coalesced decode stretches.
+
+Between two changes of a batch, decode iterations form an arithmetic series: n sequences gain n tokens of context
+an iteration, and a latency model is linear in the context. An instance therefore plans once, computes how
+many iterations the plan survives (next finish, next exhaustion of KV blocks, end of the latency model's line), and
+sleeps until the last of them ends. An event from outside cuts the stretch at the first iteration that ends at or
+after it, exactly where a step-by-step engine would look at its queues again. The step-by-step engine lives in
+tests/common/serving/reference.py, and both give the same time stamps.
+
+With pipeline stages, micro-batches ("slots") chase one another through the stages; these iterations are stepped one
+by one, still at a cost that does not depend on the number of sequences in them.
+"""
+
+import math
+from array import array
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from common.serving.latency import LatencyModel
+from common.serving.memory import KVMemory, blocks_of
+from common.serving.sequence import DecodeGroup, Sequence
+from common.serving.workload import Workload
+
+# Order of events at the same instant: arrivals come before them all, then copies that end, then
+# iterations, upstream instances (prefill) before downstream ones (decode).
+COPY, UPSTREAM, DOWNSTREAM = 1, 2, 3
+
+
+class EventLoop:
+    """A clock in seconds and the callbacks due on it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._heap: list[tuple[float, int, int, Callable[[Any], None], Any]] = []
+        self._count = 0
+
+    def at(self, time: float, rank: int, callback: Callable[[Any], None], argument: Any = None) -> None:
+        """Call `callback(argument)` at `time`; ties go by rank, then by the order of asking."""
+        self._count += 1
+        heappush(self._heap, (time, rank, self._count, callback, argument))
+
+    def run(self, arrivals: list[Sequence], submit: Callable[[Sequence], None]) -> None:
+        """Submit every sequence at its arrival (ascending) and run until nothing is due any more."""
+        heap = self._heap
+        for sequence in arrivals:
+            due = sequence.arrival
+            while heap and heap[0][0] < due:
+                self.now, _, _, callback, argument = heappop(heap)
+                callback(argument)
+            self.now = due
+            submit(sequence)
+        while heap:
+            self.now, _, _, callback, argument = heappop(heap)
+            callback(argument)
+
+
+class Plan(NamedTuple):
+    """What an iteration computes: (sequence, new prompt tokens) chunks, and whether the running ones decode.
+
+    steady: while no sequence arrives or finishes and KV blocks last, the next plan would be the same. A policy that
+    may decide otherwise at the next iteration (after a preemption, say) sets it False, and is asked again.
+    """
+
+    chunks: list[tuple[Sequence, int]]
+    decode: bool
+    steady: bool = True
+
+
+class Scheduler(Protocol):
+    """A batch policy: looks at a slot and its instance, admits or preempts, and says what to run next."""
+
+    head_only: bool  # an arrival behind a waiting sequence changes no plan (first come, first served)
+
+    def plan(self, slot: "Slot") -> Plan: ...
+
+
+class TokenLog:
+    """When each step of a decode group ended, a stretch a row, so that token times can be read back."""
+
+    def __init__(self) -> None:
+        self.steps = array("q")  # step count before the stretch
+        self.starts = array("d")
+        self.firsts = array("d")  # seconds of the stretch's first iteration
+        self.increments = array("d")  # what each further iteration adds
+
+    def add(self, step: int, start: float, first: float, increment: float) -> None:
+        self.steps.append(step)
+        self.starts.append(start)
+        self.firsts.append(first)
+        self.increments.append(increment)
+
+    def times(self, first: int, last: int) -> np.ndarray:
+        """End of the steps first..last-1, seconds, shape (last - first,)."""
+        steps = np.arange(first, last)
+        row = np.searchsorted(np.asarray(self.steps), steps, side="right") - 1
+        done = steps - np.asarray(self.steps)[row] + 1
+        firsts, increments = np.asarray(self.firsts)[row], np.asarray(self.increments)[row]
+        return np.asarray(self.starts)[row] + done * firsts + increments * (done * (done - 1) / 2)
+
+
+class Slot:
+    """One micro-batch of an instance: the sequences that run together. Without a pipeline there is one."""
+
+    def __init__(self, instance: "Instance", group: DecodeGroup) -> None:
+        self.instance = instance
+        self.group = group
+        self.prefilling: list[Sequence] = []  # admitted, prompt not yet whole
+        self.copy_seconds = 0.0  # swapping that the next iteration waits for
+        self.idle = True
+        self.log = TokenLog()
+
+    @property
+    def size(self) -> int:
+        return len(self.group.members) + len(self.prefilling)
+
+    def room(self, max_sequences: int) -> int:
+        """How many more sequences this slot should take, so that the slots of a pipeline fill evenly."""
+        instance = self.instance
+        if len(instance.slots) > 1:
+            total = instance.unfinished()
+            max_sequences = min(max_sequences, -(-total // len(instance.slots)))
+        return max_sequences - len(self.group.members) - len(self.prefilling)
+
+    def admit(self) -> Sequence:
+        """Take the head of the waiting queue, with the blocks it needs."""
+        instance = self.instance
+        sequence = instance.waiting.popleft()
+        sequence.blocks = instance.memory.needs(sequence)
+        instance.memory.free -= sequence.blocks
+        self.prefilling.append(sequence)
+        return sequence
+
+    def resume(self) -> Sequence:
+        """Swap the head of the swapped queue in; it decodes in the next iteration, which waits for the copy."""
+        instance = self.instance
+        sequence = instance.swapped.popleft()
+        sequence.blocks = blocks_of(sequence.context, instance.memory.block_tokens)
+        instance.memory.free -= sequence.blocks
+        instance.host_blocks += sequence.blocks
+        self.copy_seconds += sequence.blocks * instance.swap_seconds_per_block
+        self.start_decoding(sequence)
+        return sequence
+
+    def start_decoding(self, sequence: Sequence) -> None:
+        """Let a prefilled sequence, whose blocks are held, decode with this slot."""
+        self.group.join(sequence)
+        if self.instance.records_tokens:
+            sequence.spans.append((self.log, self.group.step, -1))
+
+    def stop_decoding(self, sequence: Sequence) -> None:
+        self.group.leave(sequence)
+        self.close_span(sequence)
+
+    def close_span(self, sequence: Sequence) -> None:
+        if sequence.spans:
+            log, first, _ = sequence.spans[-1]
+            sequence.spans[-1] = (log, first, self.group.step)
+
+    def preempt(self, sequence: Sequence, swap: bool) -> None:
+        """Free the blocks of a running or prefilling sequence, keeping its KV on the host or recomputing it."""
+        instance = self.instance
+        sequence.preemptions += 1
+        if sequence in self.group.members:
+            self.stop_decoding(sequence)
+        else:
+            self.prefilling.remove(sequence)
+            swap = False
+        instance.memory.free += sequence.blocks
+        if swap and sequence.blocks <= instance.host_blocks:
+            instance.host_blocks -= sequence.blocks
+            self.copy_seconds += sequence.blocks * instance.swap_seconds_per_block
+            instance.swapped.append(sequence)
+        else:
+            sequence.goal = sequence.prompt + sequence.generated
+            sequence.context = 0
+            instance.waiting.appendleft(sequence)
+        sequence.blocks = 0
+
+
+class Stretch(NamedTuple):
+    """Decode iterations under way: the i-th (from 0) takes first + i * increment seconds."""
+
+    start: float
+    first: float
+    increment: float
+
+    def end(self, steps: int) -> float:
+        """When `steps` iterations are over."""
+        return self.start + (steps * self.first + self.increment * (steps * (steps - 1) / 2))
+
+    def steps_until(self, time: float) -> int:
+        """The fewest iterations, at least one, that end at or after `time`."""
+        elapsed = time - self.start
+        half = self.increment / 2
+        linear = self.first - half
+        root = math.sqrt(linear * linear + 4 * half * elapsed) if half else 0.0
+        steps = max(1, int(2 * elapsed / (linear + root) if half else elapsed / self.first))
+        while self.end(steps) < time:
+            steps += 1
+        while steps > 1 and self.end(steps - 1) >= time:
+            steps -= 1
+        return steps
+
+
+class Instance:
+    """A model replica: a queue, KV memory, and a batch policy, on one GPU or several in tensor and pipeline parallel.
+
+    on_prefilled: who takes a sequence whose prompt is done, instead of decoding it here (disaggregation); its KV
+    blocks stay held until `release`. rank: place of its iterations among events of the same instant.
+    host_blocks: KV blocks that fit into the swap space. swap_seconds_per_block: copying one block either way.
+    """
+
+    def __init__(
+        self,
+        loop: EventLoop,
+        latency: LatencyModel,
+        memory: KVMemory,
+        scheduler: Scheduler,
+        *,
+        on_prefilled: Callable[[Sequence], None] | None = None,
+        on_commit: Callable[[], None] | None = None,
+        rank: int = UPSTREAM,
+        host_blocks: int = 0,
+        swap_seconds_per_block: float = 0.0,
+        records_tokens: bool = False,
+    ) -> None:
+        self.loop = loop
+        self.latency = latency
+        self.memory = memory
+        self.scheduler = scheduler
+        self.on_prefilled = on_prefilled
+        self.on_commit = on_commit
+        self.rank = rank
+        self.host_blocks = host_blocks
+        self.swap_seconds_per_block = swap_seconds_per_block
+        self.records_tokens = records_tokens
+        self.waiting: deque[Sequence] = deque()
+        self.swapped: deque[Sequence] = deque()
+        self.slots = [Slot(self, self.new_group()) for _ in range(latency.stages)]
+        self.iterations = 0
+        self.busy_seconds = 0.0  # of the first stage
+        self._ready: deque[Slot] = deque()  # slots waiting for the first stage, in turn
+        self._stage_free = [0.0] * latency.stages
+        self._pumping = False
+        self._stretch: Stretch | None = None
+        self._steps = 0  # of the stretch
+        self._version = 0  # of the stretch; an end that carries an older one has been overtaken
+
+    def new_group(self) -> DecodeGroup:
+        """An empty set of decoding sequences; the step-by-step reference engine counts in its own."""
+        return DecodeGroup(self.memory.block_tokens, self.memory.grows)
+
+    def submit(self, sequence: Sequence) -> None:
+        """Queue a sequence. Raises ValueError if it could never fit into this instance's memory."""
+        self.memory.check(sequence)
+        behind = bool(self.waiting)
+        self.waiting.append(sequence)
+        if not (behind and self.scheduler.head_only):
+            self.wake()
+
+    def unfinished(self) -> int:
+        """Sequences queued, prefilling, decoding or swapped out."""
+        return len(self.waiting) + len(self.swapped) + sum(slot.size for slot in self.slots)
+
+    def release(self, sequence: Sequence) -> None:
+        """Free the blocks of a sequence that was handed on, once somebody else holds its KV."""
+        self.memory.free += sequence.blocks
+        sequence.blocks = 0
+        self.wake()
+
+    def free_blocks(self) -> int:
+        """KV blocks free now, those taken by iterations up to the one under way not counted."""
+        if self._stretch is None:
+            return self.memory.free
+        steps = self._stretch.steps_until(self.loop.now)
+        return self.memory.free - self.slots[0].group.growth(steps)
+
+    def take(self, sequence: Sequence, blocks: int) -> None:
+        """Hold `blocks` for a sequence on its way here."""
+        sequence.blocks = blocks
+        self.memory.free -= blocks
+        if self._stretch is not None and self.slots[0].group.growth(self._steps) > self.memory.free:
+            self._cut()
+
+    def wake(self) -> None:
+        """Something changed from outside: look at the queues at the next iteration boundary."""
+        if self._stretch is not None:
+            self._cut()
+            return
+        for slot in self.slots:
+            if slot.idle:
+                slot.idle = False
+                self._ready.append(slot)
+        self._pump()
+
+    def _cut(self) -> None:
+        assert self._stretch is not None
+        if self._steps > 1:
+            steps = self._stretch.steps_until(self.loop.now)
+            if steps < self._steps:
+                self._sleep(steps)
+
+    def _pump(self, _: None = None) -> None:
+        """Start the iterations of ready slots while the first stage is free."""
+        now = self.loop.now
+        while self._ready:
+            if self._stage_free[0] > now:
+                if not self._pumping:
+                    self._pumping = True
+                    self.loop.at(self._stage_free[0], self.rank, self._resume_pump)
+                return
+            self._begin(self._ready.popleft())
+
+    def _resume_pump(self, _: None) -> None:
+        self._pumping = False
+        self._pump()
+
+    def _begin(self, slot: Slot) -> None:
+        plan = self.scheduler.plan(slot)
+        group = slot.group
+        if self._coalesces(slot, plan):
+            self._begin_stretch(group)
+        elif plan.chunks or (plan.decode and group.members):
+            self._begin_iteration(slot, plan)
+        else:
+            slot.idle = True
+
+    def _coalesces(self, slot: Slot, plan: Plan) -> bool:
+        steady = plan.decode and plan.steady and not plan.chunks and not slot.copy_seconds
+        return steady and bool(slot.group.members) and len(self.slots) == 1
+
+    def _begin_stretch(self, group: DecodeGroup) -> None:
+        decodes = len(group.members)
+        context = group.context + decodes
+        line = self.latency.decode_line(decodes, context)
+        steps = group.steps_to_finish()
+        if line.until != math.inf:
+            steps = min(steps, max(1, math.ceil((line.until - context) / decodes)))
+        steps = group.steps_that_fit(self.memory.free, steps)
+        first = line.intercept + line.slope * context
+        self._stretch = Stretch(self.loop.now, first, line.slope * decodes)
+        self._sleep(steps)
+
+    def _sleep(self, steps: int) -> None:
+        assert self._stretch is not None
+        self._steps = steps
+        self._version += 1
+        self.loop.at(self._stretch.end(steps), self.rank, self._end_stretch, self._version)
+
+    def _end_stretch(self, version: int) -> None:
+        if version != self._version:
+            return
+        stretch, steps = self._stretch, self._steps
+        assert stretch is not None
+        slot = self.slots[0]
+        group = slot.group
+        self._stretch = None
+        self.memory.free -= group.growth(steps)
+        self.iterations += steps
+        self.busy_seconds += self.loop.now - stretch.start
+        if self.records_tokens:
+            slot.log.add(group.step, *stretch)
+        for sequence in group.advance(steps):
+            self._finish(slot, sequence)
+        self._again(slot)
+
+    def _begin_iteration(self, slot: Slot, plan: Plan) -> None:
+        group = slot.group
+        decodes = len(group) if plan.decode else 0
+        context = group.context + decodes if decodes else 0
+        chunks = [(tokens, sequence.context) for sequence, tokens in plan.chunks]
+        first, later = self.latency.iteration(chunks, decodes, context)
+        if decodes:
+            self.memory.free -= group.growth()
+        start = self.loop.now
+        time = self._stage_free[0] = start + first + slot.copy_seconds
+        slot.copy_seconds = 0.0
+        self.busy_seconds += time - start
+        for stage in range(1, len(self._stage_free)):
+            time = self._stage_free[stage] = max(time, self._stage_free[stage]) + later
+        self.loop.at(time, self.rank, self._end_iteration, (slot, plan, start))
+
+    def _end_iteration(self, begun: tuple[Slot, Plan, float]) -> None:
+        slot, plan, start = begun
+        now = self.loop.now
+        self.iterations += 1
+        if plan.decode and slot.group.members:
+            if self.records_tokens:
+                slot.log.add(slot.group.step, start, now - start, 0.0)
+            for sequence in slot.group.advance(1):
+                self._finish(slot, sequence)
+        for sequence, tokens in plan.chunks:
+            sequence.context += tokens
+            if sequence.context == sequence.goal:
+                slot.prefilling.remove(sequence)
+                self._prefilled(slot, sequence)
+        self._again(slot)
+
+    def _prefilled(self, slot: Slot, sequence: Sequence) -> None:
+        sequence.generated += 1
+        if sequence.generated == 1:
+            sequence.first_token = self.loop.now
+        if self.records_tokens:
+            sequence.spans.append((self.loop.now, 0, 0))
+        if sequence.generated == sequence.stop:
+            self._finish(slot, sequence)
+        elif self.on_prefilled is not None:
+            self.on_prefilled(sequence)
+        else:
+            slot.start_decoding(sequence)
+
+    def _finish(self, slot: Slot, sequence: Sequence) -> None:
+        if self.records_tokens and isinstance(sequence.spans[-1][0], TokenLog):
+            slot.close_span(sequence)
+        sequence.finish = self.loop.now
+        self.memory.free += sequence.blocks
+        sequence.blocks = 0
+
+    def _again(self, slot: Slot) -> None:
+        """After an iteration: its slot queues for the first stage again, and so do those that lacked memory."""
+        self._ready.append(slot)
+        if len(self.slots) > 1:
+            for other in self.slots:
+                if other.idle:
+                    other.idle = False
+                    self._ready.append(other)
+        if self.on_commit is not None:
+            self.on_commit()
+        self._pump()
+
+
+class System(Protocol):
+    """Whatever takes requests: one instance, replicas behind a dispatcher, a disaggregated pair of phases."""
+
+    def submit(self, sequence: Sequence) -> None: ...
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What happened to each request, arrays of shape (requests,): seconds, and counts."""
+
+    arrival: np.ndarray
+    prompt: np.ndarray
+    output: np.ndarray
+    first_token: np.ndarray
+    finish: np.ndarray
+    preemptions: np.ndarray
+    token_times: tuple[np.ndarray, ...] = ()  # end of every token of each request, where recorded
+
+    @property
+    def ttft(self) -> np.ndarray:
+        """Time to first token, seconds."""
+        return self.first_token - self.arrival
+
+    @property
+    def tpot(self) -> np.ndarray:
+        """Time per output token after the first, seconds; 0 for one-token outputs."""
+        return (self.finish - self.first_token) / np.maximum(1, self.output - 1)
+
+
+def simulate(workload: Workload, build: Callable[[EventLoop], System]) -> Trace:
+    """Run a workload to its end on the system that `build` makes on an event loop.
+
+    Raises ValueError for a request that never fits, RuntimeError if the system stalls with requests unfinished.
+    """
+    loop = EventLoop()
+    system = build(loop)
+    sequences = [
+        Sequence(index, *request)
+        for index, request in enumerate(
+            zip(workload.arrival.tolist(), workload.prompt.tolist(), workload.output.tolist(), strict=True)
+        )
+    ]
+    loop.run(sequences, system.submit)
+    stuck = [sequence.index for sequence in sequences if sequence.finish < 0]
+    if stuck:
+        raise RuntimeError(
+            f"the system stalled with {len(stuck)} of {len(sequences)} requests unfinished (first: {stuck[0]}): "
+            "its scheduler admits nothing although nothing runs; check its KV capacity and batch limits"
+        )
+    return Trace(
+        workload.arrival,
+        workload.prompt,
+        workload.output,
+        np.array([s.first_token for s in sequences]),
+        np.array([s.finish for s in sequences]),
+        np.array([s.preemptions for s in sequences], dtype=np.int64),
+        tuple(_token_times(s) for s in sequences) if sequences and sequences[0].spans else (),
+    )
+
+
+def _token_times(sequence: Sequence) -> np.ndarray:
+    parts = [
+        log.times(first, last) if isinstance(log, TokenLog) else np.array([log])
+        for log, first, last in sequence.spans
+    ]
+    return np.concatenate(parts)[: sequence.output]
