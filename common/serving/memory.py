@@ -14,6 +14,7 @@ class KVMemory(Protocol):
     """Blocks of an instance. `free` counts the ones that nobody holds."""
 
     block_tokens: int
+    capacity: int
     free: int
     grows: bool  # whether decoding takes further blocks
 

@@ -6,7 +6,7 @@ From the oldest to the newest: `RequestLevel` (FasterTransformer), `IterationLev
 
 from dataclasses import dataclass
 
-from common.serving.engine import Plan, Slot
+from common.serving.engine import DECODE, Plan, Slot
 from common.serving.memory import blocks_of
 from common.serving.sequence import Sequence
 
@@ -19,7 +19,7 @@ def make_room(slot: Slot, swap: bool) -> bool:
     """
     group, memory = slot.group, slot.instance.memory
     preempted = False
-    while group.members and group.growth() > memory.free:
+    while not group.fits(memory.free):
         slot.preempt(slot.prefilling[-1] if slot.prefilling else group.last(), swap)
         preempted = True
     return preempted
@@ -48,7 +48,7 @@ class RequestLevel:
 
     def plan(self, slot: Slot) -> Plan:
         if slot.size:
-            return Plan([], True)
+            return DECODE
         instance = slot.instance
         batch: list[Sequence] = []
         longest = total = 0
@@ -114,7 +114,7 @@ class PrefillFirst:
         preempted = make_room(slot, self.swap)
         if instance.swapped and not preempted:
             resume_swapped(slot, self.max_sequences)
-        return Plan([], True, steady=not preempted)
+        return Plan([], True, steady=False) if preempted else DECODE
 
     def _prompts(self, slot: Slot) -> list[tuple[Sequence, int]]:
         waiting, memory = slot.instance.waiting, slot.instance.memory

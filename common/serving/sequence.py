@@ -121,9 +121,14 @@ class DecodeGroup:
         start = self.step % self._block
         return turns * len(self.members) + sum(self._crossings[start : start + rest])
 
+    def fits(self, free: int, steps: int = 1) -> bool:
+        """Whether the growth of the next `steps` steps stays within `free` blocks."""
+        at_most = (steps // self._block + 1) * len(self.members)
+        return at_most <= free or self.growth(steps) <= free
+
     def steps_that_fit(self, free: int, steps: int) -> int:
         """The most steps, up to `steps`, whose growth stays within `free` blocks."""
-        if not self._grows or self.growth(steps) <= free:
+        if self.fits(free, steps):
             return steps
         fit = free // len(self.members) * self._block  # a turn takes one block a member
         free -= self.growth(fit)

@@ -32,6 +32,9 @@ class SteppedGroup(DecodeGroup):
     def leave(self, sequence: Sequence) -> None:
         del self.members[sequence]
 
+    def fits(self, free: int, steps: int = 1) -> bool:
+        return self.growth(steps) <= free
+
     def growth(self, steps: int = 1) -> int:
         assert steps == 1
         if not self.grows:
@@ -64,9 +67,6 @@ class SteppedInstance(Instance):
 
     def _coalesces(self, slot: Slot, plan: Plan) -> bool:
         return False
-
-    def free_blocks(self) -> int:
-        return self.memory.free
 
     def _begin_iteration(self, slot: Slot, plan: Plan) -> None:
         assert self.memory.free >= (slot.group.growth() if plan.decode else 0), "an iteration without its blocks"

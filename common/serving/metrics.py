@@ -1,0 +1,77 @@
+"""Service-level objectives, attainment, and the rate that a system sustains under them."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.serving.engine import Trace
+
+
+@dataclass(frozen=True)
+class SLO:
+    """Objectives in seconds: time to first token, and time per output token after it."""
+
+    ttft: float
+    tpot: float
+
+    def scaled(self, scale: float) -> "SLO":
+        """Both objectives times `scale` (below 1: tighter)."""
+        return SLO(self.ttft * scale, self.tpot * scale)
+
+
+def attainment(trace: Trace, slo: SLO) -> float:
+    """Share of requests that meet both objectives, each request on its own (joint attainment)."""
+    return float(np.mean((trace.ttft <= slo.ttft) & (trace.tpot <= slo.tpot)))
+
+
+def separate_attainment(trace: Trace, slo: SLO) -> tuple[float, float]:
+    """Share that meets the TTFT objective, and share that meets the TPOT objective.
+
+    Testing these two against a target, as DistServe's published search does, is weaker than the joint form.
+    """
+    return float(np.mean(trace.ttft <= slo.ttft)), float(np.mean(trace.tpot <= slo.tpot))
+
+
+def smallest_scale(trace: Trace, slo: SLO, target: float = 0.9) -> float:
+    """The tightest scale of both objectives at which the joint attainment is at least `target`.
+
+    Exact: each request needs max(TTFT / objective, TPOT / objective), and the answer is an order statistic of these.
+    """
+    needed = np.sort(np.maximum(trace.ttft / slo.ttft, trace.tpot / slo.tpot))
+    return float(needed[math.ceil(target * len(needed)) - 1])
+
+
+def goodput(
+    sustains: Callable[[float], bool],
+    start: float,
+    resolution: float = 0.02,
+    lowest: float = 1e-3,
+    highest: float = 1e3,
+) -> float:
+    """The highest rate that `sustains` accepts, by doubling or halving from `start` and then bisection.
+
+    Rates in requests per second. The answer is a rate that was accepted, at most `resolution` (relative) below one
+    that was refused; 0 if even `lowest` is refused, `highest` if that is accepted (nothing limits the rate).
+    """
+    if not lowest <= start <= highest:
+        raise ValueError(f"start rate {start} must lie between {lowest} and {highest} requests/s")
+    low = high = start
+    if sustains(start):
+        while sustains(high := min(2 * low, highest)):
+            low = high
+            if high == highest:
+                return highest
+    else:
+        while not sustains(low := max(high / 2, lowest)):
+            high = low
+            if low == lowest:
+                return 0.0
+    while high > low * (1 + resolution):
+        middle = math.sqrt(low * high)
+        if sustains(middle):
+            low = middle
+        else:
+            high = middle
+    return low

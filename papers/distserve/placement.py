@@ -1,0 +1,148 @@
+"""The two placement algorithms: parallelism of each phase, number of instances, and who shares a node.
+
+`high_affinity` (Algorithm 1) may put any instance anywhere, because the network between nodes is fast: each phase is
+optimised on its own and replicated to match the other. `low_affinity` (Algorithm 2) keeps corresponding pipeline stages
+of both phases inside one node, so that KV caches cross NVLink only: both phases are optimised together.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from common.serving.engine import simulate
+from common.serving.metrics import SLO, attainment, goodput
+from common.serving.workload import Workload
+from papers.distserve.deployment import (
+    Build,
+    Parallelism,
+    Placement,
+    PrefillOnly,
+    Profile,
+    decode_only,
+    disaggregated,
+)
+
+UNLIMITED = float("inf")  # seconds; the objective of the phase that is not looked at
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a placement is judged by: a workload at unit rate, objectives, and the share of requests to meet them."""
+
+    workload: Workload
+    slo: SLO
+    target: float = 0.9
+    resolution: float = 0.02
+
+    def sustains(self, build: Build, rate: float, slo: SLO | None = None) -> bool:
+        """Whether the system meets the objectives for the target share of requests at `rate` requests/s."""
+        trace = simulate(self.workload.scaled(rate), build)
+        return attainment(trace, slo or self.slo) >= self.target
+
+    def goodput(self, build: Build, start: float, slo: SLO | None = None) -> float:
+        """The highest rate that the system sustains, requests/s."""
+        return goodput(lambda rate: self.sustains(build, rate, slo), start, self.resolution)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A candidate and its goodput, requests/s and GPU; `pruned` if it was only shown to lose to a better one."""
+
+    placement: Placement
+    per_gpu: float
+    pruned: bool = False
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The GPUs at hand, and the degrees of parallelism to try."""
+
+    nodes: int
+    gpus_per_node: int
+    tensor: tuple[int, ...]
+    stages: tuple[int, ...]
+
+
+def high_affinity(profile: Profile, cluster: Cluster, objective: Objective) -> list[Scored]:
+    """Algorithm 1: the best parallelism of each phase alone, then as many instances as balance the phases.
+
+    Returns the placements that fill at most all GPUs, best first; their goodput is the estimate
+    min(n * goodput_prefill, m * goodput_decode) of the algorithm, not yet a simulation of both phases together.
+    """
+    gpus = cluster.nodes * cluster.gpus_per_node
+    feasible = profile.parallelisms(list(cluster.tensor), list(cluster.stages), gpus - 1)
+    prefill = phase_goodputs(profile, feasible, objective, "prefill")
+    decode = phase_goodputs(profile, feasible, objective, "decode")
+    scored = [
+        Scored(placement, min(n * prefill[p], m * decode[d]) / placement.gpus)
+        for p in feasible
+        for d in feasible
+        for n in range(1, gpus // p.gpus + 1)
+        for m in range(1, (gpus - n * p.gpus) // d.gpus + 1)
+        for placement in [Placement(p, d, prefills=n, decodes=m)]
+    ]
+    return sorted(scored, key=lambda one: (-one.per_gpu, one.placement.gpus, str(one.placement)))
+
+
+def phase_goodputs(
+    profile: Profile, parallelisms: list[Parallelism], objective: Objective, phase: str
+) -> dict[Parallelism, float]:
+    """Requests/s that one instance of a phase sustains on its own, by parallelism, under that phase's objective."""
+
+    def build(parallelism: Parallelism) -> Build:
+        if phase == "prefill":
+            return lambda loop: PrefillOnly(profile, parallelism, loop)
+        return lambda loop: decode_only(profile, parallelism, loop)
+
+    slo = SLO(objective.slo.ttft, UNLIMITED) if phase == "prefill" else SLO(UNLIMITED, objective.slo.tpot)
+    return {p: objective.goodput(build(p), start=float(p.gpus), slo=slo) for p in parallelisms}
+
+
+def replicate(rate: float, prefill: float, decode: float) -> tuple[int, int]:
+    """Instances of each phase for a traffic of `rate` requests/s, given the goodput of one instance of each."""
+    return -int(-rate // prefill), -int(-rate // decode)
+
+
+def low_affinity_units(profile: Profile, cluster: Cluster) -> Iterator[Placement]:
+    """The units of Algorithm 2: a prefill and a decode instance whose corresponding stages share a node.
+
+    A unit spreads its stages over `inter_op` nodes, and in each of them both phases together must fit.
+    """
+    for inter_op in range(1, cluster.nodes + 1):
+        feasible = profile.parallelisms(
+            list(cluster.tensor),
+            [inter_op * stages for stages in cluster.stages],
+            inter_op * cluster.gpus_per_node,
+        )
+        for prefill in feasible:
+            for decode in feasible:
+                if (prefill.gpus + decode.gpus) // inter_op <= cluster.gpus_per_node:
+                    yield Placement(prefill, decode)
+
+
+def low_affinity(profile: Profile, cluster: Cluster, objective: Objective) -> list[Scored]:
+    """Algorithm 2: simulate both phases of every unit together; best goodput per GPU first.
+
+    A unit that cannot sustain the rate per GPU of the best one so far is only shown to lose, in one simulation.
+    """
+    best = 0.0
+    scored = []
+    for unit in sorted(low_affinity_units(profile, cluster), key=lambda one: (one.gpus, str(one))):
+
+        def build(loop, unit=unit):  # type: ignore[no-untyped-def]
+            return disaggregated(profile, unit, loop)
+
+        threshold = best * (1 + objective.resolution) * unit.gpus
+        if best and not objective.sustains(build, threshold):
+            scored.append(Scored(unit, best, pruned=True))
+            continue
+        per_gpu = objective.goodput(build, start=threshold or float(unit.gpus)) / unit.gpus
+        best = max(best, per_gpu)
+        scored.append(Scored(unit, per_gpu))
+    return sorted(scored, key=lambda one: (one.pruned, -one.per_gpu, one.placement.gpus))
+
+
+def fill(unit: Placement, gpus: int) -> Placement:
+    """As many copies of a unit as `gpus` GPUs hold, at least one."""
+    return Placement(
+        unit.prefill, unit.decode, unit.prefills, unit.decodes, max(1, gpus // unit.gpus)
+    )
