@@ -1,0 +1,175 @@
+"""Workloads: when requests arrive, how long their prompts are, and how many tokens they ask for.
+
+Arrival processes are drawn at one request a second and then scaled, so that every rate of a goodput search sees the
+same requests in the same order (common random numbers). Lengths come from a real trace where its file is at hand, from
+a committed table of that trace's quantiles elsewhere, or from a stated distribution.
+"""
+
+import csv
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Requests in the order of arrival: seconds (ascending), prompt tokens, output tokens; arrays of shape (n,)."""
+
+    arrival: np.ndarray
+    prompt: np.ndarray
+    output: np.ndarray
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.arrival), len(self.prompt), len(self.output)}
+        if len(lengths) != 1:
+            raise ValueError(f"arrival, prompt and output must be equally long, not {sorted(lengths)}")
+        if len(self.arrival) and (np.any(np.diff(self.arrival) < 0) or self.arrival[0] < 0):
+            raise ValueError("arrival times must be non-negative seconds in ascending order; sort the requests")
+        if np.any(self.prompt < 1) or np.any(self.output < 1):
+            raise ValueError("every request needs at least one prompt token and one output token; filter the trace")
+
+    def __len__(self) -> int:
+        return len(self.arrival)
+
+    def scaled(self, rate: float) -> "Workload":
+        """The same requests arriving `rate` times as fast."""
+        if not rate > 0:
+            raise ValueError(f"rate must be positive requests/s, not {rate}")
+        return Workload(self.arrival / rate, self.prompt, self.output)
+
+
+def poisson(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Arrival times of a Poisson process of one request a second, shape (n,)."""
+    return np.cumsum(rng.exponential(1.0, n))
+
+
+def gamma(rng: np.random.Generator, n: int, cv: float) -> np.ndarray:
+    """Arrival times at one request a second with Gamma gaps of coefficient of variation `cv` (1: Poisson)."""
+    if not cv > 0:
+        raise ValueError(f"coefficient of variation must be positive, not {cv}")
+    shape = 1 / cv**2
+    return np.cumsum(rng.gamma(shape, 1 / shape, n))
+
+
+def replayed(timestamps: np.ndarray, n: int) -> np.ndarray:
+    """The first `n` recorded arrival times, shifted to start at zero and scaled to one request a second on average."""
+    if n > len(timestamps):
+        raise ValueError(f"the trace holds {len(timestamps)} arrivals, {n} were asked for")
+    times = np.sort(np.asarray(timestamps, dtype=float))[:n]
+    span = times[-1] - times[0]
+    return (times - times[0]) * ((n - 1) / span) if span > 0 else times - times[0]
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Joint sample of prompt and output tokens, arrays of shape (n,)."""
+
+    prompt: np.ndarray
+    output: np.ndarray
+
+    def within(self, total: int) -> "Lengths":
+        """Those with at least one token each way and fewer than `total` tokens in all."""
+        keep = (self.prompt > 0) & (self.output > 0) & (self.prompt + self.output < total)
+        return Lengths(self.prompt[keep], self.output[keep])
+
+    def sample(self, rng: np.random.Generator, n: int) -> "Lengths":
+        """`n` pairs drawn with replacement."""
+        chosen = rng.integers(len(self.prompt), size=n)
+        return Lengths(self.prompt[chosen], self.output[chosen])
+
+
+# Column names of prompt and output in the traces that the data registry knows.
+_COLUMNS = (("num_prefill_tokens", "num_decode_tokens"), ("ContextTokens", "GeneratedTokens"))
+
+
+def read_trace(path: Path) -> Lengths:
+    """Prompt and output tokens of a trace file. Raises ValueError naming the columns it would need."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for prompt, output in _COLUMNS:
+        if rows and prompt in rows[0] and output in rows[0]:
+            return Lengths(
+                np.array([int(row[prompt]) for row in rows]), np.array([int(row[output]) for row in rows])
+            )
+    raise ValueError(f"{path} has none of the column pairs {_COLUMNS}")
+
+
+QUANTILES = Path(__file__).with_name("length_quantiles.csv")  # written by length_quantiles.py from the traces
+
+
+def quantile_lengths(trace: str, rng: np.random.Generator, n: int) -> Lengths:
+    """Lengths drawn from the quantile table of a trace, shape (n,).
+
+    A Gaussian copula with the trace's rank correlation joins the two margins; both are inverted by linear interpolation.
+    Raises KeyError naming the traces that have a table.
+    """
+    with QUANTILES.open(newline="") as file:
+        rows = list(csv.DictReader(line for line in file if not line.startswith("#")))
+    table = [row for row in rows if row["trace"] == trace]
+    if not table:
+        raise KeyError(f"no quantile table for {trace!r}; there is {sorted({row['trace'] for row in rows})}")
+    probability = np.array([float(row["probability"]) for row in table])
+    spearman = float(table[0]["spearman"])
+    correlation = 2 * np.sin(np.pi * spearman / 6)  # Pearson of the normals that gives this rank correlation
+    normal = rng.standard_normal((2, n))
+    normal[1] = correlation * normal[0] + np.sqrt(1 - correlation**2) * normal[1]
+    margins = []
+    for name, z in zip(("prompt", "output"), normal, strict=True):
+        values = np.array([float(row[name]) for row in table])
+        margins.append(np.maximum(1, np.rint(np.interp(_normal_cdf(z), probability, values))).astype(np.int64))
+    return Lengths(*margins)
+
+
+def _normal_cdf(z: np.ndarray) -> np.ndarray:
+    """Standard normal distribution function; error below 1e-6 (Abramowitz and Stegun 26.2.17), without SciPy."""
+    t = 1 / (1 + 0.2316419 * np.abs(z))
+    poly = t * (0.319381530 + t * (-0.356563782 + t * (1.781477937 + t * (-1.821255978 + t * 1.330274429))))
+    upper = poly * np.exp(-z * z / 2) / np.sqrt(2 * np.pi)
+    return np.where(z > 0, 1 - upper, upper)
+
+
+def _lognormal(rng: np.random.Generator, n: int, mu: float, sigma: float, low: int, high: int) -> np.ndarray:
+    return np.clip(rng.lognormal(mu, sigma, n), low, high).astype(np.int64)
+
+
+def _chat(rng: np.random.Generator, n: int) -> Lengths:
+    """ShareGPT with its turns joined: mean prompt about 375, 90th percentile about 812 tokens."""
+    return Lengths(_lognormal(rng, n, 5.6, 0.85, 4, 1600), _lognormal(rng, n, 4.95, 0.85, 4, 900))
+
+
+def _code(rng: np.random.Generator, n: int) -> Lengths:
+    """HumanEval: short prompts, mean output about 98 tokens."""
+    prompt = np.clip(rng.normal(171, 70, n), 30, 400).astype(np.int64)
+    return Lengths(prompt, _lognormal(rng, n, 4.4, 0.6, 1, 2000))
+
+
+def _summarisation(rng: np.random.Generator, n: int) -> Lengths:
+    """LongBench cut to the context of OPT: prompts of 1,500 to 1,990 tokens, mean output about 90 tokens."""
+    prompt = rng.integers(1500, 1991, n)
+    return Lengths(prompt, np.minimum(_lognormal(rng, n, 4.2, 0.8, 1, 2000), 2047 - prompt))
+
+
+# Distributions for data sets whose text cannot be shipped; parameters are this project's estimates of
+# their length statistics as DistServe (OSDI 2024, Section 6.1) describes them.
+SYNTHETIC: dict[str, Callable[[np.random.Generator, int], Lengths]] = {
+    "sharegpt-like": _chat,
+    "humaneval-like": _code,
+    "longbench-like": _summarisation,
+}
+
+
+def draw_lengths(name: str, rng: np.random.Generator, n: int, path: Path | None = None, total: int = 2048) -> Lengths:
+    """`n` pairs of lengths with fewer than `total` tokens each.
+
+    name: of a synthetic distribution, or of a trace. With `path`, the trace itself is drawn from; without it, the
+    committed quantile table of the trace (made from requests below 2,048 tokens in all).
+    """
+    if name in SYNTHETIC:
+        return SYNTHETIC[name](rng, n)
+    if path is not None:
+        return read_trace(path).within(total).sample(rng, n)
+    drawn = quantile_lengths(name, rng, n)
+    prompt = np.minimum(drawn.prompt, total - 2)
+    return Lengths(prompt, np.minimum(drawn.output, total - 1 - prompt))  # the copula exceeds the limit now and then
