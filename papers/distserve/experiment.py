@@ -22,6 +22,7 @@ from common.serving.metrics import attainment, separate_attainment, smallest_sca
 from common.serving.workload import SYNTHETIC, Workload, draw_lengths, poisson
 from papers.distserve.deployment import Build, Parallelism, Placement, Units, colocated, disaggregated
 from papers.distserve.placement import (
+    LOWEST_RATE,
     Cluster,
     Objective,
     fill,
@@ -45,12 +46,13 @@ class Config:
     """Sizes and switches. A control changes one switch; `profile` files change the sizes."""
 
     scenarios: list[str] = field(default_factory=lambda: list(SCENARIOS)[:4])  # names in scenarios.py
-    requests: int = 600  # of each evaluated run
-    planning_requests: int = 600  # of each run of the placement search
+    requests: int = 600  # fewest of each run
+    seconds: float = 300.0  # of arrivals in each run, where that takes more requests
+    most_requests: int = 20_000  # of each run, whatever the rate
     target: float = 0.9  # share of requests that must meet both objectives
     resolution: float = 0.02  # relative, of every goodput
-    tensor: list[int] = field(default_factory=lambda: [1, 2, 4, 8])  # degrees of tensor parallelism to search
-    stages: list[int] = field(default_factory=lambda: [1, 2])  # pipeline stages to search
+    tensor: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 8])  # degrees of tensor parallelism to search
+    stages: list[int] = field(default_factory=lambda: [1, 2, 4])  # pipeline stages to search
     other_lengths: bool = True  # repeat the goodputs on other length distributions
     disaggregate: bool = True  # False: the GPUs of the placement serve both phases together
     engine: str = "distserve"  # whose coefficients DistServe's instances run on
@@ -85,7 +87,7 @@ def run(config: Config, lab: Runtime) -> Observations:
     observations = Observations()
     scenarios = chosen_scenarios(config, lab)
     planning = [
-        Job(config, name, scenario, draw(scenario, lab.rng(0, "planning", name), config.planning_requests, lab), -1)
+        Job(config, name, scenario, draw(scenario, lab.rng(0, "planning", name), config, lab), -1)
         for name, scenario in scenarios
     ]
     plans = dict(zip((job.name for job in planning), lab.map(plan, planning, "placements"), strict=True))
@@ -94,7 +96,7 @@ def run(config: Config, lab: Runtime) -> Observations:
         observations.add("gpus", chosen.high.gpus, scenario=name, system="high", placement=str(chosen.high))
         observations.add("gpus", chosen.vllm_plus.gpus, scenario=name, system="vllm++", placement=str(chosen.vllm_plus))
     jobs = [
-        Job(config, name, scenario, draw(scenario, lab.rng(seed, name), config.requests, lab), seed, plans[name], "/" not in name)
+        Job(config, name, scenario, draw(scenario, lab.rng(seed, name), config, lab), seed, plans[name], "/" not in name)
         for name, scenario in scenarios
         for seed in lab.seeds
     ]
@@ -110,7 +112,7 @@ def chosen_scenarios(config: Config, lab: Runtime) -> list[tuple[str, Scenario]]
     if unknown:
         raise ValueError(f"unknown scenario {sorted(unknown)[0]!r}; one of {', '.join(SCENARIOS)}")
     chosen = [(name, SCENARIOS[name]) for name in config.scenarios if lab.wants(*metrics_of(name))]
-    if config.other_lengths and lab.wants("rate_gain_by_lengths"):
+    if config.other_lengths and lab.wants("goodput_by_lengths"):
         chosen += [
             (f"{name}/{lengths}", with_lengths(SCENARIOS[name], lengths))
             for name in config.scenarios
@@ -130,17 +132,21 @@ def metrics_of(name: str) -> tuple[str, ...]:
     return metrics
 
 
-def draw(scenario: Scenario, rng: np.random.Generator, requests: int, lab: Runtime) -> Workload:
+def draw(scenario: Scenario, rng: np.random.Generator, config: Config, lab: Runtime) -> Workload:
     """Poisson arrivals at one request a second, with lengths from the real trace where it can be had."""
     path: Path | None = None
     if scenario.lengths not in SYNTHETIC:
-        path = lab.data(TRACES[scenario.lengths])
-    lengths = draw_lengths(scenario.lengths, rng, requests, path)
-    return Workload(poisson(rng, requests), lengths.prompt, lengths.output)
+        path = lab.data(TRACES[scenario.lengths.removesuffix("-joined")])
+    n = max(config.requests, config.most_requests)
+    lengths = draw_lengths(scenario.lengths, rng, n, path)
+    return Workload(poisson(rng, n), lengths.prompt, lengths.output)
 
 
 def objective(job: Job) -> Objective:
-    return Objective(job.workload, job.scenario.slo, job.config.target, job.config.resolution)
+    config = job.config
+    return Objective(
+        job.workload, job.scenario.slo, config.target, config.resolution, config.requests, config.seconds
+    )
 
 
 def plan(job: Job) -> Plan:
@@ -211,6 +217,16 @@ def random_placement(job: Job, chosen: Placement, rng: np.random.Generator) -> P
     return alike[int(rng.integers(len(alike)))]
 
 
+def ratio(per_gpu: dict[str, float], one: str, other: str) -> float:
+    """Goodput of one system over another's; a system that sustains nothing counts with the lowest rate tried.
+
+    Against such a system the ratio is a lower bound.
+    """
+    return max(per_gpu[one], LOWEST_PER_GPU) / max(per_gpu[other], LOWEST_PER_GPU)
+
+
+LOWEST_PER_GPU = LOWEST_RATE / 4  # requests/s and GPU; 4 is the fewest GPUs that a scenario's systems share
+
 Row = tuple[str, float, dict[str, Any]]
 
 
@@ -237,23 +253,25 @@ def evaluate(job: Job) -> list[Row]:
     per_gpu = {name: goal.goodput(build, start=float(gpus)) / gpus for name, (build, gpus) in systems.items()}
     name, _, lengths = job.name.partition("/")
     if lengths:
+        at = {"scenario": name, "lengths": lengths}
         return [
-            ("rate_gain_by_lengths", per_gpu["low"] / per_gpu["vllm"], {"scenario": name, "lengths": lengths}),
-            ("same_engine_rate_gain_by_lengths", per_gpu["low"] / per_gpu["same-engine"], {"scenario": name, "lengths": lengths}),
+            *(("goodput_by_lengths", value, at | {"system": system}) for system, value in per_gpu.items()),
+            ("rate_gain_by_lengths", ratio(per_gpu, "low", "vllm"), at),
+            ("same_engine_rate_gain_by_lengths", ratio(per_gpu, "low", "same-engine"), at),
         ]
     slug = name.replace("-", "_")
     rows: list[Row] = [("goodput", value, {"scenario": name, "system": system}) for system, value in per_gpu.items()]
     rows += [
-        (f"rate_gain_{slug}", per_gpu["low"] / per_gpu["vllm"], {}),
-        (f"same_engine_rate_gain_{slug}", per_gpu["low"] / per_gpu["same-engine"], {}),
-        ("engine_rate_gain", per_gpu["same-engine"] / per_gpu["vllm"], {"scenario": name}),
+        (f"rate_gain_{slug}", ratio(per_gpu, "low", "vllm"), {}),
+        (f"same_engine_rate_gain_{slug}", ratio(per_gpu, "low", "same-engine"), {}),
+        ("engine_rate_gain", ratio(per_gpu, "same-engine", "vllm"), {"scenario": name}),
     ]
     rows += slo_rows(job, systems, name, slug)
     if wants_high(name):
         rows += [
-            ("high_over_low", per_gpu["high"] / per_gpu["low"], {}),
-            ("low_over_vllm_plus", per_gpu["low"] / per_gpu["vllm++"], {}),
-            ("vllm_plus_over_vllm", per_gpu["vllm++"] / per_gpu["vllm"], {}),
+            ("high_over_low", ratio(per_gpu, "high", "low"), {}),
+            ("low_over_vllm_plus", ratio(per_gpu, "low", "vllm++"), {}),
+            ("vllm_plus_over_vllm", ratio(per_gpu, "vllm++", "vllm"), {}),
         ]
     if name == "chat-opt-66b":
         rows += transfer_rows(job, low)
@@ -266,7 +284,7 @@ def slo_rows(job: Job, systems: dict[str, tuple[Build, int]], name: str, slug: s
     """How tight the objectives may become at the scenario's rate: smallest scale of each system, and the ratios."""
     scale = {}
     for system, (build, gpus) in systems.items():
-        trace = simulate(job.workload.scaled(job.scenario.rate_per_gpu * gpus), build)
+        trace = simulate(objective(job).at(job.scenario.rate_per_gpu * gpus), build)
         scale[system] = smallest_scale(trace, job.scenario.slo, job.config.target)
     rows: list[Row] = [("slo_scale", value, {"scenario": name, "system": system}) for system, value in scale.items()]
     rows += [
@@ -290,7 +308,7 @@ def transfer_rows(job: Job, placement: Placement) -> list[Row]:
         kept.append(disaggregated(model, placement, loop))
         return kept[0]
 
-    trace = simulate(job.workload.scaled(job.scenario.rate_per_gpu * placement.gpus), build)
+    trace = simulate(objective(job).at(job.scenario.rate_per_gpu * placement.gpus), build)
     seconds = np.array([t.arrived - t.pulled for unit in kept[0].units for t in unit.transfers])
     share = seconds.sum() / (trace.finish - trace.arrival).sum()
     rows: list[Row] = [("transfer_share", float(share), {}), ("transfers_under_30ms", float(np.mean(seconds < 0.030)), {})]
@@ -305,7 +323,7 @@ def curve_rows(job: Job, systems: dict[str, tuple[Build, int]], around: float, n
     for system, (build, gpus) in systems.items():
         for factor in CURVE:
             rate = round(factor * around, 4)
-            trace = simulate(job.workload.scaled(rate * gpus), build)
+            trace = simulate(objective(job).at(rate * gpus), build)
             at = {"scenario": name, "system": system, "rate_per_gpu": rate, "factor": factor}
             rows.append(("attainment", attainment(trace, job.scenario.slo), at))
             for phase, share in zip(("ttft", "tpot"), separate_attainment(trace, job.scenario.slo), strict=True):

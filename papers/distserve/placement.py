@@ -21,26 +21,37 @@ from papers.distserve.deployment import (
     disaggregated,
 )
 
+LOWEST_RATE = 0.01  # requests/s; a system that cannot sustain one request in 100 s is given up on
 UNLIMITED = float("inf")  # seconds; the objective of the phase that is not looked at
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What a placement is judged by: a workload at unit rate, objectives, and the share of requests to meet them."""
+    """What a placement is judged by: a workload at unit rate, objectives, and the share of requests to meet them.
+
+    A rate is tried for `seconds` of arrivals, and on at least `requests` requests: a fixed number would end before the
+    batches of a large system have filled, and would let every system look better than it is.
+    """
 
     workload: Workload
     slo: SLO
     target: float = 0.9
     resolution: float = 0.02
+    requests: int = 600
+    seconds: float = 300.0
+
+    def at(self, rate: float) -> Workload:
+        """The requests that a rate (requests/s) is tried on."""
+        return self.workload.first(max(self.requests, round(rate * self.seconds))).scaled(rate)
 
     def sustains(self, build: Build, rate: float, slo: SLO | None = None) -> bool:
         """Whether the system meets the objectives for the target share of requests at `rate` requests/s."""
-        trace = simulate(self.workload.scaled(rate), build)
+        trace = simulate(self.at(rate), build)
         return attainment(trace, slo or self.slo) >= self.target
 
     def goodput(self, build: Build, start: float, slo: SLO | None = None) -> float:
         """The highest rate that the system sustains, requests/s."""
-        return goodput(lambda rate: self.sustains(build, rate, slo), start, self.resolution)
+        return goodput(lambda rate: self.sustains(build, rate, slo), start, self.resolution, lowest=LOWEST_RATE)
 
 
 @dataclass(frozen=True)
