@@ -72,7 +72,7 @@ class ModelShape:
         degrees = self.tensor_parallel_degrees()
         if tensor_parallel not in degrees:
             valid = ", ".join(map(str, degrees))
-            raise ValueError(f"{self.name} does not split over {tensor_parallel} GPUs; valid degrees: {valid}")
+            raise ValueError(f"{self.name} cannot split over {tensor_parallel} GPUs; valid degrees: {valid}")
         queries = self.heads // tensor_parallel
         keys_and_values = 2 * max(1, self.kv_heads // tensor_parallel)
         inner = self.intermediate // tensor_parallel

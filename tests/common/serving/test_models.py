@@ -1,4 +1,4 @@
-"""Model shapes against published parameter counts and the KV sizes that follow from attention's definition."""
+"""Model shapes against published parameter counts and KV sizes worked out by hand."""
 
 from dataclasses import replace
 
@@ -6,10 +6,8 @@ import pytest
 
 from common.serving.models import MODELS, ModelShape, model
 
-# Totals in the models' own papers: OPT arXiv:2205.01068 (table 1), Llama 2 arXiv:2307.09288 (names rounded: 6.7,
-# 13.0 and 69.0 are the checkpoints' sizes), Llama 3 arXiv:2407.21783 (8.0 and 70.6 are the checkpoints' sizes),
-# Mistral arXiv:2310.06825 (checkpoint's size), Mixtral arXiv:2401.04088 (47B; checkpoint 46.7), Falcon
-# arXiv:2311.16867 (180B; checkpoint 179.5).
+# Sizes by which the papers name the models (OPT: arXiv:2205.01068, table 1; Falcon: arXiv:2311.16867), or the
+# Hub's model cards where the name is rounded too far for this tolerance (Llama 2 and 3, Mistral, Mixtral).
 PUBLISHED = {
     "opt-13b": 13.0e9,
     "opt-66b": 66.0e9,
@@ -68,7 +66,7 @@ def test_weights_of_opt_13b_are_26_gb_in_half_precision() -> None:
 
 
 def test_kv_of_a_512_token_request_of_opt_66b() -> None:
-    # A key and a value of 9216 elements, two bytes each, in each of 64 layers: 1.13 GiB (DistServe, section 3.3).
+    # A key and a value of 9216 elements, two bytes each, in 64 layers: 1.13 GiB (DistServe, section 3.3).
     assert 512 * model("opt-66b").kv_bytes_per_token() == 64 * 9216 * 4 * 512
     assert 512 * model("opt-66b").kv_bytes_per_token() / 2**30 == pytest.approx(1.13, abs=0.005)
 
@@ -87,7 +85,8 @@ def test_grouped_queries_shrink_kv_by_the_group_size(name: str) -> None:
 
 
 def test_llama_70b_groups_eight_queries_to_a_key() -> None:
-    assert model("llama-2-70b").heads // model("llama-2-70b").kv_heads == 8  # arXiv:2307.09288, appendix A.2.1
+    shape = model("llama-2-70b")
+    assert shape.heads // shape.kv_heads == 8  # arXiv:2307.09288, appendix A.2.1
 
 
 @pytest.mark.parametrize("name", MODELS)
