@@ -1,8 +1,6 @@
 """results.json: what a run found, and what it rests on. Written whole or not at all, refused when malformed."""
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +8,7 @@ from pydantic import Field, ValidationError
 
 from common.lab.card import Evidence, Kind, Strict, explain
 from common.lab.errors import LabError
+from common.lab.files import write_atomically
 from common.lab.verdict import Name, Note, Verdict
 
 
@@ -98,27 +97,3 @@ def control_record(name: str, verdict: Verdict, holds: bool) -> ControlRecord:
         verdict=verdict.verdict,
         holds=holds,
     )
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file's content in one step: a reader sees the old text or the new, never a part.
-
-    LabError where the place can't be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise LabError(f"{path}: can't be written: {error.strerror}") from error
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException as error:
-        Path(name).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise LabError(f"{path}: can't be written: {error.strerror}") from error
-        raise

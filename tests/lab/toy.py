@@ -1,0 +1,179 @@
+"""A project of one tiny paper, `toy`, written into any folder: what the lab's own tests run."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+CARD = """\
+slug: toy
+title: Twice as fast by not waiting
+year: 2024
+arxiv: "2401.09670"
+topic: scheduling
+summary: A mechanism doubles a number. Without it the number is one.
+claims:
+  - id: gain
+    statement: The mechanism doubles the rate
+    paper: {value: 2.0, kind: value, unit: ratio, source: "v1, Table 1"}
+    metric: gain
+    evidence: simulated
+    better: higher
+    no_effect: 1.0
+    tolerance: 0.25
+    control: without
+  - id: peak
+    statement: Up to three times at the best rate
+    paper: {value: 3.0, kind: up_to, unit: ratio, source: "v1, Figure 2"}
+    metric: gain_at
+    evidence: simulated
+    better: higher
+    no_effect: 1.0
+    tolerance: 0.1
+    control: without
+  - id: kernel
+    statement: The kernel is faster than the library's
+    paper: {kind: direction}
+    metric: kernel_speedup
+    evidence: measured
+    better: higher
+    no_effect: 1.0
+    needs: a GPU
+    control: without
+controls:
+  without: {set: {mechanism: false}, why: nothing is left that could double anything}
+not_reproduced:
+  - The authors' cluster.
+"""
+
+EXPERIMENT = '''\
+"""A number that the mechanism doubles."""
+
+import time
+from dataclasses import dataclass, field
+
+from common.lab.runtime import Observations, Runtime
+from papers.toy.doubling import doubled
+
+
+@dataclass(frozen=True)
+class Noise:
+    scale: float = 0.05  # standard deviation
+
+
+@dataclass(frozen=True)
+class Config:
+    requests: int = 100  # samples a seed
+    rates: list[float] = field(default_factory=lambda: [1.0, 2.0, 3.0])  # settings of the second claim
+    mechanism: bool = True
+    noise: Noise = field(default_factory=Noise)
+    wait: float = 0.0  # seconds that the experiment takes longer
+    fail: bool = False  # raise instead
+
+
+def run(config: Config, lab: Runtime) -> Observations:
+    seen = Observations()
+    if config.fail:
+        raise RuntimeError("the experiment broke")
+    for seed in lab.progress(lab.seeds, "seeds"):
+        time.sleep(config.wait)
+        draw = lab.rng(seed, "gain").normal(1.0, config.noise.scale, config.requests)
+        factor = doubled(1.0) if config.mechanism else 1.0
+        spread = draw.mean() - 1.0
+        seen.add("gain", factor if factor == 1.0 else factor + spread, seed)
+        for rate in config.rates:
+            seen.add("gain_at", 1.0 if factor == 1.0 else rate + spread, seed, rate=rate)
+    return seen
+'''
+
+PROFILE = """\
+# @package _global_
+seeds: {seeds}
+paper:
+  requests: {requests}
+"""
+
+NOTEBOOK = [
+    ("parameters", 'profile = "smoke"\noverrides = []'),
+    (
+        "",
+        'from common.lab import Lab\nlab = Lab("toy", profile=profile, overrides=overrides)\nseen = lab.run()',
+    ),
+    (
+        "",
+        "import matplotlib\nmatplotlib.use('agg')\nimport matplotlib.pyplot as plt\n"
+        "fig, ax = plt.subplots()\nax.plot(seen.values('gain'))\nax.axhline(lab.paper('gain'))\nlab.save(fig, 'gain')",
+    ),
+    ("", "lab.judge()"),
+]
+
+
+def write_project(root: Path) -> Path:
+    """Lay the project out in `root`."""
+    write(root / "papers" / "__init__.py", "")
+    write(root / "papers" / "toy" / "__init__.py", '"""A toy."""\n')
+    write(root / "papers" / "toy" / "paper.yaml", CARD)
+    write(root / "papers" / "toy" / "experiment.py", EXPERIMENT)
+    write(root / "papers" / "toy" / "doubling.py", "def doubled(x: float) -> float:\n    return 2 * x\n")
+    for profile, seeds, requests in (("smoke", 2, 10), ("default", 5, 100), ("cuda", 2, 10)):
+        text = PROFILE.format(seeds=seeds, requests=requests)
+        write(root / "conf" / "paper" / "toy" / f"{profile}.yaml", text)
+    write(root / "conf" / "config.yaml", (REPOSITORY / "conf" / "config.yaml").read_text())
+    for launcher in (REPOSITORY / "conf" / "launcher").glob("*.yaml"):
+        write(root / "conf" / "launcher" / launcher.name, launcher.read_text())
+    write(root / "requirements.lock", "numpy==2\n")
+    write(root / "notebooks" / "toy.ipynb", json.dumps(notebook()))
+    return root
+
+
+def notebook() -> dict[str, object]:
+    """The toy's notebook, as nbformat 4.5 keeps it."""
+    cells = [
+        {
+            "cell_type": "code",
+            "id": f"cell{i}",
+            "metadata": {"tags": [tag] if tag else []},
+            "source": source,
+            "outputs": [],
+            "execution_count": None,
+        }
+        for i, (tag, source) in enumerate(NOTEBOOK)
+    ]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    return {"nbformat": 4, "nbformat_minor": 5, "metadata": {"kernelspec": kernel}, "cells": cells}
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def environment(root: Path, **more: str) -> dict[str, str]:
+    """The environment in which commands work on the project in `root`."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PAPERLAB_", "MLFLOW_"))}
+    kept.pop("DEBUG", None)
+    path = os.pathsep.join([str(root), str(REPOSITORY)])
+    return {**kept, "PAPERLAB_ROOT": str(root), "PYTHONPATH": path, **more}
+
+
+def start(root: Path, *arguments: str, **more: str) -> "subprocess.Popen[str]":
+    """`python -m common.lab <arguments>` on the project, in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "common.lab", *arguments],
+        cwd=root,
+        env=environment(root, **more),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def lab(root: Path, *arguments: str, **more: str) -> "subprocess.CompletedProcess[str]":
+    """The same, and wait for its end."""
+    with start(root, *arguments, **more) as process:
+        out, err = process.communicate(timeout=240)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
