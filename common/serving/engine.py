@@ -217,7 +217,8 @@ class Instance:
     """A model replica: a queue, KV memory, and a batch policy, on one GPU or several in tensor and pipeline parallel.
 
     on_prefilled: who takes a sequence whose prompt is done, instead of decoding it here (disaggregation); its KV
-    blocks stay held until `release`. rank: place of its iterations among events of the same instant.
+    blocks stay held until `release`. on_begin: called after every plan, once its iteration has taken the blocks
+    it needs: the moment to offer the rest to somebody else. rank: place of its iterations among events of the same instant.
     host_blocks: KV blocks that fit into the swap space. swap_seconds_per_block: copying one block either way.
     """
 
@@ -229,7 +230,7 @@ class Instance:
         scheduler: Scheduler,
         *,
         on_prefilled: Callable[[Sequence], None] | None = None,
-        on_commit: Callable[[], None] | None = None,
+        on_begin: Callable[[], None] | None = None,
         rank: int = UPSTREAM,
         host_blocks: int = 0,
         swap_seconds_per_block: float = 0.0,
@@ -240,7 +241,7 @@ class Instance:
         self.memory = memory
         self.scheduler = scheduler
         self.on_prefilled = on_prefilled
-        self.on_commit = on_commit
+        self.on_begin = on_begin
         self.rank = rank
         self.host_blocks = host_blocks
         self.swap_seconds_per_block = swap_seconds_per_block
@@ -342,6 +343,8 @@ class Instance:
             self._begin_iteration(slot, plan)
         else:
             slot.idle = True
+        if self.on_begin is not None:
+            self.on_begin()
 
     def _coalesces(self, slot: Slot, plan: Plan) -> bool:
         steady = plan.decode and plan.steady and not plan.chunks and not slot.copy_seconds
@@ -436,8 +439,6 @@ class Instance:
 
     def _again(self, slot: Slot) -> None:
         """After an iteration: its slot queues for the first stage again, and so do those that lacked memory."""
-        if self.on_commit is not None:
-            self.on_commit()
         if len(self.slots) == 1:
             self._begin(slot)
             return

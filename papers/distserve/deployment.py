@@ -116,7 +116,7 @@ def prefill_instance(
 
 
 def decode_instance(
-    profile: Profile, parallelism: Parallelism, loop: EventLoop, on_commit: Callable[[], None]
+    profile: Profile, parallelism: Parallelism, loop: EventLoop, on_begin: Callable[[], None]
 ) -> Instance:
     """One instance of the decode phase."""
     return Instance(
@@ -124,7 +124,7 @@ def decode_instance(
         profile.latency(parallelism),
         profile.memory(parallelism, watermark=0.0),
         DecodeBatches(profile.max_sequences),
-        on_commit=on_commit,
+        on_begin=on_begin,
         rank=DOWNSTREAM,
         host_blocks=UNBOUNDED_HOST,
         swap_seconds_per_block=profile.swap_seconds_per_block(parallelism),

@@ -54,7 +54,8 @@ class DecodeBatches:
         if instance.swapped and not preempted:
             resume_swapped(slot, self.max_sequences)
         waiting, memory = instance.waiting, instance.memory
-        while waiting and not preempted and not instance.swapped and slot.room(self.max_sequences) > 0:
+        stuck = not slot.group.members and not preempted  # the swapped ones wait for blocks that waiting ones hold
+        while waiting and (stuck or not instance.swapped) and not preempted and slot.room(self.max_sequences) > 0:
             next_block = waiting[0].context % memory.block_tokens == 0
             if not slot.group.fits(memory.free - next_block):
                 break
@@ -105,7 +106,7 @@ class Disaggregated:
     """Prefill instances, decode instances, and the pulls between them.
 
     prefill: builds one prefill instance, given whom it hands prefilled requests to. decode: builds one decode instance,
-    given what to call after each of its iterations. links: one a decode instance (they may be the same one).
+    given what to call at each of its iterations. links: one a decode instance (they may be the same one).
     kv_bytes: of one token. waiting_share: a decode instance pulls only while the requests it holds that
     are not yet decoding own less than this share of its blocks (waiting_block_prop_threshold of the published engine).
     hidden_seconds: how much of the copy of a prompt of that many tokens its own prefill hides (layer-wise streaming).
@@ -133,7 +134,7 @@ class Disaggregated:
             self.prefills.append(prefill(self._hand_over(len(self.prefills))))
         self.decodes: list[_DecodeSide] = []
         for link in links:
-            instance = decode(self._after_iteration(len(self.decodes)))
+            instance = decode(self._at_iteration(len(self.decodes)))
             self.decodes.append(_DecodeSide(instance, link))
         self._shortest_queue = LeastLoad()
 
@@ -153,7 +154,7 @@ class Disaggregated:
     def _hand_over(self, index: int) -> Callable[[Sequence], None]:
         return lambda sequence: self._assign(sequence, self.prefills[index])
 
-    def _after_iteration(self, index: int) -> Callable[[], None]:
+    def _at_iteration(self, index: int) -> Callable[[], None]:
         return lambda: self._pull(self.decodes[index])
 
     def _assign(self, sequence: Sequence, source: Instance | None) -> None:
@@ -175,8 +176,8 @@ class Disaggregated:
             held = side.coming_blocks
             if instance.waiting:
                 held += sum(sequence.blocks for sequence in instance.waiting)
-            if (held and held >= self.waiting_share * memory.capacity) or not instance.can_take(blocks):
-                return
+            if (held and held >= self.waiting_share * memory.capacity) or not instance.can_take(blocks + 1):
+                return  # one block more than the copy needs, or nothing could decode once all are waiting
             side.assigned.popleft()
             side.coming += 1
             side.coming_blocks += blocks
