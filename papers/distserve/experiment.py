@@ -47,7 +47,7 @@ class Config:
 
     scenarios: list[str] = field(default_factory=lambda: list(SCENARIOS)[:4])  # names in scenarios.py
     requests: int = 600  # fewest of each run
-    seconds: float = 300.0  # of arrivals in each run, where that takes more requests
+    seconds: float = 120.0  # of arrivals in each run, where that takes more requests
     most_requests: int = 20_000  # of each run, whatever the rate
     target: float = 0.9  # share of requests that must meet both objectives
     resolution: float = 0.02  # relative, of every goodput
