@@ -12,7 +12,7 @@ import platform
 import sys
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from common.lab.errors import LabError
 from common.lab.files import write_atomically
 from common.lab.machine import describe, now, peak_rss_bytes
 from common.lab.project import Project
-from common.lab.runtime import Runtime
+from common.lab.runtime import Observations, Runtime
 from common.lab.typed import build
 
 
@@ -40,20 +40,33 @@ def run(project: Project, slug: str, source: Path, target: Path) -> None:
     config = build(experiment.config, settings, f"{source}: config")
     device = "cuda" if profile == "cuda" else "cpu"
     check_device(device)
-    runtime = Runtime(seeds, device, progress_lines)
-    started, clock = now(), time.perf_counter()
-    seen = experiment.run(config, runtime)
-    measured = {
-        "code": code_digest(project, slug),
-        "machine": describe(device),
+    seen, measured = observe(project, slug, experiment.run, config, Runtime(seeds, device, progress_lines))
+    under = {}
+    for name, control in given.get("controls", {}).items():
+        switched_off = build(experiment.config, control["config"], f"{source}: controls.{name}.config")
+        runtime = Runtime(seeds, device, progress_lines, wanted=control["metrics"])
+        under[name] = json.loads(experiment.run(switched_off, runtime).to_json())
+    content = {**given, "measured": measured, "observations": json.loads(seen.to_json()), "under": under}
+    write_atomically(target, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def observe(
+    project: Project, slug: str, experiment: Callable[[Any, Any], Any], config: Any, runtime: Runtime
+) -> tuple[Observations, dict[str, Any]]:
+    """Run an experiment; what it saw, and the part of its provenance that only the run knows."""
+    code, started, clock = code_digest(project, slug), now(), time.perf_counter()
+    seen = experiment(config, runtime)
+    if not isinstance(seen, Observations):
+        raise LabError(f"papers/{slug}/experiment.py: run() returned {type(seen).__name__}, not Observations")
+    return seen, {
+        "code": code,
+        "machine": describe(runtime.device),
         "python": platform.python_version(),
-        "data": dict(runtime.data_used),
+        "data": dict(sorted(runtime.data_used.items())),
         "started": started,
         "seconds": round(time.perf_counter() - clock, 3),
         "peak_rss_bytes": peak_rss_bytes(),
     }
-    content = {**given, "measured": measured, "observations": json.loads(seen.to_json())}
-    write_atomically(target, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def check_device(device: str) -> None:

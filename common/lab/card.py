@@ -149,7 +149,8 @@ class Card(Strict):
     code: str | None = None
     topic: Topic
     summary: str = Field(min_length=1)
-    extras: list[str] = []
+    extras: list[str] = []  # of pyproject.toml; the Makefile installs them on first use
+    data: list[str] = []  # data sets of common.data that a run uses where they can be had
     claims: list[Claim] = Field(min_length=1)
     controls: dict[str, Control] = Field(min_length=1)
     not_reproduced: list[str] = Field(min_length=1)

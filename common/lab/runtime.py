@@ -20,7 +20,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -175,7 +175,11 @@ class Runtime:
 
     def progress(self, iterable: Iterable[Item], label: str, total: int | None = None) -> Iterable[Item]:
         """Pass the items through, showing how far it is where somebody watches."""
-        return iterable if self._progress is None else self._progress(iterable, label, total)
+        if self._progress is None:
+            return iterable
+        if total is None and isinstance(iterable, Sized):
+            total = len(iterable)
+        return self._progress(iterable, label, total)
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item], label: str) -> list[Result]:
         """`[function(item) for item in items]` in parallel processes, each on one thread; results in order.

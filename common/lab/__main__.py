@@ -1,0 +1,7 @@
+"""`python -m common.lab <command>`: see cli.py."""
+
+import sys
+
+from common.lab.cli import main
+
+sys.exit(main())

@@ -1,0 +1,235 @@
+"""The command line behind the Makefile: `python -m common.lab <command> ...`.
+
+Every mistake is one line on stderr and a non-zero exit code; DEBUG=1 shows the trace.
+"""
+
+import argparse
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+
+from common.lab.errors import LabError
+from common.lab.project import Project
+
+ERROR, INTERRUPTED = 1, 130
+OPTIONAL = {  # commands in modules of their own: each offers arguments(parser) and run(project, arguments) -> int
+    "sweep": ("common.lab.sweep", "Hydra multirun over values of the config"),
+    "new": ("common.lab.scaffold", "scaffold a paper"),
+    "scoreboard": ("common.lab.scoreboard", "rebuild README's scoreboard from the committed records"),
+}
+Arguments = argparse.Namespace
+Command = Callable[[Project, Arguments], int]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; its exit code."""
+    chosen = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        parsed = _parser(chosen).parse_args(chosen)
+        return parsed.command(Project.current(), parsed)
+    except KeyboardInterrupt:
+        return _say("interrupted; nothing half-written is left", INTERRUPTED)
+    except BrokenPipeError:
+        return ERROR
+    except Exception as error:
+        if os.environ.get("DEBUG"):
+            traceback.print_exc()
+        text = str(error) if isinstance(error, LabError) else f"{type(error).__name__}: {error}"
+        hint = "" if isinstance(error, LabError) else " (DEBUG=1 shows where)"
+        return _say(" ".join(text.split()) + hint, ERROR)
+
+
+def _say(line: str, code: int) -> int:
+    print(f"error: {line}", file=sys.stderr)
+    return code
+
+
+def _reproduce(project: Project, asked: Arguments) -> int:
+    from common.lab.runner import Request, reproduce
+
+    target = None if asked.target is None else Path(asked.target).resolve()
+    request = Request(asked.slug, asked.profile, _overrides(asked), target, asked.quiet)
+    record = reproduce(project, request)
+    _print_report(record)
+    place = target or project.outputs / asked.slug
+    print(f"{_relative(place)}/: notebook.html, figures, results.json")
+    return 0
+
+
+def _falsify(project: Project, asked: Arguments) -> int:
+    from common.lab.card import Card
+    from common.lab.config import compose
+    from common.lab.evaluate import assess, broken_controls, make_record, measure, run_controls
+    from common.lab.session import show_progress
+
+    project.check_slug(asked.slug)
+    card = Card.load(project.card(asked.slug))
+    composed = compose(project, asked.slug, asked.profile, _overrides(asked))
+    measured = measure(project, composed, show_progress)
+    under = run_controls(project, card, composed, measured.seen, show_progress)
+    record = make_record(project, composed, assess(card, composed, measured.seen, under), measured.known)
+    _print_report(record)
+    broken = broken_controls(record)
+    for line in broken:
+        print(f"error: {line}", file=sys.stderr)
+    if not broken:
+        controlled = sum(claim.control is not None for claim in record.claims)
+        print(f"{controlled} of {len(record.claims)} claims were run, and each fails under its control")
+    return ERROR if broken else 0
+
+
+def _record(project: Project, asked: Arguments) -> int:
+    from common.lab.recording import check_recordable, commit_record, record_of_bare
+    from common.lab.runner import Request, reproduce
+
+    project.check_slug(asked.slug)
+    if asked.source:
+        record = record_of_bare(project, asked.slug, Path(asked.source))
+    else:
+        check_recordable(asked.profile, list(_overrides(asked)))
+        record = reproduce(project, Request(asked.slug, asked.profile))
+    _print_report(record)
+    print(f"recorded in {_relative(commit_record(project, record))}")
+    return 0
+
+
+def _smoke(project: Project, asked: Arguments) -> int:
+    from common.lab.smoke import outcome_table, smoke
+
+    slugs = [project.check_slug(slug) for slug in asked.slugs] or project.slugs
+    outcomes = smoke(project, slugs)
+    _console().print(outcome_table(outcomes))
+    return ERROR if any(outcome.error for outcome in outcomes) else 0
+
+
+def _config(project: Project, asked: Arguments) -> int:
+    from common.lab.config import compose
+    from common.lab.files import write_atomically
+    from common.lab.recording import bare_config
+
+    composed = compose(project, asked.slug, asked.profile, _overrides(asked))
+    place = Path(asked.to) if asked.to else project.outputs / f"{asked.slug}-{asked.profile}-config.json"
+    write_atomically(place, json.dumps(bare_config(project, composed), indent=1) + "\n")
+    print(f"wrote {_relative(place)}; where torch and numpy are, with papers/ and common/ beside:")
+    print(f"  python -m common.lab.bare {asked.slug} {place.name} observations.json")
+    print(f"and here: make record PAPER={asked.slug} FROM=observations.json")
+    return 0
+
+
+def _data(project: Project, asked: Arguments) -> int:
+    from common.lab.card import Card
+
+    project.check_slug(asked.slug)
+    names = Card.load(project.card(asked.slug)).data
+    if not names:
+        print(f"{asked.slug} uses no data sets")
+    registry = import_module("common.data") if names else None
+    missing = 0
+    for name in names:
+        try:
+            print(f"{name}: {registry.fetch(name)}")  # type: ignore[union-attr]
+        except Exception as error:
+            missing += 1
+            _say(f"data set {name}: {' '.join(str(error).split())}", ERROR)
+    return ERROR if missing else 0
+
+
+def _check(project: Project, asked: Arguments) -> int:
+    from common.lab.recording import problems
+
+    slugs = [project.check_slug(slug) for slug in asked.slugs] or project.slugs
+    found = [line for slug in slugs for line in problems(project, slug)]
+    for line in found:
+        _say(line, ERROR)
+    if not found:
+        print(f"{len(slugs)} papers: cards, configs, notebooks and records are in order")
+    return ERROR if found else 0
+
+
+def _extras(project: Project, asked: Arguments) -> int:
+    from common.lab.card import Card
+
+    slugs = [project.check_slug(asked.slug)] if asked.slug else project.slugs
+    cards = [Card.load(project.card(slug)) for slug in slugs if project.card(slug).is_file()]
+    print(" ".join(sorted({extra for card in cards for extra in card.extras})))
+    return 0
+
+
+def _serve(project: Project, asked: Arguments) -> int:
+    from common.lab.servers import serve
+
+    serve(project, asked.name, asked.port)
+    return 0
+
+
+def _optional(name: str) -> Command:
+    return lambda project, asked: int(import_module(OPTIONAL[name][0]).run(project, asked))
+
+
+def _overrides(asked: Arguments) -> tuple[str, ...]:
+    from common.lab.config import split_overrides
+
+    return tuple(split_overrides(asked.set))
+
+
+def _print_report(record: object) -> None:
+    from common.lab.record import Record
+    from common.lab.report import Report
+
+    assert isinstance(record, Record)
+    _console().print(Report(record).table())
+
+
+def _console() -> "Console":  # type: ignore[name-defined] # noqa: F821
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 140)
+
+
+def _relative(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _parser(chosen: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m common.lab", description="Reproduce papers and judge their claims."
+    )
+    commands = parser.add_subparsers(required=True, metavar="command", dest="name")
+
+    def command(name: str, run: Command, about: str, paper: bool = True) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=about, description=about)
+        made.set_defaults(command=run)
+        if paper:
+            made.add_argument("slug", nargs="?", default="", help="the paper")
+            made.add_argument("--profile", default="default", help="smoke, default, full or cuda")
+            made.add_argument("--set", default="", help='Hydra overrides, "paper.requests=500 seeds=8"')
+        return made
+
+    reproduce = command("reproduce", _reproduce, "execute the notebook, judge the claims, track the run")
+    reproduce.add_argument("--target", help="folder of the outputs (outputs/<slug>)")
+    reproduce.add_argument("--quiet", action="store_true", help="no progress")
+    command("falsify", _falsify, "run every negative control; fails unless each claim fails under its own")
+    record = command("record", _record, "reproduce, falsify, and write the record that is committed")
+    record.add_argument(
+        "--from", dest="source", default="", help="observations of `python -m common.lab.bare`"
+    )
+    config = command("config", _config, "write the config.json that `python -m common.lab.bare` reads")
+    config.add_argument("--to", default="", help="where to write it")
+    command("data", _data, "fetch and verify a paper's data sets")
+    command("extras", _extras, "the extras of pyproject.toml that a paper (or all) needs")
+    for name, run, about in (
+        ("smoke", _smoke, "every paper (or those named) under the smoke profile, in parallel"),
+        ("check", _check, "whether cards, configs, notebooks and records are in order"),
+    ):
+        command(name, run, about, paper=False).add_argument("slugs", nargs="*", help="papers (all)")
+    for name, about in (("ui", "the MLflow UI on loopback"), ("lab", "JupyterLab on loopback")):
+        command(name, _serve, about, paper=False).add_argument("--port", type=int, help="another port")
+    for name, (module, about) in OPTIONAL.items():
+        made = command(name, _optional(name), about, paper=False)
+        if chosen[:1] == [name]:
+            import_module(module).arguments(made)
+    return parser

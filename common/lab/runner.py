@@ -1,0 +1,278 @@
+"""Reproductions: execute a paper's notebook, track the run, and put all outputs into place at once.
+
+Everything is assembled in a folder of its own under outputs/.staging and renamed to outputs/<slug> at the end, so that
+nothing is ever half-written there and runs beside each other never mix.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import secrets
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psutil
+
+from common.lab.bare import check_device
+from common.lab.card import Card
+from common.lab.config import Composed, compose
+from common.lab.errors import LabError
+from common.lab.files import locked
+from common.lab.project import Project
+from common.lab.record import Record
+from common.lab.session import OUTPUT, PROGRESS
+
+KERNEL = "python3"  # the name in every notebook; here always this very interpreter
+POLL = 0.3  # seconds between two looks at the notebook's progress
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `make reproduce` asks for; `target` is where the outputs end up."""
+
+    slug: str
+    profile: str = "default"
+    overrides: tuple[str, ...] = ()
+    target: Path | None = None
+    quiet: bool = False
+
+
+def reproduce(project: Project, request: Request) -> Record:
+    """Execute the notebook under a profile, track it in MLflow and write outputs/<slug>; the record of what came out.
+
+    LabError in one line for any mistake; then nothing is left under outputs/<slug> that was not there before.
+    """
+    slug = project.check_slug(request.slug)
+    card = Card.load(project.card(slug))
+    composed = compose(project, slug, request.profile, request.overrides)
+    check_device(composed.device)
+    if not project.notebook(slug).is_file():
+        raise LabError(f"notebooks/{slug}.ipynb is missing: {slug} can't be reproduced without it")
+    target = request.target or project.outputs / slug
+    fetch_data(card, request.quiet)
+    with _terminable(), staging(project, slug) as folder:
+        from common.lab.tracking import (
+            Store,  # brings mlflow, seconds of imports that a wrong name should not cost
+        )
+
+        store = Store(project)
+        store.bury_the_dead()
+        with store.run(composed) as run:
+            try:
+                _execute(project, composed, folder, request.quiet)
+                record = Record.load(_product(folder, "results.json", slug))
+                _product(folder, "observations.json", slug)
+                _page(folder)
+                run.results(record)
+            finally:
+                with contextlib.suppress(LabError):
+                    run.artifacts(folder)
+            put_into_place(project, folder, target)
+    return record
+
+
+def fetch_data(card: Card, quiet: bool = False) -> None:
+    """Fetch the card's data sets where they can be had; an experiment does without, and its record says so."""
+    for name in card.data:
+        registry = import_module("common.data")
+        try:
+            if registry.find(name) is None:
+                registry.fetch(name)
+        except Exception as error:
+            if not quiet:
+                line = " ".join(str(error).split())
+                print(f"note: data set {name} can't be had, going on without it ({line})", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def staging(project: Project, slug: str) -> Iterator[Path]:
+    """A folder of this process's own under outputs/.staging; those of processes that are gone are cleared away."""
+    home = project.outputs / ".staging"
+    me = psutil.Process()
+    folder = home / f"{slug}-{me.pid}-{int(me.create_time())}-{secrets.token_hex(4)}"
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise LabError(f"{home}: can't be written: {error.strerror}") from error
+    for other in home.iterdir():
+        if other.is_dir() and not _owned(other.name):
+            shutil.rmtree(other, ignore_errors=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _owned(name: str) -> bool:
+    """Whether the process that made a staging folder still lives."""
+    try:
+        _, pid, born, _ = name.rsplit("-", 3)
+        return abs(psutil.Process(int(pid)).create_time() - int(born)) < 2
+    except (ValueError, psutil.NoSuchProcess):
+        return False
+
+
+def put_into_place(project: Project, folder: Path, target: Path) -> None:
+    """Replace `target` by `folder` under a lock; an earlier `target` is removed only once the new one stands."""
+    with locked(project.outputs / ".lock"):
+        old = folder.with_name(folder.name + ".old")  # cleared away with the staging folders
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.exists():
+                target.rename(old)
+            folder.rename(target)
+        except OSError as error:
+            if old.exists() and not target.exists():
+                old.rename(target)
+            raise LabError(f"{target}: can't be written: {error.strerror}") from error
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _execute(project: Project, composed: Composed, folder: Path, quiet: bool) -> None:
+    """Run the notebook with papermill in a kernel of this interpreter."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import papermill
+        from traitlets.config import Config
+
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    _register_engine()
+    relay = folder.with_name(folder.name + ".progress")
+    slug = composed.slug
+    sockets = tempfile.mkdtemp(
+        prefix="paperlab-", dir="/tmp"
+    )  # a socket's path may have only some 100 characters
+    parameters = {"profile": composed.profile, "overrides": list(composed.overrides)}
+    surroundings = {
+        OUTPUT: str(folder),
+        PROGRESS: str(relay),
+        "PAPERLAB_ROOT": str(project.root),
+        "PYTHONPATH": os.pathsep.join([str(project.root), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "JUPYTER_PATH": str(_kernel(folder)),
+        "JUPYTER_RUNTIME_DIR": sockets,
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    }
+    try:
+        with _environment(surroundings):
+            papermill.execute_notebook(
+                str(project.notebook(slug)),
+                str(folder / "notebook.ipynb"),
+                parameters=parameters,
+                engine_name="paperlab",
+                kernel_name=KERNEL,
+                language="python",
+                progress_bar=False if quiet else {"desc": slug, "leave": False},
+                cwd=str(folder),
+                relay=relay,
+                config=Config({"KernelManager": {"transport": "ipc"}}),  # no ports that runs could race for
+            )
+    except papermill.exceptions.PapermillExecutionError as error:
+        place = f"notebooks/{slug}.ipynb, cell {error.cell_index}"
+        name = "" if error.ename == "LabError" else f"{error.ename}: "
+        raise LabError(f"{place}: {name}{error.evalue}") from error
+    finally:
+        relay.unlink(missing_ok=True)
+        shutil.rmtree(sockets, ignore_errors=True)
+        shutil.rmtree(folder.with_name(folder.name + ".jupyter"), ignore_errors=True)
+
+
+def _kernel(folder: Path) -> Path:
+    """A folder with a kernel of this interpreter, whatever kernels the user has installed."""
+    home = folder.with_name(folder.name + ".jupyter")
+    spec = {
+        "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+        "display_name": "Python 3",
+        "language": "python",
+    }
+    path = home / "kernels" / KERNEL / "kernel.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(spec))
+    return home
+
+
+def _register_engine() -> None:
+    from papermill.engines import NBClientEngine, papermill_engines
+
+    class Engine(NBClientEngine):
+        """papermill's engine, whose bar also shows how far the experiment inside a cell is."""
+
+        @classmethod
+        def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, relay: Path, **options: Any) -> Any:
+            done = threading.Event()
+
+            def follow() -> None:
+                while not done.wait(POLL):
+                    with contextlib.suppress(OSError, ValueError):
+                        told = json.loads(relay.read_text())
+                        nb_man.pbar.set_postfix_str(f"{told['label']} {told['done']}/{told['total'] or '?'}")
+
+            watcher = threading.Thread(target=follow, daemon=True)
+            if nb_man.pbar:
+                watcher.start()
+            try:
+                return super().execute_managed_notebook(nb_man, kernel_name, **options)
+            finally:
+                done.set()
+                if watcher.is_alive():
+                    watcher.join()
+
+    papermill_engines.register("paperlab", Engine)
+
+
+def _product(folder: Path, name: str, slug: str) -> Path:
+    if not (folder / name).is_file():
+        raise LabError(f"notebooks/{slug}.ipynb wrote no {name}: it has to call lab.run() and lab.judge()")
+    return folder / name
+
+
+def _page(folder: Path) -> None:
+    """notebook.html beside notebook.ipynb."""
+    from nbconvert import HTMLExporter
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        page, _ = HTMLExporter().from_filename(str(folder / "notebook.ipynb"))
+    (folder / "notebook.html").write_text(page, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends a run as Ctrl-C does: tracked as KILLED, nothing left behind."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
