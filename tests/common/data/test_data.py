@@ -1,0 +1,97 @@
+"""The registry finds, verifies and refuses; nothing here needs the network."""
+
+import http.server
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from common import data
+
+CONTENT = b"num_prefill_tokens,num_decode_tokens\n3,4\n"
+
+
+@pytest.fixture
+def registry(tmp_path, monkeypatch):
+    import hashlib
+
+    one = data.DataSet("papers/one.csv", "http://127.0.0.1:9/one.csv", hashlib.sha256(CONTENT).hexdigest(), "MIT", "")
+    monkeypatch.setattr(data, "DATASETS", {"one": one})
+    monkeypatch.setenv("PAPERLAB_DATA", str(tmp_path / "mirror"))
+    monkeypatch.setenv("PAPERLAB_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def put(path, content=CONTENT):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def test_a_data_set_that_is_nowhere_is_none(registry):
+    assert data.find("one") is None
+
+
+def test_the_mirror_comes_before_the_cache(registry):
+    cached = put(registry / "cache/papers/one.csv")
+    assert data.find("one") == cached
+    mirrored = put(registry / "mirror/papers/one.csv")
+    assert data.find("one") == mirrored
+
+
+def test_a_corrupted_file_is_refused_and_named(registry):
+    put(registry / "mirror/papers/one.csv", CONTENT + b"5,6\n")
+    with pytest.raises(data.DataError, match="is not used: delete it") as refused:
+        data.find("one")
+    assert "\n" not in str(refused.value)
+
+
+def test_without_network_the_message_says_what_to_do_and_nothing_is_left(registry):
+    with pytest.raises(data.DataError, match=r"make data.*PAPERLAB_DATA/papers/one.csv"):
+        data.fetch("one")
+    assert [path for path in (registry / "cache").rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("served,accepted", [(CONTENT, True), (b"something else", False)])
+def test_a_download_is_kept_only_with_the_right_digest(registry, monkeypatch, served, accepted):
+    from dataclasses import replace
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(served)))
+            self.end_headers()
+            self.wfile.write(served)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        here = replace(data.DATASETS["one"], url=f"http://127.0.0.1:{server.server_port}/one.csv")
+        monkeypatch.setattr(data, "DATASETS", {"one": here})
+        if accepted:
+            assert data.fetch("one").read_bytes() == CONTENT
+            assert data.find("one") == registry / "cache/papers/one.csv"
+        else:
+            with pytest.raises(data.DataError):
+                data.fetch("one")
+            assert data.find("one") is None
+        server.shutdown()
+
+
+def test_an_unknown_name_lists_the_known_ones(registry):
+    with pytest.raises(data.DataError, match="one of one"):
+        data.find("two")
+
+
+def test_importing_the_registry_needs_the_standard_library_only():
+    blocked = "import sys; sys.modules.update(dict.fromkeys(['pooch', 'numpy', 'pandas', 'requests']))"
+    subprocess.run([sys.executable, "-c", f"{blocked}; import common.data"], check=True)
+
+
+def test_every_entry_has_a_digest_a_licence_and_a_file_path_of_its_own():
+    assert len({one.mirror for one in data.DATASETS.values()}) == len(data.DATASETS)
+    for name, one in data.DATASETS.items():
+        assert len(one.sha256) == 64 and one.licence and one.about and one.url.endswith((".csv", ".json")), name
