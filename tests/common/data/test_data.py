@@ -1,6 +1,7 @@
 """The registry finds, verifies and refuses; nothing here needs the network."""
 
 import http.server
+import re
 import subprocess
 import sys
 import threading
@@ -16,7 +17,9 @@ CONTENT = b"num_prefill_tokens,num_decode_tokens\n3,4\n"
 def registry(tmp_path, monkeypatch):
     import hashlib
 
-    one = data.DataSet("papers/one.csv", "http://127.0.0.1:9/one.csv", hashlib.sha256(CONTENT).hexdigest(), "MIT", "")
+    one = data.DataSet(
+        "papers/one.csv", "http://127.0.0.1:9/one.csv", hashlib.sha256(CONTENT).hexdigest(), "MIT", ""
+    )
     monkeypatch.setattr(data, "DATASETS", {"one": one})
     monkeypatch.setenv("PAPERLAB_DATA", str(tmp_path / "mirror"))
     monkeypatch.setenv("PAPERLAB_CACHE", str(tmp_path / "cache"))
@@ -81,6 +84,34 @@ def test_a_download_is_kept_only_with_the_right_digest(registry, monkeypatch, se
         server.shutdown()
 
 
+def test_a_wrong_digest_names_the_command_that_fetches(registry):
+    put(registry / "cache/papers/one.csv", b"")
+    with pytest.raises(data.DataError, match="make data PAPER="):
+        data.fetch("one")
+
+
+def test_the_folder_beside_the_repository_is_searched_after_the_named_one(registry, monkeypatch):
+    monkeypatch.setattr(data, "REPOSITORY", registry / "clone")
+    put(registry / "cache/papers/one.csv")
+    beside = put(registry / "shared/data/papers/one.csv")
+    assert data.find("one") == beside
+    named = put(registry / "mirror/papers/one.csv")
+    assert data.find("one") == named
+
+
+def test_an_unwritable_cache_is_one_line(registry, monkeypatch):
+    monkeypatch.setenv("PAPERLAB_CACHE", str(put(registry / "file")))
+    with pytest.raises(data.DataError, match="could not be downloaded") as refused:
+        data.fetch("one")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_name_close_to_a_known_one_is_suggested():
+    with pytest.raises(data.DataError, match="azure-2023-conversation") as refused:
+        data.find("azure-conversation")
+    assert "distserve" not in str(refused.value)
+
+
 def test_an_unknown_name_lists_the_known_ones(registry):
     with pytest.raises(data.DataError, match="one of one"):
         data.find("two")
@@ -94,4 +125,7 @@ def test_importing_the_registry_needs_the_standard_library_only():
 def test_every_entry_has_a_digest_a_licence_and_a_file_path_of_its_own():
     assert len({one.mirror for one in data.DATASETS.values()}) == len(data.DATASETS)
     for name, one in data.DATASETS.items():
-        assert len(one.sha256) == 64 and one.licence and one.about and one.url.endswith((".csv", ".json")), name
+        assert len(one.sha256) == 64 and one.licence and one.about, name
+        assert re.fullmatch(
+            r"https://raw\.githubusercontent\.com/[^/]+/[^/]+/[0-9a-f]{40}/.+\.(csv|json)", one.url
+        ), name
