@@ -38,7 +38,9 @@ TRACES = {
     "azure-conversation": "azure-2023-conversation",
     "arxiv-summarisation": "arxiv-summarisation-lengths",
 }
-CURVE = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0)  # rates of the attainment curves, over DistServe's goodput
+PLANNING = -1  # in place of a seed: requests that only the searches see
+CURVE = (0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # rates of the attainment curves, over DistServe's goodput
+SCALES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0)  # of both objectives, for the SLO curves
 
 
 @dataclass(frozen=True)
@@ -47,14 +49,14 @@ class Config:
 
     scenarios: list[str] = field(default_factory=lambda: list(SCENARIOS)[:4])  # names in scenarios.py
     requests: int = 600  # fewest of each run
-    seconds: float = 120.0  # of arrivals in each run, where that takes more requests
+    seconds: float = 180.0  # of arrivals in each run, where that takes more requests
     most_requests: int = 20_000  # of each run, whatever the rate
     target: float = 0.9  # share of requests that must meet both objectives
     resolution: float = 0.02  # relative, of every goodput
     tensor: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 8])  # degrees of tensor parallelism to search
     stages: list[int] = field(default_factory=lambda: [1, 2, 4])  # pipeline stages to search
     other_lengths: bool = True  # repeat the goodputs on other length distributions
-    disaggregate: bool = True  # False: the GPUs of the placement serve both phases together
+    disaggregate: bool = True  # False: the same GPUs serve both phases together, nothing is placed
     engine: str = "distserve"  # whose coefficients DistServe's instances run on
     link: str = "nvlink"  # between the phases: nvlink or cross_node_25gbps
     placement: str = "search"  # or random: any feasible placement with as many GPUs
@@ -62,11 +64,11 @@ class Config:
 
 @dataclass(frozen=True)
 class Plan:
-    """The placements that the search chose for a scenario."""
+    """What the searches chose for a scenario."""
 
     low: Placement
     high: Placement
-    vllm_plus: Parallelism
+    vllm_plus: Parallelism | None  # searched where the paper compares with vLLM++
 
 
 @dataclass(frozen=True)
@@ -87,16 +89,20 @@ def run(config: Config, lab: Runtime) -> Observations:
     observations = Observations()
     scenarios = chosen_scenarios(config, lab)
     planning = [
-        Job(config, name, scenario, draw(scenario, lab.rng(0, "planning", name), config, lab), -1)
+        Job(config, name, scenario, draw(scenario, lab.rng(0, "planning", name), config, lab), PLANNING)
         for name, scenario in scenarios
     ]
-    plans = dict(zip((job.name for job in planning), lab.map(plan, planning, "placements"), strict=True))
+    plans: dict[str, Plan] = {}
+    if config.disaggregate:
+        plans = dict(zip((job.name for job in planning), lab.map(plan, planning, "placements"), strict=True))
     for name, chosen in plans.items():
         observations.add("gpus", chosen.low.gpus, scenario=name, system="low", placement=str(chosen.low))
-        observations.add("gpus", chosen.high.gpus, scenario=name, system="high", placement=str(chosen.high))
-        observations.add("gpus", chosen.vllm_plus.gpus, scenario=name, system="vllm++", placement=str(chosen.vllm_plus))
+        if chosen.vllm_plus:
+            at = {"scenario": name, "system": "vllm++", "placement": str(chosen.vllm_plus)}
+            observations.add("gpus", chosen.vllm_plus.gpus, None, **at)
+            observations.add("gpus", chosen.high.gpus, scenario=name, system="high", placement=str(chosen.high))
     jobs = [
-        Job(config, name, scenario, draw(scenario, lab.rng(seed, name), config, lab), seed, plans[name], "/" not in name)
+        Job(config, name, scenario, draw(scenario, lab.rng(seed, name), config, lab), seed, plans.get(name), lab.wants("attainment"))
         for name, scenario in scenarios
         for seed in lab.seeds
     ]
@@ -161,11 +167,13 @@ def plan(job: Job) -> Plan:
     )
     goal = objective(job)
     low = fill(low_affinity(model, cluster, goal)[0].placement, scenario.gpus)
-    high = high_affinity(model, cluster, goal)[0].placement if wants_high(job.name) else low
+    if not compares_placements(job.name):
+        return Plan(low, low, None)
+    high = high_affinity(model, cluster, goal)[0].placement
     return Plan(low, high, best_colocated(scenario, config, goal))
 
 
-def wants_high(name: str) -> bool:
+def compares_placements(name: str) -> bool:
     """The paper compares its placements on OPT-13B chat (Section 6.4)."""
     return name == "chat-opt-13b"
 
@@ -198,23 +206,30 @@ def colocated_goodput(
 
 
 def distserve_build(placement: Placement, job: Job) -> tuple[Build, int]:
-    """DistServe on a placement, and the GPUs it uses. With `disaggregate` off, its engine serves both phases together."""
-    config, scenario = job.config, job.scenario
-    if not config.disaggregate:
-        replicas = replicas_of(scenario.baseline, placement.gpus)
-        build = colocated_build(config.engine, scenario.baseline, placement.gpus, scenario, config)
-        return build, replicas * scenario.baseline.gpus
-    model = profile(scenario.model, config.engine, config.link)
+    """DistServe on a placement, and the GPUs it uses."""
+    model = profile(job.scenario.model, job.config.engine, job.config.link)
     return lambda loop: disaggregated(model, placement, loop), placement.gpus
 
 
-def random_placement(job: Job, chosen: Placement, rng: np.random.Generator) -> Placement:
-    """Any feasible placement whose unit has as many GPUs as the chosen one's, instead of the best."""
+def undivided_build(job: Job) -> tuple[Build, int]:
+    """What is left of DistServe when its phases are not taken apart: its engine, colocated, on the same GPUs."""
+    scenario, config = job.scenario, job.config
+    gpus = replicas_of(scenario.baseline, scenario.gpus) * scenario.baseline.gpus
+    return colocated_build(config.engine, scenario.baseline, gpus, scenario, config), gpus
+
+
+def random_plan(job: Job, chosen: Plan) -> Plan:
+    """Any feasible placement on at most as many GPUs, instead of the best; the seed decides."""
     config, scenario = job.config, job.scenario
+    rng = np.random.default_rng([job.seed, 1])
     model = profile(scenario.model, config.engine, config.link)
     cluster = Cluster(1, min(scenario.gpus, 8), tuple(config.tensor), tuple(config.stages))
-    alike = [fill(unit, chosen.gpus) for unit in low_affinity_units(model, cluster) if unit.gpus <= chosen.gpus]
-    return alike[int(rng.integers(len(alike)))]
+
+    def any_like(placement: Placement) -> Placement:
+        units = [unit for unit in low_affinity_units(model, cluster) if unit.gpus <= placement.gpus]
+        return fill(units[int(rng.integers(len(units)))], placement.gpus)
+
+    return Plan(any_like(chosen.low), any_like(chosen.high), chosen.vllm_plus)
 
 
 def ratio(per_gpu: dict[str, float], one: str, other: str) -> float:
@@ -232,23 +247,19 @@ Row = tuple[str, float, dict[str, Any]]
 
 def evaluate(job: Job) -> list[Row]:
     """All metrics of a scenario on one seed's requests, as (metric, value, coordinates) rows."""
-    assert job.plan is not None
-    config, scenario, goal = job.config, job.scenario, objective(job)
-    low, high, vllm_plus = job.plan.low, job.plan.high, job.plan.vllm_plus
-    if config.placement == "random":
-        rng = np.random.default_rng([job.seed, 1])
-        low, high = random_placement(job, low, rng), random_placement(job, high, rng)
-        degrees = profile(scenario.model, "vllm", config.link).parallelisms(config.tensor, [1], scenario.gpus)
-        vllm_plus = degrees[int(rng.integers(len(degrees)))]
-
-    systems: dict[str, tuple[Build, int]] = {"low": distserve_build(low, job)}
-    for name, engine in (("vllm", "vllm"), ("same-engine", "distserve")):
-        gpus = replicas_of(scenario.baseline, scenario.gpus) * scenario.baseline.gpus
-        systems[name] = (colocated_build(engine, scenario.baseline, scenario.gpus, scenario, config), gpus)
-    if wants_high(job.name):
-        systems["high"] = distserve_build(high, job)
-        gpus = replicas_of(vllm_plus, scenario.gpus) * vllm_plus.gpus
-        systems["vllm++"] = (colocated_build("vllm", vllm_plus, scenario.gpus, scenario, config), gpus)
+    config, scenario, goal, plan = job.config, job.scenario, objective(job), job.plan
+    if plan and config.placement == "random":
+        plan = random_plan(job, plan)
+    systems = {"low": distserve_build(plan.low, job) if plan else undivided_build(job)}
+    systems |= {
+        name: (colocated_build(engine, scenario.baseline, scenario.gpus, scenario, config), gpus)
+        for name, engine in (("vllm", "vllm"), ("same-engine", "distserve"))
+        for gpus in [replicas_of(scenario.baseline, scenario.gpus) * scenario.baseline.gpus]
+    }
+    if plan and plan.vllm_plus:
+        gpus = replicas_of(plan.vllm_plus, scenario.gpus) * plan.vllm_plus.gpus
+        systems["vllm++"] = (colocated_build("vllm", plan.vllm_plus, scenario.gpus, scenario, config), gpus)
+        systems["high"] = distserve_build(plan.high, job)
 
     per_gpu = {name: goal.goodput(build, start=float(gpus)) / gpus for name, (build, gpus) in systems.items()}
     name, _, lengths = job.name.partition("/")
@@ -267,14 +278,14 @@ def evaluate(job: Job) -> list[Row]:
         ("engine_rate_gain", ratio(per_gpu, "same-engine", "vllm"), {"scenario": name}),
     ]
     rows += slo_rows(job, systems, name, slug)
-    if wants_high(name):
+    if "high" in per_gpu:
         rows += [
             ("high_over_low", ratio(per_gpu, "high", "low"), {}),
             ("low_over_vllm_plus", ratio(per_gpu, "low", "vllm++"), {}),
             ("vllm_plus_over_vllm", ratio(per_gpu, "vllm++", "vllm"), {}),
         ]
-    if name == "chat-opt-66b":
-        rows += transfer_rows(job, low)
+    if name == "chat-opt-66b" and plan:
+        rows += transfer_rows(job, plan.low)
     if job.curves:
         rows += curve_rows(job, systems, per_gpu["low"], name)
     return rows
@@ -283,10 +294,17 @@ def evaluate(job: Job) -> list[Row]:
 def slo_rows(job: Job, systems: dict[str, tuple[Build, int]], name: str, slug: str) -> list[Row]:
     """How tight the objectives may become at the scenario's rate: smallest scale of each system, and the ratios."""
     scale = {}
+    rows: list[Row] = []
     for system, (build, gpus) in systems.items():
         trace = simulate(objective(job).at(job.scenario.rate_per_gpu * gpus), build)
         scale[system] = smallest_scale(trace, job.scenario.slo, job.config.target)
-    rows: list[Row] = [("slo_scale", value, {"scenario": name, "system": system}) for system, value in scale.items()]
+        at = {"scenario": name, "system": system}
+        rows.append(("slo_scale", scale[system], at))
+        if job.curves:
+            rows += [
+                ("attainment_at_scale", attainment(trace, job.scenario.slo.scaled(tight)), at | {"scale": tight})
+                for tight in SCALES
+            ]
     rows += [
         (f"slo_gain_{slug}", scale["vllm"] / scale["low"], {}),
         (f"same_engine_slo_gain_{slug}", scale["same-engine"] / scale["low"], {}),
@@ -297,10 +315,8 @@ def slo_rows(job: Job, systems: dict[str, tuple[Build, int]], name: str, slug: s
 def transfer_rows(job: Job, placement: Placement) -> list[Row]:
     """KV transfers at the scenario's rate: their share of all requests' latency, and the share that ends within 30 ms.
 
-    Transfers exist only where the phases are apart; a colocated system has none, and its share is 0.
+    Seconds from the pull to the end of the copy, waiting for the link included.
     """
-    if not job.config.disaggregate:
-        return [("transfer_share", 0.0, {}), ("transfers_under_30ms", 1.0, {})]
     model = profile(job.scenario.model, job.config.engine, job.config.link)
     kept: list[Units] = []
 

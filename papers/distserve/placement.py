@@ -8,7 +8,7 @@ of both phases inside one node, so that KV caches cross NVLink only: both phases
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from common.serving.engine import simulate
+from common.serving.engine import Trace, simulate
 from common.serving.metrics import SLO, attainment, goodput
 from common.serving.workload import Workload
 from papers.distserve.deployment import (
@@ -150,6 +150,32 @@ def low_affinity(profile: Profile, cluster: Cluster, objective: Objective) -> li
         best = max(best, per_gpu)
         scored.append(Scored(unit, per_gpu))
     return sorted(scored, key=lambda one: (one.pruned, -one.per_gpu, one.placement.gpus))
+
+
+Sweep = dict[Placement, dict[float, Trace]]
+
+
+def sweep(profile: Profile, units: list[Placement], workload: Workload, rates: list[float]) -> Sweep:
+    """What every unit does with a workload (at unit rate) at each rate, requests/s and GPU.
+
+    Objectives play no part in a simulation, so that any of them can be tried on the answer (`best_under`) at once.
+    """
+    return {
+        unit: {
+            rate: simulate(workload.scaled(rate * unit.gpus), lambda loop, u=unit: disaggregated(profile, u, loop))
+            for rate in rates
+        }
+        for unit in units
+    }
+
+
+def best_under(swept: Sweep, slo: SLO, target: float = 0.9) -> list[tuple[Placement, float]]:
+    """The units with the highest rate per GPU, among those swept, at which `target` of the requests meet `slo`."""
+    best = {
+        unit: max((rate for rate, trace in by_rate.items() if attainment(trace, slo) >= target), default=0.0)
+        for unit, by_rate in swept.items()
+    }
+    return sorted(best.items(), key=lambda one: (-one[1], one[0].gpus))
 
 
 def fill(unit: Placement, gpus: int) -> Placement:
