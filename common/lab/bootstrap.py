@@ -5,6 +5,8 @@ digest. One process at a time does the work, the others wait for it. Standard li
 Python can read, so that it can say what is wrong.
 """
 
+from __future__ import annotations
+
 import fcntl
 import hashlib
 import os
@@ -19,27 +21,22 @@ WIDTH = 100  # of the line that shows what pip is doing
 TAIL = 15  # lines of pip's output that are shown when it fails
 
 
-def main(extras):
-    # type: (list[str]) -> int
+def main(extras: list[str]) -> int:
     """Make or complete the environment; an exit code."""
     if sys.version_info < OLDEST:
-        version = "%d.%d" % sys.version_info[:2]
-        found = (sys.executable, version)
-        return fail(
-            "Python 3.11 or newer is needed and %s is %s; try make PYTHON=/path/to/python3.11" % found
-        )
+        found = f"{sys.executable} is {sys.version_info[0]}.{sys.version_info[1]}"
+        return fail(f"Python 3.11 or newer is needed and {found}; try make PYTHON=/path/to/python3.11")
     try:
         with open(os.path.join(ROOT, "pyproject.toml")) as lock:  # a file that is there, and stays
             fcntl.flock(lock, fcntl.LOCK_EX)
             return prepare(extras)
     except OSError as error:
-        return fail("the environment can't be made: %s" % error)
+        return fail(f"the environment can't be made: {error}")
 
 
-def prepare(extras):
-    # type: (list[str]) -> int
+def prepare(extras: list[str]) -> int:
     """Install what no stamp says is there."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(ROOT.encode())  # an environment does not survive the move of its folder
     for name in ("pyproject.toml", "requirements.lock"):
         with open(os.path.join(ROOT, name), "rb") as file:
             digest.update(file.read())
@@ -50,12 +47,12 @@ def prepare(extras):
             [sys.executable, "-m", "venv", "--clear", VENV], stdout=subprocess.PIPE, text=True
         )
         if made.returncode:
-            return fail("python -m venv failed: %s" % " ".join(made.stdout.split()))
+            return fail(f"python -m venv failed: {made.stdout}")
     missing = [name for name in ["core"] + extras if read(stamp(name)) != state]
     if missing:
         wanted = [name for name in missing if name != "core"]
-        say("installing %s" % ", ".join(missing))
-        code = install("-e", ROOT + ("[%s]" % ",".join(wanted) if wanted else ""))
+        say(f"installing {', '.join(missing)}")
+        code = install("-e", ROOT + (f"[{','.join(wanted)}]" if wanted else ""))
         if code:
             return code
         for name in missing:
@@ -66,8 +63,7 @@ def prepare(extras):
     return 0
 
 
-def install(*arguments):
-    # type: (*str) -> int
+def install(*arguments: str) -> int:
     """pip install under the lock, with one line that shows where it is."""
     command = [PYTHON, "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off"]
     command += ["-c", os.path.join(ROOT, "requirements.lock")]
@@ -85,12 +81,11 @@ def install(*arguments):
     if pip.returncode:
         sys.stderr.write("\n".join(lines[-TAIL:]) + "\n")
         errors = [line for line in lines if line.startswith("ERROR")] or ["see above"]
-        return fail("pip could not install the environment (%s); the same command tries again" % errors[-1])
+        return fail(f"pip could not install the environment ({errors[-1]}); the same command tries again")
     return 0
 
 
-def works():
-    # type: () -> bool
+def works() -> bool:
     """Whether the environment's interpreter still runs, and is not one of a folder that was moved."""
     code = "import sys; print(sys.prefix)"
     try:
@@ -102,14 +97,12 @@ def works():
     return ran.returncode == 0 and os.path.realpath(ran.stdout.strip()) == os.path.realpath(VENV)
 
 
-def stamp(name):
-    # type: (str) -> str
+def stamp(name: str) -> str:
     """The file that says that the core or an extra is installed."""
     return os.path.join(VENV, ".stamp-" + name)
 
 
-def read(path):
-    # type: (str) -> str
+def read(path: str) -> str:
     """A file's content, empty where there is none."""
     try:
         with open(path) as file:
@@ -118,14 +111,12 @@ def read(path):
         return ""
 
 
-def say(line):
-    # type: (str) -> None
+def say(line: str) -> None:
     """One line for the person who waits."""
     sys.stderr.write(line + "\n")
 
 
-def fail(line):
-    # type: (str) -> int
+def fail(line: str) -> int:
     """One line of error, and the exit code."""
     say("error: " + " ".join(line.split()))
     return 1

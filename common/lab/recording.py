@@ -1,6 +1,8 @@
 """Committed records: made from a run here, or from what a bare machine measured; and whether one is still true."""
 
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +112,8 @@ def misjudged(project: Project, path: Path) -> list[str]:
         ours = Verdict("not run")
         if kept.values:
             ours = judge(claim, kept.values, deterministic=kept.note == "deterministic")
-        if (ours.verdict, ours.interval, ours.mean) != (kept.verdict, kept.interval, kept.mean):
+        same = _close((*(ours.interval or ()), ours.mean), (*(kept.interval or ()), kept.mean))
+        if ours.verdict != kept.verdict or not same:
             wrong.append(f"{path}: {kept.id}: recorded {kept.verdict}, its values give {ours.verdict}")
         if kept.control is None or not kept.control.values:
             continue
@@ -119,6 +122,14 @@ def misjudged(project: Project, path: Path) -> list[str]:
         if (theirs.verdict, holds) != (kept.control.verdict, kept.control.holds):
             wrong.append(f"{path}: {kept.id}: its control's values give {theirs.verdict}, holds: {holds}")
     return wrong
+
+
+def _close(ours: Sequence[float | None], kept: Sequence[float | None]) -> bool:
+    """Equal but for the rounding of another processor."""
+    return len(ours) == len(kept) and all(
+        a == b or (a is not None and b is not None and math.isclose(a, b, rel_tol=1e-6))
+        for a, b in zip(ours, kept, strict=True)
+    )
 
 
 def problems(project: Project, slug: str) -> list[str]:
