@@ -7,11 +7,12 @@ committed. Requests of 2,048 tokens or more in all are left out, as DistServe do
 """
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from common.serving.workload import QUANTILES, read_trace
+from common.serving.workload import QUANTILES, TABLED, read_trace
 
 POINTS = np.concatenate([[0, 0.001, 0.005], np.linspace(0.01, 0.99, 99), [0.995, 0.999, 1]])
 SOURCES = {
@@ -19,7 +20,8 @@ SOURCES = {
     "lmsys": "efeslab/Nanoflow datasets/traces/lmsys.csv",
     "azure-conversation": "microsoft/vidur data/processed_traces, Azure LLM inference trace 2023 (CC-BY-4.0)",
     "azure-code": "microsoft/vidur data/processed_traces, Azure LLM inference trace 2023 (CC-BY-4.0)",
-    "arxiv-summarisation": "microsoft/vidur data/processed_traces/arxiv_summarization_stats_llama2_tokenizer_filtered_v2.csv",
+    "arxiv-summarisation": "microsoft/vidur data/processed_traces/"
+    "arxiv_summarization_stats_llama2_tokenizer_filtered_v2.csv",
 }
 
 
@@ -29,21 +31,26 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 
 
 def main(arguments: list[str]) -> None:
-    lines = ["# Quantiles of requests with fewer than 2,048 tokens. Sources: "]
+    paths = {trace: Path(path) for trace, _, path in (text.partition("=") for text in arguments)}
+    if unknown := paths.keys() - SOURCES:
+        raise SystemExit(f"unknown trace {', '.join(unknown)}; one of {', '.join(SOURCES)}")
+    QUANTILES.write_text(table(paths))
+
+
+def table(paths: Mapping[str, Path]) -> str:
+    """The text of length_quantiles.csv for trace files by the name of the trace."""
+    lines = [f"# Quantiles of requests with fewer than {TABLED:,} tokens. Sources: "]
     lines[0] += "; ".join(f"{trace}: {source}" for trace, source in SOURCES.items())
     lines.append("trace,probability,prompt,output,spearman")
-    for argument in arguments:
-        trace, path = argument.split("=", 1)
-        if trace not in SOURCES:
-            raise SystemExit(f"unknown trace {trace!r}; one of {', '.join(SOURCES)}")
-        lengths = read_trace(Path(path)).within(2048)
+    for trace, path in paths.items():
+        lengths = read_trace(path).within(TABLED)
         spearman = np.corrcoef(_ranks(lengths.prompt), _ranks(lengths.output))[0, 1]
         prompt, output = (np.quantile(values, POINTS) for values in (lengths.prompt, lengths.output))
         lines += [
             f"{trace},{p:.3f},{a:.6g},{b:.6g},{spearman:.4f}"
             for p, a, b in zip(POINTS, prompt, output, strict=True)
         ]
-    QUANTILES.write_text("\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -8,27 +8,46 @@ a committed table of that trace's quantiles elsewhere, or from a stated distribu
 import csv
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 
+from common.stats.quantiles import QuantileTable
+
 
 @dataclass(frozen=True)
 class Workload:
-    """Requests in the order of arrival: seconds (ascending), prompt tokens, output tokens; arrays of shape (n,)."""
+    """Requests in the order of arrival: seconds (ascending), prompt tokens, output tokens; arrays of shape (n,).
+
+    Kept as float64 and int64. Raises ValueError for arrays of different length; for times that are negative, not finite
+    or not ascending; for lengths below one token or that are no whole numbers.
+    """
 
     arrival: np.ndarray
     prompt: np.ndarray
     output: np.ndarray
 
     def __post_init__(self) -> None:
-        lengths = {len(self.arrival), len(self.prompt), len(self.output)}
-        if len(lengths) != 1:
-            raise ValueError(f"arrival, prompt and output must be equally long, not {sorted(lengths)}")
+        shapes = {np.shape(self.arrival), np.shape(self.prompt), np.shape(self.output)}
+        if len(shapes) != 1 or len(shapes.pop()) != 1:
+            raise ValueError(
+                "arrival, prompt and output must be equally long rows, not of shapes "
+                f"{np.shape(self.arrival)}, {np.shape(self.prompt)}, {np.shape(self.output)}"
+            )
+        object.__setattr__(self, "arrival", np.asarray(self.arrival, dtype=np.float64))
+        for name in ("prompt", "output"):
+            object.__setattr__(self, name, _whole(name, getattr(self, name)))
+        if not np.all(np.isfinite(self.arrival)):
+            raise ValueError("arrival times must be finite seconds")
         if len(self.arrival) and (np.any(np.diff(self.arrival) < 0) or self.arrival[0] < 0):
-            raise ValueError("arrival times must be non-negative seconds in ascending order; sort the requests")
+            raise ValueError(
+                "arrival times must be non-negative seconds in ascending order; sort the requests"
+            )
         if np.any(self.prompt < 1) or np.any(self.output < 1):
-            raise ValueError("every request needs at least one prompt token and one output token; filter the trace")
+            raise ValueError(
+                "every request needs at least one prompt token and one output token; filter the trace"
+            )
 
     def __len__(self) -> int:
         return len(self.arrival)
@@ -42,6 +61,15 @@ class Workload:
     def first(self, n: int) -> "Workload":
         """The first `n` requests, or all if there are fewer."""
         return Workload(self.arrival[:n], self.prompt[:n], self.output[:n])
+
+
+def _whole(name: str, tokens: np.ndarray) -> np.ndarray:
+    whole = np.asarray(tokens)
+    if whole.dtype.kind not in "iu":
+        whole = np.rint(np.asarray(tokens, dtype=float))
+        if not np.array_equal(whole, tokens):
+            raise ValueError(f"{name}: lengths must be whole numbers of tokens")
+    return whole.astype(np.int64)
 
 
 def poisson(rng: np.random.Generator, n: int) -> np.ndarray:
@@ -84,29 +112,57 @@ class Lengths:
         return Lengths(self.prompt[chosen], self.output[chosen])
 
 
-# Column names of prompt and output in the traces that the data registry knows.
-_COLUMNS = (("num_prefill_tokens", "num_decode_tokens"), ("ContextTokens", "GeneratedTokens"))
+# Column names of arrival, prompt and output in the traces that the data registry knows.
+_COLUMNS = (
+    ("arrived_at", "num_prefill_tokens", "num_decode_tokens"),
+    ("TIMESTAMP", "ContextTokens", "GeneratedTokens"),
+)
 
 
 def read_trace(path: Path) -> Lengths:
-    """Prompt and output tokens of a trace file. Raises ValueError naming the columns it would need."""
+    """Prompt and output tokens of a trace file, in its order. Raises ValueError naming the columns it would need."""
+    rows, (_, *columns) = _rows(path)
+    try:
+        return Lengths(*(np.array([int(row[name]) for row in rows], dtype=np.int64) for name in columns))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} has lengths that are no whole numbers: {error}") from None
+
+
+def read_arrivals(path: Path) -> np.ndarray:
+    """Recorded arrival times of a trace file, seconds since its first request, shape (n,), in its order.
+
+    Raises ValueError where the file has no times (some traces kept only lengths and say "XXX").
+    """
+    rows, (column, *_) = _rows(path)
+    try:
+        if column == "TIMESTAMP":  # cut to microseconds: Python reads no seventh digit
+            moments = [datetime.fromisoformat(row[column][:26]) for row in rows]
+            return np.array([(moment - moments[0]).total_seconds() for moment in moments])
+        seconds = np.array([float(row[column]) for row in rows])
+    except (KeyError, ValueError):
+        raise ValueError(f"{path} has no arrival times ({column})") from None
+    return seconds - seconds[0]
+
+
+def _rows(path: Path) -> tuple[list[dict[str, str]], tuple[str, str, str]]:
+    """All rows, and the names of the columns of arrival, prompt and output."""
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    for prompt, output in _COLUMNS:
-        if rows and prompt in rows[0] and output in rows[0]:
-            return Lengths(
-                np.array([int(row[prompt]) for row in rows]), np.array([int(row[output]) for row in rows])
-            )
-    raise ValueError(f"{path} has none of the column pairs {_COLUMNS}")
+    for columns in _COLUMNS:
+        if rows and set(columns[1:]) <= rows[0].keys():
+            return rows, columns
+    needed = " or ".join(f"{prompt} and {output}" for _, prompt, output in _COLUMNS)
+    raise ValueError(f"{path} has no requests with the columns {needed}")
 
 
 QUANTILES = Path(__file__).with_name("length_quantiles.csv")  # written by length_quantiles.py from the traces
+TABLED = 2048  # tokens; the tables are made of requests with fewer, which is the context of OPT
 
 
 def quantile_lengths(trace: str, rng: np.random.Generator, n: int) -> Lengths:
     """Lengths drawn from the quantile table of a trace, shape (n,).
 
-    A Gaussian copula with the trace's rank correlation joins the two margins; both are inverted by linear interpolation.
+    A Gaussian copula with the trace's rank correlation joins the two margins. The sum is not bounded as in the trace.
     Raises KeyError naming the traces that have a table.
     """
     with QUANTILES.open(newline="") as file:
@@ -121,9 +177,27 @@ def quantile_lengths(trace: str, rng: np.random.Generator, n: int) -> Lengths:
     normal[1] = correlation * normal[0] + np.sqrt(1 - correlation**2) * normal[1]
     margins = []
     for name, z in zip(("prompt", "output"), normal, strict=True):
-        values = np.array([float(row[name]) for row in table])
-        margins.append(np.maximum(1, np.rint(np.interp(_normal_cdf(z), probability, values))).astype(np.int64))
+        margin = QuantileTable(probability, np.array([float(row[name]) for row in table]))
+        margins.append(np.maximum(1, np.rint(margin.at(_normal_cdf(z)))).astype(np.int64))
     return Lengths(*margins)
+
+
+def _bounded(drawn: Lengths, rng: np.random.Generator, total: int) -> Lengths:
+    """The same lengths with every sum below `total`: pairs above it swap outputs with others that leave both below.
+
+    That keeps both margins as they are, where cutting or drawing again would shorten them; the rank correlation falls
+    a little (by 0.15 for the arXiv trace, where one pair in fifteen is concerned, less elsewhere). What finds no
+    partner in a hundred rounds is cut.
+    """
+    prompt, output = np.minimum(drawn.prompt, total - 2), drawn.output.copy()
+    for _ in range(100):
+        over = np.flatnonzero(prompt + output >= total)
+        if not len(over):
+            break
+        for one, other in zip(over, rng.integers(len(prompt), size=len(over)), strict=True):
+            if prompt[one] + output[other] < total and prompt[other] + output[one] < total:
+                output[one], output[other] = output[other], output[one]
+    return Lengths(prompt, np.minimum(output, total - 1 - prompt))
 
 
 def _normal_cdf(z: np.ndarray) -> np.ndarray:
@@ -164,13 +238,16 @@ SYNTHETIC: dict[str, Callable[[np.random.Generator, int], Lengths]] = {
 }
 
 
-def joined_turns(turns: Lengths, rng: np.random.Generator, n: int, most: int = 9, total: int = 2048) -> Lengths:
+def joined_turns(
+    turns: Lengths, rng: np.random.Generator, n: int, most: int = 9, total: int = 2048
+) -> Lengths:
     """Requests of `n` conversations whose earlier messages are part of the prompt.
 
-    turns: lengths of single (human, answer) exchanges. A conversation is a row of exchanges drawn from them; its first k
-    messages, k uniform in 1..most, are the prompt and the next message is the output; requests of `total` tokens
-    or more are dropped. That is the preparation of ShareGPT in LLMServe/DistServe (simdistserve/prepare-dataset.py), on
-    conversations of at most 10 messages; the means come out at about 765 and 217 tokens.
+    turns: lengths of single (human, answer) exchanges. A conversation is a row of exchanges drawn from them; its
+    first k messages, k uniform in 1..most, are the prompt and the next message is the output; requests of `total`
+    tokens or more are dropped. That is the preparation of ShareGPT in LLMServe/DistServe
+    (simdistserve/prepare-dataset.py), on conversations of at most 10 messages; the means come out at about 765 and
+    217 tokens.
     """
     kept: list[np.ndarray] = []
     while sum(len(rows) for rows in kept) < n:
@@ -184,20 +261,28 @@ def joined_turns(turns: Lengths, rng: np.random.Generator, n: int, most: int = 9
     return Lengths(prompt, output)
 
 
-def draw_lengths(name: str, rng: np.random.Generator, n: int, path: Path | None = None, total: int = 2048) -> Lengths:
+def draw_lengths(
+    name: str, rng: np.random.Generator, n: int, path: Path | None = None, total: int = TABLED
+) -> Lengths:
     """`n` pairs of lengths with fewer than `total` tokens each.
 
     name: of a synthetic distribution, or of a trace, or of a trace of single exchanges followed by "-joined" (see
     joined_turns). With `path`, the trace itself is drawn from; without it, the committed quantile table of the
-    trace (made from requests below 2,048 tokens in all).
+    trace. Raises KeyError for an unknown name, ValueError for a `total` that the tables do not reach, or that leaves
+    nothing of the trace.
     """
     if name in SYNTHETIC:
-        return SYNTHETIC[name](rng, n)
+        return _bounded(SYNTHETIC[name](rng, n), rng, total)
     if name.endswith("-joined"):
         turns = draw_lengths(name.removesuffix("-joined"), rng, 20_000, path, total)
         return joined_turns(turns, rng, n, total=total)
     if path is not None:
-        return read_trace(path).within(total).sample(rng, n)
-    drawn = quantile_lengths(name, rng, n)
-    prompt = np.minimum(drawn.prompt, total - 2)
-    return Lengths(prompt, np.minimum(drawn.output, total - 1 - prompt))  # the copula exceeds the limit now and then
+        kept = read_trace(path).within(total)
+        if not len(kept.prompt):
+            raise ValueError(f"{path} has no request with fewer than {total} tokens")
+        return kept.sample(rng, n)
+    if not 2 < total <= TABLED:
+        raise ValueError(
+            f"the quantile tables hold requests below {TABLED} tokens, {total} needs the trace itself"
+        )
+    return _bounded(quantile_lengths(name, rng, n), rng, total)
