@@ -7,9 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy.stats import bootstrap
 
-RESAMPLES = (
-    9999  # SciPy's default; the percentile end points move by well under 1% of the width between seeds
-)
+RESAMPLES = 9999  # SciPy's default; the ends move by about 1% of the width from one seed to the next
 
 
 def bootstrap_interval(
