@@ -173,11 +173,7 @@ def heatmap(
         )
     image = ax.imshow(np.ma.masked_invalid(grid), cmap=COLOUR_MAP, aspect="auto")
     for (row, column), value in np.ndenumerate(grid):
-        text, ink = (
-            ("–", GREY)
-            if np.isnan(value)
-            else (form.format(value), _ink(to_rgb(image.cmap(image.norm(value)))))
-        )
+        text, ink = ("–", GREY) if np.isnan(value) else (form.format(value), _ink(image.to_rgba(value)))
         ax.text(column, row, text, ha="center", va="center", color=ink)
     if mark and not np.all(np.isnan(grid)):
         best = np.nanargmax(grid) if mark == "max" else np.nanargmin(grid)
@@ -194,8 +190,8 @@ def heatmap(
     bar.outline.set_visible(False)  # type: ignore[operator]
 
 
-def _ink(colour: Sequence[float]) -> str:
-    """Black or white, whichever reads better on a colour (relative luminance, WCAG 2.1)."""
+def _ink(colour: Any) -> str:
+    """Black or white, whichever reads better on a colour of three or four shares (relative luminance, WCAG 2.1)."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     return "black" if luminance > 0.179 else "white"  # where the contrast with both is the same

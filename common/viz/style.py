@@ -27,7 +27,7 @@ RESOLUTION = 150  # dots per inch of saved figures
 
 _LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)))
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {  # names of matplotlib's settings
     "figure.figsize": (WIDTH, HEIGHT),
     "figure.dpi": 110,
     "figure.constrained_layout.use": True,
