@@ -1,0 +1,1 @@
+"""Real multi-process runs of torch.distributed (gloo) on one machine."""

@@ -1,0 +1,81 @@
+"""Process groups start, answer, and leave nothing behind however they end."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import torch
+import torch.distributed as dist
+
+from common.distributed.launch import RankFailed, launch
+
+
+def add_ranks(rank, world, base):
+    total = torch.tensor([float(rank + base)])
+    dist.all_reduce(total)
+    return rank, total.item(), torch.get_num_threads()
+
+
+def fail_on_one(rank, world):
+    if rank == 1:
+        raise ValueError("no such luck")
+    time.sleep(60)
+
+
+def die_on_one(rank, world):
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+
+
+def sleep_long(rank, world):
+    time.sleep(60)
+
+
+def children():
+    return [child for child in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(child.cmdline())]
+
+
+def test_every_rank_answers_in_order():
+    assert launch(add_ranks, 2, (10,), seconds=60) == [(0, 21.0, 1), (1, 21.0, 1)]
+    assert not children()
+
+
+@pytest.mark.parametrize(
+    "work,message", [(fail_on_one, "rank 1 of 2 raised:\n.*no such luck"), (die_on_one, "rank 1 of 2 was killed by SIGKILL")]
+)
+def test_a_failing_rank_is_named_and_the_others_are_stopped(work, message):
+    start = time.monotonic()
+    with pytest.raises(RankFailed, match=f"(?s){message}") as failed:
+        launch(work, 2, seconds=60)
+    assert failed.value.rank == 1
+    assert time.monotonic() - start < 40, "nobody waits for the sleeping rank"
+    assert not children()
+
+
+def test_a_late_group_is_stopped():
+    with pytest.raises(RankFailed, match="rank 0, 1 of 2 had not finished after 8 s"):
+        launch(sleep_long, 2, seconds=8)
+    assert not children()
+
+
+def test_ranks_die_with_a_killed_parent():
+    code = "from common.distributed.launch import launch; from tests.common.distributed.test_launch import sleep_long; launch(sleep_long, 2)"
+    parent = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        ranks = []
+        deadline = time.monotonic() + 30
+        while len(ranks) < 2 and time.monotonic() < deadline:
+            time.sleep(0.2)
+            ranks = [c for c in psutil.Process(parent.pid).children() if "spawn_main" in " ".join(c.cmdline())]
+        assert len(ranks) == 2
+        time.sleep(4)  # past the start of Python, where a rank asks the kernel to die with its parent
+    finally:
+        parent.kill()
+        parent.wait()
+    _, alive = psutil.wait_procs(ranks, timeout=10)
+    assert not alive

@@ -1,0 +1,61 @@
+"""The cached, packed model computes what the whole forward pass computes."""
+
+import pytest
+import torch
+
+from common.models.decoder import Decoder, DecoderConfig, KVCache
+
+CONFIG = DecoderConfig(vocab=64, hidden=32, layers=2, heads=4, intermediate=48, positions=64)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Decoder(CONFIG, torch.Generator().manual_seed(0))
+
+
+def whole(model, tokens):
+    """Logits after every prefix, computed from nothing each time."""
+    return torch.cat([model([tokens[:n]], [KVCache(CONFIG, 64)]) for n in range(1, len(tokens) + 1)])
+
+
+def test_decoding_token_by_token_equals_the_whole_pass(model):
+    tokens = torch.randint(64, (20,), generator=torch.Generator().manual_seed(1))
+    expected = whole(model, tokens)
+    cache = KVCache(CONFIG, 64)
+    steps = [model([tokens[:8]], [cache])] + [model([tokens[i : i + 1]], [cache]) for i in range(8, 20)]
+    torch.testing.assert_close(torch.cat(steps), expected[7:], rtol=1e-4, atol=1e-4)
+
+
+def test_prefill_in_chunks_equals_prefill_at_once(model):
+    tokens = torch.randint(64, (30,), generator=torch.Generator().manual_seed(2))
+    once, chunked = KVCache(CONFIG, 64), KVCache(CONFIG, 64)
+    expected = model([tokens], [once])
+    for piece in tokens.split(7):
+        logits = model([piece], [chunked])
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(chunked.stored(), once.stored(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_ragged_batch_of_prompts_and_decodes_equals_each_alone(model):
+    generator = torch.Generator().manual_seed(3)
+    prompts = [torch.randint(64, (n,), generator=generator) for n in (3, 11, 7)]
+    alone = torch.cat([model([prompt], [KVCache(CONFIG, 64)]) for prompt in prompts])
+    caches = [KVCache(CONFIG, 64) for _ in prompts]
+    torch.testing.assert_close(model(prompts, caches), alone, rtol=1e-4, atol=1e-4)
+
+
+def test_a_cache_that_was_moved_decodes_the_same_token(model):
+    prompt = torch.arange(10)
+    cache = KVCache(CONFIG, 64)
+    token = model([prompt], [cache]).argmax(-1)
+    moved = KVCache.received(CONFIG, cache.stored(), 64)
+    assert torch.equal(model([token], [moved]), model([token], [cache]))
+
+
+def test_position_matters(model):
+    assert not torch.allclose(whole(model, torch.tensor([5, 5, 5]))[0], whole(model, torch.tensor([5, 5, 5]))[2])
+
+
+def test_a_full_cache_is_refused(model):
+    with pytest.raises(ValueError, match="do not fit behind 0 in a cache of 4"):
+        model([torch.arange(5)], [KVCache(CONFIG, 4)])
