@@ -12,7 +12,6 @@ import secrets
 import shutil
 import signal
 import sys
-import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
@@ -61,24 +60,26 @@ def reproduce(project: Project, request: Request) -> Record:
         raise LabError(f"notebooks/{slug}.ipynb is missing: {slug} can't be reproduced without it")
     target = request.target or project.outputs / slug
     fetch_data(card, request.quiet)
-    with _terminable(), staging(project, slug) as folder:
-        from common.lab.tracking import (
-            Store,  # brings mlflow, seconds of imports that a wrong name should not cost
-        )
+    with _terminable(), staging(project, slug) as workspace:
+        from common.lab.tracking import Store  # brings mlflow: seconds that a wrong name should not cost
 
         store = Store(project)
         store.bury_the_dead()
         with store.run(composed) as run:
+            folder = workspace / "outputs"
+            folder.mkdir()
             try:
-                _execute(project, composed, folder, request.quiet)
+                _execute(project, composed, workspace, folder, request.quiet)
                 record = Record.load(_product(folder, "results.json", slug))
                 _product(folder, "observations.json", slug)
                 _page(folder)
                 run.results(record)
-            finally:
+            except BaseException:
                 with contextlib.suppress(LabError):
-                    run.artifacts(folder)
-            put_into_place(project, folder, target)
+                    run.artifacts(folder)  # what there is, to see what went wrong
+                raise
+            run.artifacts(folder)
+            put_into_place(project, workspace, folder, target)
     return record
 
 
@@ -106,12 +107,25 @@ def staging(project: Project, slug: str) -> Iterator[Path]:
     except OSError as error:
         raise LabError(f"{home}: can't be written: {error.strerror}") from error
     for other in home.iterdir():
-        if other.is_dir() and not _owned(other.name):
-            shutil.rmtree(other, ignore_errors=True)
+        if not _owned(other.name):
+            _clear(other)
     try:
         yield folder
     finally:
+        _clear(folder)
+
+
+def _clear(workspace: Path) -> None:
+    """Remove a workspace; what a killed process had taken out of its place goes back."""
+    with contextlib.suppress(OSError):
+        (workspace / "replaced").rename(Path((workspace / "target").read_text()))
+    for folder in (workspace, _sockets(workspace)):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sockets(workspace: Path) -> Path:
+    """Where the kernel of a workspace has its sockets: their paths may have only some hundred characters."""
+    return Path("/tmp") / f"paperlab-{workspace.name.rpartition('-')[2]}"
 
 
 def _owned(name: str) -> bool:
@@ -123,12 +137,13 @@ def _owned(name: str) -> bool:
         return False
 
 
-def put_into_place(project: Project, folder: Path, target: Path) -> None:
+def put_into_place(project: Project, workspace: Path, folder: Path, target: Path) -> None:
     """Replace `target` by `folder` under a lock; an earlier `target` is removed only once the new one stands."""
     with locked(project.outputs / ".lock"):
-        old = folder.with_name(folder.name + ".old")  # cleared away with the staging folders
+        old = workspace / "replaced"
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
+            (workspace / "target").write_text(str(target))  # where _clear would put it back
             if target.exists():
                 target.rename(old)
             folder.rename(target)
@@ -136,10 +151,10 @@ def put_into_place(project: Project, folder: Path, target: Path) -> None:
             if old.exists() and not target.exists():
                 old.rename(target)
             raise LabError(f"{target}: can't be written: {error.strerror}") from error
-        shutil.rmtree(old, ignore_errors=True)
+        (workspace / "target").unlink()
 
 
-def _execute(project: Project, composed: Composed, folder: Path, quiet: bool) -> None:
+def _execute(project: Project, composed: Composed, workspace: Path, folder: Path, quiet: bool) -> None:
     """Run the notebook with papermill in a kernel of this interpreter."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -148,19 +163,18 @@ def _execute(project: Project, composed: Composed, folder: Path, quiet: bool) ->
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
     _register_engine()
-    relay = folder.with_name(folder.name + ".progress")
+    relay = workspace / "progress"
+    sockets = _sockets(workspace)
+    sockets.mkdir(mode=0o700)
     slug = composed.slug
-    sockets = tempfile.mkdtemp(
-        prefix="paperlab-", dir="/tmp"
-    )  # a socket's path may have only some 100 characters
     parameters = {"profile": composed.profile, "overrides": list(composed.overrides)}
     surroundings = {
         OUTPUT: str(folder),
         PROGRESS: str(relay),
         "PAPERLAB_ROOT": str(project.root),
         "PYTHONPATH": os.pathsep.join([str(project.root), *filter(None, [os.environ.get("PYTHONPATH")])]),
-        "JUPYTER_PATH": str(_kernel(folder)),
-        "JUPYTER_RUNTIME_DIR": sockets,
+        "JUPYTER_PATH": str(_kernel(workspace)),
+        "JUPYTER_RUNTIME_DIR": str(sockets),
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
@@ -182,17 +196,16 @@ def _execute(project: Project, composed: Composed, folder: Path, quiet: bool) ->
         place = f"notebooks/{slug}.ipynb, cell {error.cell_index}"
         name = "" if error.ename == "LabError" else f"{error.ename}: "
         raise LabError(f"{place}: {name}{error.evalue}") from error
-    finally:
-        relay.unlink(missing_ok=True)
-        shutil.rmtree(sockets, ignore_errors=True)
-        shutil.rmtree(folder.with_name(folder.name + ".jupyter"), ignore_errors=True)
 
 
-def _kernel(folder: Path) -> Path:
+def _kernel(workspace: Path) -> Path:
     """A folder with a kernel of this interpreter, whatever kernels the user has installed."""
-    home = folder.with_name(folder.name + ".jupyter")
+    home = workspace / "jupyter"
+    # what the kernel itself complains of (say, when it is interrupted) is no output of the notebook's
+    quiet = 'exec "$@"' if os.environ.get("DEBUG") else 'exec "$@" 2>/dev/null'
+    launch = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     spec = {
-        "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+        "argv": ["/bin/sh", "-c", quiet, "kernel", *launch],
         "display_name": "Python 3",
         "language": "python",
     }

@@ -25,7 +25,7 @@ PARENT = "mlflow.parentRunId"  # MLflow's own tag of a nested run
 SECONDS_FOR_LOCK = 60  # that SQLite waits for another writer
 LONGEST_PARAMETER = 6000  # characters that MLflow stores
 PATIENCE = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }  # then one clear line
 

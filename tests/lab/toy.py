@@ -160,9 +160,12 @@ def environment(root: Path, **more: str) -> dict[str, str]:
 
 
 def start(root: Path, *arguments: str, **more: str) -> "subprocess.Popen[str]":
-    """`python -m common.lab <arguments>` on the project, in a process group of its own."""
+    """`python -m common.lab <arguments>` (or `common.lab.bare`) on the project, in a process group of its own."""
+    module = ["common.lab"]
+    if arguments[0] == "bare":
+        module, arguments = ["common.lab.bare"], arguments[1:]
     return subprocess.Popen(
-        [sys.executable, "-m", "common.lab", *arguments],
+        [sys.executable, "-m", *module, *arguments],
         cwd=root,
         env=environment(root, **more),
         stdout=subprocess.PIPE,
