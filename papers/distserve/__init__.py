@@ -9,6 +9,7 @@ disaggregation.py   the two phases at run time, and the pull of KV caches betwee
 deployment.py       parallelism, placements, and the systems built from them (the colocated one as well)
 placement.py        the two placement algorithms, for fast and for slow networks between nodes
 scenarios.py        the paper's workloads and objectives
-two_process.py      prefill and decode in two real processes, against the simulator
+two_process.py      prefill and decode in two real processes
+simulator_check.py  whether the simulator predicts them
 experiment.py       Config and run(): everything the claims in paper.yaml read
 """

@@ -1,4 +1,4 @@
-"""What can be deployed: a model with its latencies and memory, parallelism per phase, and a placement of both phases."""
+"""What can be deployed: a model with its latencies and memory, parallelism per phase, a placement of both."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -147,7 +147,10 @@ def disaggregated(profile: Profile, placement: Placement, loop: EventLoop) -> "U
             lambda done: prefill_instance(profile, placement.prefill, loop, done),
             placement.prefills,
             lambda done: decode_instance(profile, placement.decode, loop, done),
-            [shared if profile.shared_link else Link(profile.link_bytes_per_s) for _ in range(placement.decodes)],
+            [
+                shared if profile.shared_link else Link(profile.link_bytes_per_s)
+                for _ in range(placement.decodes)
+            ],
             profile.shape.kv_bytes_per_token(),
             profile.waiting_share,
             hidden_seconds,
@@ -208,7 +211,9 @@ def colocated(
     """Both phases in one continuous batch on every replica, as vLLM serves (prompts first, recompute on overflow)."""
     return Replicas(
         [
-            Instance(loop, profile.latency(parallelism), profile.memory(parallelism, watermark=0.01), scheduler())
+            Instance(
+                loop, profile.latency(parallelism), profile.memory(parallelism, watermark=0.01), scheduler()
+            )
             for _ in range(replicas)
         ],
         dispatcher(),

@@ -34,7 +34,9 @@ class PrefillBatches:
         tokens = 0
         while waiting:
             sequence = waiting[0]
-            if (chunks and tokens + sequence.goal > self.max_tokens) or not memory.admits(memory.needs(sequence)):
+            if (chunks and tokens + sequence.goal > self.max_tokens) or not memory.admits(
+                memory.needs(sequence)
+            ):
                 break
             chunks.append((slot.admit(), sequence.goal))
             tokens += sequence.goal
@@ -54,8 +56,15 @@ class DecodeBatches:
         if instance.swapped and not preempted:
             resume_swapped(slot, self.max_sequences)
         waiting, memory = instance.waiting, instance.memory
-        stuck = not slot.group.members and not preempted  # the swapped ones wait for blocks that waiting ones hold
-        while waiting and (stuck or not instance.swapped) and not preempted and slot.room(self.max_sequences) > 0:
+        stuck = (
+            not slot.group.members and not preempted
+        )  # the swapped ones wait for blocks that waiting ones hold
+        while (
+            waiting
+            and (stuck or not instance.swapped)
+            and not preempted
+            and slot.room(self.max_sequences) > 0
+        ):
             next_block = waiting[0].context % memory.block_tokens == 0
             if not slot.group.fits(memory.free - next_block):
                 break
@@ -64,15 +73,16 @@ class DecodeBatches:
 
 
 class Link:
-    """A wire that carries one copy after another."""
+    """A wire that carries one copy after another, each at a fixed cost of `seconds` and a cost by its size."""
 
-    def __init__(self, bytes_per_s: float) -> None:
+    def __init__(self, bytes_per_s: float, seconds: float = 0.0) -> None:
         self.bytes_per_s = bytes_per_s
+        self.seconds = seconds
         self._free = 0.0
 
     def send(self, now: float, size: float) -> float:
         """When a copy of `size` bytes asked for at `now` ends, seconds."""
-        self._free = max(now, self._free) + size / self.bytes_per_s
+        self._free = max(now, self._free) + self.seconds + size / self.bytes_per_s
         return self._free
 
 

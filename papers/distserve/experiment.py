@@ -9,7 +9,6 @@ requests. All systems see the same requests, may use the same number of GPUs, an
     low, high     DistServe placed by Algorithm 2 (stages of both phases share a node) and by Algorithm 1
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from common.lab.runtime import Observations, Runtime
-from common.serving.engine import EventLoop, System, Trace, simulate
+from common.serving.engine import EventLoop, System, simulate
 from common.serving.metrics import attainment, separate_attainment, smallest_scale
 from common.serving.workload import SYNTHETIC, Workload, draw_lengths, poisson
 from papers.distserve.deployment import Build, Parallelism, Placement, Units, colocated, disaggregated
@@ -39,7 +38,16 @@ TRACES = {
     "arxiv-summarisation": "arxiv-summarisation-lengths",
 }
 PLANNING = -1  # in place of a seed: requests that only the searches see
-CURVE = (0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # rates of the attainment curves, over DistServe's goodput
+CURVE = (
+    0.1,
+    0.25,
+    0.5,
+    0.75,
+    1.0,
+    1.25,
+    1.5,
+    2.0,
+)  # rates of the attainment curves, over DistServe's goodput
 SCALES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0)  # of both objectives, for the SLO curves
 
 
@@ -49,17 +57,24 @@ class Config:
 
     scenarios: list[str] = field(default_factory=lambda: list(SCENARIOS)[:4])  # names in scenarios.py
     requests: int = 600  # fewest of each run
-    seconds: float = 180.0  # of arrivals in each run, where that takes more requests
+    seconds: float = 120.0  # of arrivals in each run, where that takes more requests
     most_requests: int = 20_000  # of each run, whatever the rate
     target: float = 0.9  # share of requests that must meet both objectives
     resolution: float = 0.02  # relative, of every goodput
-    tensor: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 8])  # degrees of tensor parallelism to search
+    tensor: list[int] = field(
+        default_factory=lambda: [1, 2, 3, 4, 8]
+    )  # degrees of tensor parallelism to search
     stages: list[int] = field(default_factory=lambda: [1, 2, 4])  # pipeline stages to search
-    other_lengths: bool = True  # repeat the goodputs on other length distributions
+    other_lengths: int = 3  # seeds on which the goodputs are repeated with other lengths
     disaggregate: bool = True  # False: the same GPUs serve both phases together, nothing is placed
     engine: str = "distserve"  # whose coefficients DistServe's instances run on
     link: str = "nvlink"  # between the phases: nvlink or cross_node_25gbps
     placement: str = "search"  # or random: any feasible placement with as many GPUs
+    real_requests: int = 32  # of each run of the two real processes; 0 leaves them out
+    real_levels: list[float] = field(
+        default_factory=lambda: [0.6, 0.9]
+    )  # their rates, over each system's capacity
+    perturb: float = 1.0  # factor on the fitted prefill slope with which the simulator predicts the real runs
 
 
 @dataclass(frozen=True)
@@ -87,6 +102,8 @@ class Job:
 def run(config: Config, lab: Runtime) -> Observations:
     """Plan every scenario, evaluate every seed, and collect what the claims and figures read."""
     observations = Observations()
+    if config.real_requests and lab.wants("attainment_error"):
+        check_simulator(config, lab, observations)
     scenarios = chosen_scenarios(config, lab)
     planning = [
         Job(config, name, scenario, draw(scenario, lab.rng(0, "planning", name), config, lab), PLANNING)
@@ -100,16 +117,46 @@ def run(config: Config, lab: Runtime) -> Observations:
         if chosen.vllm_plus:
             at = {"scenario": name, "system": "vllm++", "placement": str(chosen.vllm_plus)}
             observations.add("gpus", chosen.vllm_plus.gpus, None, **at)
-            observations.add("gpus", chosen.high.gpus, scenario=name, system="high", placement=str(chosen.high))
+            observations.add(
+                "gpus", chosen.high.gpus, scenario=name, system="high", placement=str(chosen.high)
+            )
     jobs = [
-        Job(config, name, scenario, draw(scenario, lab.rng(seed, name), config, lab), seed, plans.get(name), lab.wants("attainment"))
+        Job(
+            config,
+            name,
+            scenario,
+            draw(scenario, lab.rng(seed, name), config, lab),
+            seed,
+            plans.get(name),
+            lab.wants("attainment"),
+        )
         for name, scenario in scenarios
-        for seed in lab.seeds
+        for seed in (lab.seeds[: config.other_lengths] if "/" in name else lab.seeds)
     ]
     for job, rows in zip(jobs, lab.map(evaluate, jobs, "goodputs"), strict=True):
         for metric, value, at in rows:
             observations.add(metric, value, seed=job.seed, **at)
     return observations
+
+
+def check_simulator(config: Config, lab: Runtime, observations: Observations) -> None:
+    """Serve for real in two processes, predict the same by simulation, and compare attainments, percentage points."""
+    from papers.distserve import simulator_check as check  # brings torch, which the simulations do without
+
+    loads = {seed: check.draw_load(lab.rng(seed, "real"), config.real_requests) for seed in lab.seeds}
+    fits, runs = check.measure(loads, tuple(config.real_levels))
+    for seed in lab.seeds:
+        errors = []
+        for one in (one for one in runs if one.seed == seed):
+            fit = check.perturbed(fits[one.system], config.perturb)
+            really, simulated = (
+                check.met(check.observed(one), one.slo),
+                check.met(check.predict(one, fit), one.slo),
+            )
+            observations.add("real_attainment", really, seed, system=one.system, level=one.level)
+            observations.add("predicted_attainment", simulated, seed, system=one.system, level=one.level)
+            errors.append(abs(really - simulated))
+        observations.add("attainment_error", float(np.mean(errors)), seed)
 
 
 def chosen_scenarios(config: Config, lab: Runtime) -> list[tuple[str, Scenario]]:
@@ -130,7 +177,10 @@ def chosen_scenarios(config: Config, lab: Runtime) -> list[tuple[str, Scenario]]
 def metrics_of(name: str) -> tuple[str, ...]:
     """The metrics with a claim that a scenario gives."""
     slug = name.replace("-", "_")
-    metrics = tuple(f"{kind}_{slug}" for kind in ("rate_gain", "same_engine_rate_gain", "slo_gain", "same_engine_slo_gain"))
+    metrics = tuple(
+        f"{kind}_{slug}"
+        for kind in ("rate_gain", "same_engine_rate_gain", "slo_gain", "same_engine_slo_gain")
+    )
     if name == "chat-opt-13b":
         metrics += ("high_over_low", "low_over_vllm_plus", "vllm_plus_over_vllm")
     if name == "chat-opt-66b":
@@ -191,7 +241,9 @@ def replicas_of(parallelism: Parallelism, gpus: int) -> int:
     return max(1, gpus // parallelism.gpus)
 
 
-def colocated_build(engine: str, parallelism: Parallelism, gpus: int, scenario: Scenario, config: Config) -> Build:
+def colocated_build(
+    engine: str, parallelism: Parallelism, gpus: int, scenario: Scenario, config: Config
+) -> Build:
     """Colocated replicas on as many of `gpus` GPUs as they fill."""
     model = profile(scenario.model, engine, config.link)
     return lambda loop: colocated(model, parallelism, replicas_of(parallelism, gpus), loop)
@@ -202,7 +254,9 @@ def colocated_goodput(
 ) -> float:
     """Requests/s and GPU of colocated replicas that fill the scenario's GPUs."""
     gpus = replicas_of(parallelism, scenario.gpus) * parallelism.gpus
-    return goal.goodput(colocated_build(engine, parallelism, scenario.gpus, scenario, config), start=gpus) / gpus
+    return (
+        goal.goodput(colocated_build(engine, parallelism, scenario.gpus, scenario, config), start=gpus) / gpus
+    )
 
 
 def distserve_build(placement: Placement, job: Job) -> tuple[Build, int]:
@@ -271,7 +325,9 @@ def evaluate(job: Job) -> list[Row]:
             ("same_engine_rate_gain_by_lengths", ratio(per_gpu, "low", "same-engine"), at),
         ]
     slug = name.replace("-", "_")
-    rows: list[Row] = [("goodput", value, {"scenario": name, "system": system}) for system, value in per_gpu.items()]
+    rows: list[Row] = [
+        ("goodput", value, {"scenario": name, "system": system}) for system, value in per_gpu.items()
+    ]
     rows += [
         (f"rate_gain_{slug}", ratio(per_gpu, "low", "vllm"), {}),
         (f"same_engine_rate_gain_{slug}", ratio(per_gpu, "low", "same-engine"), {}),
@@ -302,7 +358,11 @@ def slo_rows(job: Job, systems: dict[str, tuple[Build, int]], name: str, slug: s
         rows.append(("slo_scale", scale[system], at))
         if job.curves:
             rows += [
-                ("attainment_at_scale", attainment(trace, job.scenario.slo.scaled(tight)), at | {"scale": tight})
+                (
+                    "attainment_at_scale",
+                    attainment(trace, job.scenario.slo.scaled(tight)),
+                    at | {"scale": tight},
+                )
                 for tight in SCALES
             ]
     rows += [
@@ -327,9 +387,13 @@ def transfer_rows(job: Job, placement: Placement) -> list[Row]:
     trace = simulate(objective(job).at(job.scenario.rate_per_gpu * placement.gpus), build)
     seconds = np.array([t.arrived - t.pulled for unit in kept[0].units for t in unit.transfers])
     share = seconds.sum() / (trace.finish - trace.arrival).sum()
-    rows: list[Row] = [("transfer_share", float(share), {}), ("transfers_under_30ms", float(np.mean(seconds < 0.030)), {})]
+    rows: list[Row] = [
+        ("transfer_share", float(share), {}),
+        ("transfers_under_30ms", float(np.mean(seconds < 0.030)), {}),
+    ]
     return rows + [
-        ("transfer_seconds", float(np.quantile(seconds, q)), {"quantile": q}) for q in (0.5, 0.9, 0.95, 0.99, 1.0)
+        ("transfer_seconds", float(np.quantile(seconds, q)), {"quantile": q})
+        for q in (0.5, 0.9, 0.95, 0.99, 1.0)
     ]
 
 
@@ -342,6 +406,8 @@ def curve_rows(job: Job, systems: dict[str, tuple[Build, int]], around: float, n
             trace = simulate(objective(job).at(rate * gpus), build)
             at = {"scenario": name, "system": system, "rate_per_gpu": rate, "factor": factor}
             rows.append(("attainment", attainment(trace, job.scenario.slo), at))
-            for phase, share in zip(("ttft", "tpot"), separate_attainment(trace, job.scenario.slo), strict=True):
+            for phase, share in zip(
+                ("ttft", "tpot"), separate_attainment(trace, job.scenario.slo), strict=True
+            ):
                 rows.append((f"attainment_{phase}", share, at))
     return rows

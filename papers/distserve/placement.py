@@ -51,7 +51,9 @@ class Objective:
 
     def goodput(self, build: Build, start: float, slo: SLO | None = None) -> float:
         """The highest rate that the system sustains, requests/s."""
-        return goodput(lambda rate: self.sustains(build, rate, slo), start, self.resolution, lowest=LOWEST_RATE)
+        return goodput(
+            lambda rate: self.sustains(build, rate, slo), start, self.resolution, lowest=LOWEST_RATE
+        )
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,9 @@ def sweep(profile: Profile, units: list[Placement], workload: Workload, rates: l
     """
     return {
         unit: {
-            rate: simulate(workload.scaled(rate * unit.gpus), lambda loop, u=unit: disaggregated(profile, u, loop))
+            rate: simulate(
+                workload.scaled(rate * unit.gpus), lambda loop, u=unit: disaggregated(profile, u, loop)
+            )
             for rate in rates
         }
         for unit in units
@@ -180,6 +184,4 @@ def best_under(swept: Sweep, slo: SLO, target: float = 0.9) -> list[tuple[Placem
 
 def fill(unit: Placement, gpus: int) -> Placement:
     """As many copies of a unit as `gpus` GPUs hold, at least one."""
-    return Placement(
-        unit.prefill, unit.decode, unit.prefills, unit.decodes, max(1, gpus // unit.gpus)
-    )
+    return Placement(unit.prefill, unit.decode, unit.prefills, unit.decodes, max(1, gpus // unit.gpus))

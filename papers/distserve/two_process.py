@@ -1,0 +1,344 @@
+"""Prefill and decode in two real processes: the run-time of the paper on a small decoder and two CPU cores.
+
+Rank 0 prefills, first come, first served, up to `prefill_tokens` together; a prefilled cache waits in its memory.
+Rank 1 decodes one continuous batch and *pulls* caches when it has room; keys and values cross gloo as tensors. The
+colocated system is one process with vLLM's rule, prompts first. Both run the same model with one thread a process,
+and greedy tokens do not depend on the system. The `calibrate_` functions time the very functions that serve, so that
+a simulator can be fitted (simulator_check.py).
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from common.models.decoder import Decoder, DecoderConfig, KVCache
+
+MODEL = (
+    DecoderConfig()
+)  # 2.8 million parameters: a prompt of 128 tokens takes about ten milliseconds on one core
+WEIGHTS = 0  # seed of the model's weights and of the prompts' tokens
+SPIN = 2e-4  # seconds between two looks at the clock when there is nothing to do
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Batch limits and KV memory of each process, in tokens and sequences."""
+
+    prefill_tokens: int = 256  # the paper's L_m
+    max_sequences: int = 16  # of a decode batch
+    kv_tokens: int = 4096  # of each process
+
+
+@dataclass(frozen=True)
+class Load:
+    """Requests with arrival in seconds, prompt and output tokens; lists of equal length."""
+
+    arrival: list[float]
+    prompt: list[int]
+    output: list[int]
+
+
+@dataclass
+class Served:
+    """Clock times of each request, seconds since the start of the run, and its tokens."""
+
+    first_token: list[float]
+    finish: list[float]
+    tokens: list[list[int]] = field(default_factory=list)
+
+
+def build_model() -> Decoder:
+    """The same weights in every process."""
+    return Decoder(MODEL, torch.Generator().manual_seed(WEIGHTS))
+
+
+def prompt_tokens(index: int, length: int) -> torch.Tensor:
+    """The tokens of a request's prompt, the same in every process, shape (length,)."""
+    generator = torch.Generator().manual_seed(WEIGHTS + 1 + index)
+    return torch.randint(MODEL.vocab, (length,), generator=generator)
+
+
+def prefill(model: Decoder, prompts: list[torch.Tensor], room: list[int]) -> tuple[list[int], list[KVCache]]:
+    """First token and cache of each prompt; `room` is how long each sequence may grow."""
+    caches = [KVCache(MODEL, capacity) for capacity in room]
+    return model(prompts, caches).argmax(-1).tolist(), caches
+
+
+def decode(model: Decoder, last: list[int], caches: list[KVCache]) -> list[int]:
+    """The next token of each sequence."""
+    return model(list(torch.tensor(last).split(1)), caches).argmax(-1).tolist()
+
+
+@dataclass
+class _Running:
+    index: int
+    cache: KVCache
+    tokens: list[int]
+
+
+class _Decoding:
+    """A continuous batch: one step gives every sequence a token and takes the finished ones out."""
+
+    def __init__(self, model: Decoder, load: Load, served: Served, now: Callable[[], float]) -> None:
+        self.model, self.load, self.served, self.now = model, load, served, now
+        self.batch: list[_Running] = []
+        self.finished = 0
+
+    def join(self, index: int, cache: KVCache, first: int) -> None:
+        self.batch.append(_Running(index, cache, [first]))
+
+    def step(self) -> list[_Running]:
+        """Decode once; the sequences that are done."""
+        tokens = decode(self.model, [one.tokens[-1] for one in self.batch], [one.cache for one in self.batch])
+        at = self.now()
+        done = []
+        for one, token in zip(self.batch, tokens, strict=True):
+            one.tokens.append(token)
+            if len(one.tokens) == self.load.output[one.index]:
+                self.served.finish[one.index] = at
+                self.served.tokens[one.index] = one.tokens
+                done.append(one)
+        self.batch = [one for one in self.batch if len(one.tokens) < self.load.output[one.index]]
+        self.finished += len(done)
+        return done
+
+
+def _empty(load: Load) -> Served:
+    n = len(load.arrival)
+    return Served([-1.0] * n, [-1.0] * n, [[] for _ in range(n)])
+
+
+def _clock(start: float) -> Callable[[], float]:
+    return lambda: time.monotonic() - start
+
+
+def serve_colocated(model: Decoder, load: Load, limits: Limits, start: float) -> Served:
+    """Both phases in this process: waiting prompts run first and alone, else everybody decodes (vLLM's rule)."""
+    served, now = _empty(load), _clock(start)
+    decoding = _Decoding(model, load, served, now)
+    arriving = deque(range(len(load.arrival)))
+    waiting: deque[int] = deque()
+    held = answered = 0
+    while answered < len(load.arrival):
+        while arriving and load.arrival[arriving[0]] <= now():
+            waiting.append(arriving.popleft())
+        batch = _batch(
+            waiting, load, limits, limits.kv_tokens - held, limits.max_sequences - len(decoding.batch)
+        )
+        if batch:
+            firsts, caches = prefill(model, *_inputs(batch, load))
+            at = now()
+            for index, first, cache in zip(batch, firsts, caches, strict=True):
+                served.first_token[index] = at
+                if load.output[index] == 1:
+                    served.finish[index], served.tokens[index] = at, [first]
+                    answered += 1
+                else:
+                    held += _total(load, index)
+                    decoding.join(index, cache, first)
+        elif decoding.batch:
+            done = decoding.step()
+            held -= sum(_total(load, one.index) for one in done)
+            answered += len(done)
+        else:
+            time.sleep(SPIN)
+    return served
+
+
+def _total(load: Load, index: int) -> int:
+    return load.prompt[index] + load.output[index]
+
+
+def _inputs(batch: list[int], load: Load) -> tuple[list[torch.Tensor], list[int]]:
+    return [prompt_tokens(i, load.prompt[i]) for i in batch], [_total(load, i) for i in batch]
+
+
+def _batch(waiting: deque[int], load: Load, limits: Limits, room: int, sequences: int) -> list[int]:
+    """Prompts to run together, first come, first served: up to L_m tokens, or one longer prompt alone."""
+    batch: list[int] = []
+    tokens = 0
+    while waiting and len(batch) < sequences:
+        index = waiting[0]
+        if (batch and tokens + load.prompt[index] > limits.prefill_tokens) or _total(load, index) > room:
+            break
+        room -= _total(load, index)
+        tokens += load.prompt[index]
+        batch.append(waiting.popleft())
+    return batch
+
+
+class Channels:
+    """Three one-way lanes between the two ranks, so that threads of either side never mix their messages."""
+
+    def __init__(self) -> None:
+        self.announce, self.ask, self.caches = (dist.new_group([0, 1]) for _ in range(3))
+
+
+STOP = -1  # in place of a request's index
+
+
+def serve_prefill(model: Decoder, load: Load, limits: Limits, start: float, channels: Channels) -> Served:
+    """The prefill process. Caches stay here until the other process asks for them; a full memory stops prefilling."""
+    served, now = _empty(load), _clock(start)
+    kept: dict[int, KVCache] = {}
+    held = 0  # tokens; changed by both threads
+    lock = threading.Lock()
+
+    def answer() -> None:
+        nonlocal held
+        wish = torch.zeros(1, dtype=torch.int64)
+        while True:
+            dist.recv(wish, 1, channels.ask)
+            index = int(wish)
+            if index == STOP:
+                return
+            dist.send(kept[index].stored(), 1, channels.caches)
+            with lock:
+                del kept[index]
+                held -= load.prompt[index]
+
+    thread = threading.Thread(target=answer, daemon=True)
+    thread.start()
+    arriving = deque(range(len(load.arrival)))
+    waiting: deque[int] = deque()
+    while arriving or waiting:
+        while arriving and load.arrival[arriving[0]] <= now():
+            waiting.append(arriving.popleft())
+        batch = _batch_of_prompts(waiting, load, limits, limits.kv_tokens - held)
+        if not batch:
+            time.sleep(SPIN)
+            continue
+        firsts, caches = prefill(
+            model, [prompt_tokens(i, load.prompt[i]) for i in batch], [load.prompt[i] for i in batch]
+        )
+        at = now()
+        for index, first, cache in zip(batch, firsts, caches, strict=True):
+            served.first_token[index] = at
+            if load.output[index] == 1:
+                served.finish[index], served.tokens[index] = at, [first]
+                continue
+            with lock:
+                kept[index] = cache
+                held += load.prompt[index]
+            dist.send(torch.tensor([index, first]), 1, channels.announce)
+    dist.send(torch.tensor([STOP, STOP]), 1, channels.announce)
+    thread.join()
+    return served
+
+
+def _batch_of_prompts(waiting: deque[int], load: Load, limits: Limits, room: int) -> list[int]:
+    prompts_only = Load(load.arrival, load.prompt, [0] * len(load.prompt))
+    return _batch(waiting, prompts_only, limits, room, len(load.prompt))
+
+
+def serve_decode(model: Decoder, load: Load, limits: Limits, start: float, channels: Channels) -> Served:
+    """The decode process: pulls announced caches while they fit, and decodes everything it holds."""
+    served, now = _empty(load), _clock(start)
+    decoding = _Decoding(model, load, served, now)
+    announced: deque[tuple[int, int]] = deque()
+    pulled: deque[tuple[int, int, KVCache]] = deque()
+    wanted: deque[tuple[int, int]] = deque()
+    news = threading.Semaphore(0)
+
+    def listen() -> None:
+        word = torch.zeros(2, dtype=torch.int64)
+        while True:
+            dist.recv(word, 0, channels.announce)
+            announced.append((int(word[0]), int(word[1])))
+            if int(word[0]) == STOP:
+                return
+
+    def receive() -> None:
+        while True:
+            news.acquire()
+            index, first = wanted.popleft()
+            if index == STOP:
+                return
+            shape = (MODEL.layers, 2, MODEL.heads, load.prompt[index], MODEL.head_dim)
+            stored = torch.empty(shape)
+            dist.recv(stored, 0, channels.caches)
+            pulled.append((index, first, KVCache.received(MODEL, stored, _total(load, index))))
+
+    threads = [threading.Thread(target=work, daemon=True) for work in (listen, receive)]
+    for thread in threads:
+        thread.start()
+    held = 0
+    total = sum(output > 1 for output in load.output)
+    while decoding.finished < total:
+        while (
+            announced and announced[0][0] != STOP and held + _total(load, announced[0][0]) <= limits.kv_tokens
+        ):
+            index, first = announced.popleft()
+            held += _total(load, index)
+            wanted.append((index, first))
+            news.release()
+            dist.send(torch.tensor([index]), 0, channels.ask)
+        while pulled and len(decoding.batch) < limits.max_sequences:
+            index, first, cache = pulled.popleft()
+            decoding.join(index, cache, first)
+        if decoding.batch:
+            held -= sum(_total(load, one.index) for one in decoding.step())
+        else:
+            time.sleep(SPIN)
+    dist.send(torch.tensor([STOP]), 0, channels.ask)
+    wanted.append((STOP, STOP))
+    news.release()
+    for thread in threads:
+        thread.join()
+    return served
+
+
+PREFILL_GRID = (
+    (16,),
+    (64,),
+    (128,),
+    (256,),
+    (384,),
+    (32, 32),
+    (64, 64, 64),
+    (128, 128),
+    (16,) * 8,
+)  # prompt lengths
+DECODE_GRID = tuple(
+    (n, context) for n in (1, 2, 4, 8, 12, 16) for context in (32, 128, 320)
+)  # sequences, tokens each
+REPEATS = 5
+
+
+def calibrate_prefill(model: Decoder) -> list[tuple[tuple[int, ...], float]]:
+    """(prompt lengths, median seconds) over a grid of prefill batches."""
+    return [
+        (lengths, _median(lambda n=lengths: prefill(model, [prompt_tokens(0, x) for x in n], list(n))))
+        for lengths in PREFILL_GRID
+    ]
+
+
+def calibrate_decode(model: Decoder) -> list[tuple[tuple[int, int], float]]:
+    """((sequences, context tokens of each), median seconds) over a grid of decode iterations."""
+    rows = []
+    for n, context in DECODE_GRID:
+        caches = [KVCache(MODEL, context + REPEATS + 2) for _ in range(n)]
+        for cache in caches:
+            cache.length = context
+        load = Load([0.0] * n, [context] * n, [REPEATS + 10] * n)
+        decoding = _Decoding(model, load, _empty(load), _clock(0.0))
+        for index, cache in enumerate(caches):
+            decoding.join(index, cache, 0)
+        rows.append(((n, context), _median(decoding.step)))
+    return rows
+
+
+def _median(work: Callable[[], object]) -> float:
+    work()
+    seconds = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return float(np.median(seconds))
