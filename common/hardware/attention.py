@@ -94,6 +94,7 @@ class AttentionTable:
 
     sms: int
     launch_floor: float  # seconds below which a row of the table shows the launch and not the kernel
+    timing_seconds: float  # what timing a call added to its row
     prefill: Prefill
     decode: Mapping[tuple[int, int], Decode]  # by (heads, kv_heads)
 
@@ -137,7 +138,7 @@ class AttentionTable:
             raise ValueError(
                 f"no set of heads has 3 decode rows above the launch floor of {floor * 1e6:.0f} us"
             )
-        return AttentionTable(sms, floor, prefill, decode)
+        return AttentionTable(sms, floor, timing, prefill, decode)
 
     def prefill_seconds(self, heads: int, head_dim: int, chunks: Sequence[tuple[int, int]]) -> float:
         """Seconds of causal attention of `chunks` (new tokens, tokens before them) in one kernel."""
@@ -166,7 +167,7 @@ class AttentionTable:
             waves = _waves(_tiles_of(row), row.heads, self.sms)
             keys = waves.keys * row.head_dim / HEAD_DIM
             kernel = self.prefill.start + self.prefill.wave_start * waves.number + self.prefill.token * keys
-        return max(self.launch_floor, kernel + EVENT_SECONDS)
+        return max(self.launch_floor, kernel + self.timing_seconds)
 
     def _nearest(self, heads: int, kv_heads: int) -> Decode:
         alike = [known for known in self.decode if (known[0] > known[1]) == (heads > kv_heads)]
