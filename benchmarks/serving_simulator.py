@@ -29,7 +29,9 @@ from papers.distserve.deployment import Parallelism, Placement, Profile, disaggr
 
 KV_TOKENS = a100_kv_tokens("opt-13b", 1, 1) or 0
 RATE = 2.0  # requests/s on one A100: below the capacity of every policy but request-level batching
-REFERENCE_RATE = 6.0  # of the cross-check: 2,000 requests, mean prompt 249, mean output 234, OPT-13B, prefill TP2
+REFERENCE_RATE = (
+    6.0  # of the cross-check: 2,000 requests, mean prompt 249, mean output 234, OPT-13B, prefill TP2
+)
 
 
 def requests(count: int, rate: float, seed: int = 0) -> Workload:
@@ -83,7 +85,9 @@ def one_size(count: int) -> None:
 
 
 def scaling(largest: int) -> None:
-    counts = [count for count in (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000) if count <= largest]
+    counts = [
+        count for count in (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000) if count <= largest
+    ]
     print("\nrequests      seconds   us/request   peak memory (MiB)")
     seconds = []
     for count in counts:
@@ -100,9 +104,11 @@ def scaling(largest: int) -> None:
 
 
 def cross_check(checkout: Path) -> None:
-    """Our disaggregated system against simdistserve on the same requests and coefficients, transfers free in both."""
+    """Our disaggregated system against simdistserve: same requests and coefficients, transfers free in both."""
     sys.path.insert(0, str(checkout))
-    print("\nplacement               theirs (s)  ours (s)  ratio   first token: median, max   latency: median, max")
+    print(
+        "\nplacement               theirs (s)  ours (s)  ratio   first token: median, max   latency: median, max"
+    )
     cases = {
         "prefill TP2 + decode TP1": Placement(Parallelism(2), Parallelism(1)),
         "prefill TP1 + decode TP1": Placement(Parallelism(1), Parallelism(1)),
@@ -123,14 +129,16 @@ def cross_check(checkout: Path) -> None:
             flush=True,
         )
     print(
-        "With pipelined decoding the two differ by design: simdistserve lets whatever waits at the first stage form one "
-        "batch, so that micro-batches merge; ours keeps one micro-batch a stage, in turn, as DistServe's engine does, "
-        "and its first stage, which carries the host's 2 ms an iteration, then bounds the round."
+        "With pipelined decoding the two differ by design: simdistserve lets whatever waits at the first stage\n"
+        "form one batch, so that micro-batches merge; ours keeps one micro-batch a stage, in turn, as DistServe's\n"
+        "engine does, and its first stage, which carries the host's 2 ms an iteration, then bounds the round."
     )
 
 
 def _ours(workload: Workload, placement: Placement) -> tuple[Trace, float]:
-    unlimited = 10**7  # simdistserve bounds neither a prefill batch nor a decode batch, and its transfers are free
+    unlimited = (
+        10**7
+    )  # simdistserve bounds neither a prefill batch nor a decode batch, and its transfers are free
     profile = Profile(
         shape=model("opt-13b"),
         latency=lambda p: a100_latency("distserve", "opt-13b", p.tensor, p.stages),
@@ -192,7 +200,9 @@ def _simdistserve(workload: Workload, placement: Placement) -> tuple[np.ndarray,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--largest", type=int, default=100_000, help="most requests of the scaling run")
     parser.add_argument("--simdistserve", type=Path, help="checkout of LLMServe/DistServe to compare with")
     parser.add_argument("--one-size", type=int, help=argparse.SUPPRESS)

@@ -214,7 +214,7 @@ class Stretch(NamedTuple):
 
 
 class Instance:
-    """A model replica: a queue, KV memory, and a batch policy, on one GPU or several in tensor and pipeline parallel.
+    """A model replica: a queue, KV memory and a batch policy, on one GPU or several in tensor and pipeline parallel.
 
     on_prefilled: who takes a sequence whose prompt is done, instead of decoding it here (disaggregation); its KV
     blocks stay held until `release`. on_begin: called after every plan, once its iteration has taken the blocks

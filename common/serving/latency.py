@@ -30,9 +30,7 @@ class LatencyModel(Protocol):
     @property
     def stages(self) -> int: ...
 
-    def iteration(
-        self, chunks: Sequence[tuple[int, int]], decodes: int, context: int
-    ) -> tuple[float, float]:
+    def iteration(self, chunks: Sequence[tuple[int, int]], decodes: int, context: int) -> tuple[float, float]:
         """Seconds of one iteration on the first pipeline stage, and on each later one.
 
         chunks: (new tokens, tokens already cached) of each sequence that is being prefilled.
@@ -68,9 +66,7 @@ class FittedLatency:
     def _decode(self, decodes: int) -> tuple[float, float, float]:
         return self.decode_small if decodes < self.large_batch else self.decode_large
 
-    def iteration(
-        self, chunks: Sequence[tuple[int, int]], decodes: int, context: int
-    ) -> tuple[float, float]:
+    def iteration(self, chunks: Sequence[tuple[int, int]], decodes: int, context: int) -> tuple[float, float]:
         """See LatencyModel."""
         in_flight = context - decodes
         if chunks:
@@ -160,6 +156,14 @@ def scaled_fit(fit: FittedLatency, shape: ModelShape, to: ModelShape) -> FittedL
     return replace(
         fit,
         prefill=(fit.prefill[0] * gemm, fit.prefill[1] * gemm, fit.prefill[2] * attention),
-        decode_small=(fit.decode_small[0] * gemm, fit.decode_small[1] * attention, fit.decode_small[2] * gemm),
-        decode_large=(fit.decode_large[0] * gemm, fit.decode_large[1] * attention, fit.decode_large[2] * gemm),
+        decode_small=(
+            fit.decode_small[0] * gemm,
+            fit.decode_small[1] * attention,
+            fit.decode_small[2] * gemm,
+        ),
+        decode_large=(
+            fit.decode_large[0] * gemm,
+            fit.decode_large[1] * attention,
+            fit.decode_large[2] * gemm,
+        ),
     )

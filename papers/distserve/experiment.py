@@ -155,6 +155,7 @@ def check_simulator(config: Config, lab: Runtime, observations: Observations) ->
             )
             observations.add("real_attainment", really, seed, system=one.system, level=one.level)
             observations.add("predicted_attainment", simulated, seed, system=one.system, level=one.level)
+            observations.add("disturbed", one.disturbed, seed, system=one.system, level=one.level)
             errors.append(abs(really - simulated))
         observations.add("attainment_error", float(np.mean(errors)), seed)
 

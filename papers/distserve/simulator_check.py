@@ -7,6 +7,7 @@ percentage points. Rates and objectives follow from the fit by a fixed rule, wha
 
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -45,6 +46,9 @@ MEAN_PROMPT, MEAN_OUTPUT, BATCH = (
 # OPT-66B for a mean prompt, and 3 to 4 times its decode iteration at BATCH; the tighter of each.
 TTFT_FACTOR, TPOT_FACTOR = 5.0, 3.0
 PREDICTED = 0.7  # both are scaled until the simulator predicts this attainment, so that it can err both ways
+# A run during which other programs kept a process from its core is served again, and the quietest try counts. The
+# choice looks at the scheduler's clock alone, never at the requests.
+TRIES, DISTURBED = 3, 0.02  # share of the run's time
 COPY_LENGTHS = (16, 128, 384)  # tokens whose caches are timed on their way between the processes
 
 
@@ -66,6 +70,7 @@ class RealRun:
     seed: int
     load: Load
     served: Served
+    disturbed: float  # share of the time that other programs kept a process from its core
 
 
 def draw_load(rng: np.random.Generator, requests: int) -> Load:
@@ -93,9 +98,11 @@ def measure(
             seed,
             load,
             Served(ours.first_token, _merge(ours.finish, theirs), _merge(ours.tokens, tokens)),
-            slo,
+            disturbed,
         )
-        for (system, level, seed, load, ours), (theirs, tokens) in zip(first[1], second, strict=True)
+        for (system, level, seed, load, ours, disturbed), (theirs, tokens) in zip(
+            first[1], second, strict=True
+        )
     ]
     return first[0], runs
 
@@ -113,18 +120,38 @@ def _both(rank: int, world: int, loads: dict[int, Load], levels: tuple[float, ..
         for level in levels:
             for system, fit in fits.items():
                 timed = replace(load, arrival=[at / (level * capacity(fit, system)) for at in load.arrival])
-                start = _agree_on_start(rank)
-                if system == "disaggregated":
-                    work = serve_prefill if rank == 0 else serve_decode
-                    served = work(model, timed, limits, start, channels)
-                else:
-                    served = serve_colocated(model, timed, limits, start) if rank == 0 else Served([], [])
-                dist.barrier()
+                tries = []
+                while len(tries) < TRIES and (not tries or tries[-1][0] > DISTURBED):
+                    tries.append(_serve(rank, system, model, timed, limits, channels))
+                disturbed, served = min(tries, key=lambda one: one[0])
                 if rank == 0:
-                    answers.append((system, level, seed, timed, served))
+                    answers.append((system, level, seed, timed, served, disturbed))
                 else:
                     answers.append((served.finish, served.tokens))
     return (fits, answers) if rank == 0 else answers
+
+
+def _serve(  # type: ignore[no-untyped-def]
+    rank: int, system: str, model, load: Load, limits: Limits, channels: Channels
+) -> tuple[float, Served]:
+    """Serve a load once; also the share of the time that a process was kept from its core by other programs."""
+    start = _agree_on_start(rank)
+    waited = _seconds_waited()
+    if system == "disaggregated":
+        served = (serve_prefill if rank == 0 else serve_decode)(model, load, limits, start, channels)
+    else:
+        served = serve_colocated(model, load, limits, start) if rank == 0 else Served([], [])
+    share = torch.tensor([(_seconds_waited() - waited) / (time.monotonic() - start)])
+    dist.all_reduce(share, dist.ReduceOp.MAX)
+    return float(share), served
+
+
+def _seconds_waited() -> float:
+    """How long this thread has been ready to run without a core so far (Linux; 0 elsewhere)."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, IndexError):
+        return 0.0
 
 
 def _agree_on_start(rank: int) -> float:

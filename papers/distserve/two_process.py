@@ -312,7 +312,7 @@ REPEATS = 5
 
 
 def calibrate_prefill(model: Decoder) -> list[tuple[tuple[int, ...], float]]:
-    """(prompt lengths, median seconds) over a grid of prefill batches."""
+    """(prompt lengths, median processor seconds) over a grid of prefill batches."""
     return [
         (lengths, _median(lambda n=lengths: prefill(model, [prompt_tokens(0, x) for x in n], list(n))))
         for lengths in PREFILL_GRID
@@ -320,7 +320,7 @@ def calibrate_prefill(model: Decoder) -> list[tuple[tuple[int, ...], float]]:
 
 
 def calibrate_decode(model: Decoder) -> list[tuple[tuple[int, int], float]]:
-    """((sequences, context tokens of each), median seconds) over a grid of decode iterations."""
+    """((sequences, context tokens of each), median processor seconds) over a grid of decode iterations."""
     rows = []
     for n, context in DECODE_GRID:
         caches = [KVCache(MODEL, context + REPEATS + 2) for _ in range(n)]
@@ -335,10 +335,11 @@ def calibrate_decode(model: Decoder) -> list[tuple[tuple[int, int], float]]:
 
 
 def _median(work: Callable[[], object]) -> float:
+    """Processor seconds of this thread: what the work takes when nobody else wants the core."""
     work()
     seconds = []
     for _ in range(REPEATS):
-        start = time.perf_counter()
+        start = time.thread_time()
         work()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.thread_time() - start)
     return float(np.median(seconds))

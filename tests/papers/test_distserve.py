@@ -36,20 +36,36 @@ from tests.common.serving.reference import SteppedInstance
 from tests.common.serving.test_engine import DYADIC, PLAIN, assert_same, dyadic_arrivals, workload
 
 
-def system(loop, instance_type, latency, capacities, counts, kv_bytes=1.0, bytes_per_s=1024.0, share=0.25, seen=None):
+def system(
+    loop, instance_type, latency, capacities, counts, kv_bytes=1.0, bytes_per_s=1024.0, share=0.25, seen=None
+):
     def prefill(done):
         return instance_type(
-            loop, latency, PagedMemory(capacities[0], 16, 0.0), PrefillBatches(64),
-            on_prefilled=done, rank=UPSTREAM, records_tokens=True,
+            loop,
+            latency,
+            PagedMemory(capacities[0], 16, 0.0),
+            PrefillBatches(64),
+            on_prefilled=done,
+            rank=UPSTREAM,
+            records_tokens=True,
         )
 
     def decode(done):
         return instance_type(
-            loop, latency, PagedMemory(capacities[1], 16, 0.0), DecodeBatches(6),
-            on_begin=done, rank=DOWNSTREAM, host_blocks=10**6, swap_seconds_per_block=1 / 256, records_tokens=True,
+            loop,
+            latency,
+            PagedMemory(capacities[1], 16, 0.0),
+            DecodeBatches(6),
+            on_begin=done,
+            rank=DOWNSTREAM,
+            host_blocks=10**6,
+            swap_seconds_per_block=1 / 256,
+            records_tokens=True,
         )
 
-    built = Disaggregated(loop, prefill, counts[0], decode, [Link(bytes_per_s) for _ in range(counts[1])], kv_bytes, share)
+    built = Disaggregated(
+        loop, prefill, counts[0], decode, [Link(bytes_per_s) for _ in range(counts[1])], kv_bytes, share
+    )
     if seen is not None:
         seen.append(built)
     return built
@@ -71,7 +87,9 @@ def test_disaggregated_time_stamps_equal_the_stepped_ones(requests, prefill, dec
         traces.append(
             simulate(
                 requests,
-                lambda loop, t=instance_type: system(loop, t, latency, (prefill, decode), counts, 1.0, speed, seen=seen),
+                lambda loop, t=instance_type: system(
+                    loop, t, latency, (prefill, decode), counts, 1.0, speed, seen=seen
+                ),
             )
         )
     assert_same(*traces)
@@ -81,7 +99,9 @@ def test_disaggregated_time_stamps_equal_the_stepped_ones(requests, prefill, dec
 
 
 def test_a_request_waits_for_its_copy_and_then_decodes():
-    trace = simulate(workload((0.0, 10, 3)), lambda loop: system(loop, Instance, PLAIN, (160, 160), (1, 1), 2.0, 4.0))
+    trace = simulate(
+        workload((0.0, 10, 3)), lambda loop: system(loop, Instance, PLAIN, (160, 160), (1, 1), 2.0, 4.0)
+    )
     assert trace.first_token[0] == 12
     assert trace.finish[0] == 12 + 10 * 2.0 / 4.0 + 2
 
@@ -90,18 +110,26 @@ def test_a_full_decode_instance_leaves_caches_on_the_prefill_side_and_blocks_new
     """Prefill takes 2 + 32 s and decode 47 s a request, one at a time: its 5 blocks hold one request of 80 tokens."""
     seen = []
     requests = workload(*[(0.0, 32, 48)] * 12)
-    tight = simulate(requests, lambda loop: system(loop, Instance, PLAIN, (96, 80), (1, 1), 1.0, 1e9, 0.01, seen))
+    tight = simulate(
+        requests, lambda loop: system(loop, Instance, PLAIN, (96, 80), (1, 1), 1.0, 1e9, 0.01, seen)
+    )
     assert max(t.pulled - t.prefilled for t in seen[0].transfers) > 20, "caches wait to be pulled"
-    assert np.diff(tight.first_token)[-3:] == pytest.approx(47, abs=2), "prefill advances as fast as decode pulls"
+    assert np.diff(tight.first_token)[-3:] == pytest.approx(47, abs=2), (
+        "prefill advances as fast as decode pulls"
+    )
     roomy = simulate(requests, lambda loop: system(loop, Instance, PLAIN, (960, 80), (1, 1), 1.0, 1e9, 0.01))
-    assert np.diff(roomy.first_token)[-3:].tolist() == [66, 0, 34], "two prompts a batch (the first and the last alone), nothing in their way"
+    assert np.diff(roomy.first_token)[-3:].tolist() == [66, 0, 34], (
+        "two prompts a batch (the first and the last alone), nothing in their way"
+    )
 
 
 def test_opt_66b_moves_1_13_gib_for_512_tokens_and_the_slow_network_takes_a_third_of_a_second():
     size = model("opt-66b").kv_bytes_per_token() * 512
     assert size == 64 * 9216 * 4 * 512
     assert size / 2**30 == pytest.approx(1.125)
-    assert size / profile("opt-66b", "distserve", "cross_node_25gbps").link_bytes_per_s == pytest.approx(0.387, rel=0.01)
+    assert size / profile("opt-66b", "distserve", "cross_node_25gbps").link_bytes_per_s == pytest.approx(
+        0.387, rel=0.01
+    )
 
 
 def test_prompts_are_batched_up_to_the_saturating_length_and_longer_ones_run_alone():
@@ -115,7 +143,10 @@ def test_prompts_are_batched_up_to_the_saturating_length_and_longer_ones_run_alo
 TOY = Profile(
     shape=replace(model("opt-13b"), name="toy"),
     latency=lambda p: FittedLatency(
-        (0.02 / p.tensor, 2e-4 / p.tensor, 0.0), (0.02 / p.tensor, 0.0, 1e-4), (0.02 / p.tensor, 0.0, 1e-4), stages=p.stages
+        (0.02 / p.tensor, 2e-4 / p.tensor, 0.0),
+        (0.02 / p.tensor, 0.0, 1e-4),
+        (0.02 / p.tensor, 0.0, 1e-4),
+        stages=p.stages,
     ),
     kv_tokens=lambda p: 40_000 * p.gpus,
     prefill_tokens=512,
@@ -166,7 +197,9 @@ def test_high_affinity_balances_the_phases():
 
 
 def test_goodput_counts_the_gpus_of_both_phases():
-    assert Placement(Parallelism(2), Parallelism(1, 2), prefills=3, decodes=2, units=2).gpus == 2 * (3 * 2 + 2 * 2)
+    assert Placement(Parallelism(2), Parallelism(1, 2), prefills=3, decodes=2, units=2).gpus == 2 * (
+        3 * 2 + 2 * 2
+    )
     assert fill(Placement(Parallelism(2), Parallelism(1)), 8).gpus == 6
 
 

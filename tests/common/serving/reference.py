@@ -69,7 +69,9 @@ class SteppedInstance(Instance):
         return False
 
     def _begin_iteration(self, slot: Slot, plan: Plan) -> None:
-        assert self.memory.free >= (slot.group.growth() if plan.decode else 0), "an iteration without its blocks"
+        assert self.memory.free >= (slot.group.growth() if plan.decode else 0), (
+            "an iteration without its blocks"
+        )
         assert self.memory.free >= 0
         super()._begin_iteration(slot, plan)
 

@@ -50,17 +50,33 @@ class BentLatency:
 
 
 # Dyadic coefficients and arrivals: sums are exact in binary, so that even ties must come out alike.
-DYADIC = FittedLatency((1 / 8, 1 / 64, 1 / 4096), (1 / 16, 1 / 512, 1 / 128), (1 / 32, 1 / 1024, 1 / 64), 4, 1, 1 / 64, 1 / 32, 1 / 2048)
+DYADIC = FittedLatency(
+    (1 / 8, 1 / 64, 1 / 4096),
+    (1 / 16, 1 / 512, 1 / 128),
+    (1 / 32, 1 / 1024, 1 / 64),
+    4,
+    1,
+    1 / 64,
+    1 / 32,
+    1 / 2048,
+)
 
 
-def run(instance_type, latency, scheduler, memory, workload, replicas=1, dispatcher=RoundRobin, swap=(0, 0.0)):
+def run(
+    instance_type, latency, scheduler, memory, workload, replicas=1, dispatcher=RoundRobin, swap=(0, 0.0)
+):
     instances = []
 
     def build(loop):
         instances.extend(
             instance_type(
-                loop, latency, memory(), scheduler,
-                host_blocks=swap[0], swap_seconds_per_block=swap[1], records_tokens=True,
+                loop,
+                latency,
+                memory(),
+                scheduler,
+                host_blocks=swap[0],
+                swap_seconds_per_block=swap[1],
+                records_tokens=True,
             )
             for _ in range(replicas)
         )
@@ -95,14 +111,31 @@ capacities = st.tuples(st.integers(130, 600), st.sampled_from([1, 4, 16]), st.sa
 
 
 @pytest.mark.parametrize("policy", SCHEDULERS)
-@given(workload=dyadic_arrivals, capacity=capacities, replicas=st.integers(1, 3), least=st.booleans(), bent=st.booleans(), host=st.sampled_from([0, 5, 1000]))
+@given(
+    workload=dyadic_arrivals,
+    capacity=capacities,
+    replicas=st.integers(1, 3),
+    least=st.booleans(),
+    bent=st.booleans(),
+    host=st.sampled_from([0, 5, 1000]),
+)
 @settings(max_examples=80, deadline=None)
-def test_coalesced_time_stamps_equal_the_stepped_ones(policy, workload, capacity, replicas, least, bent, host):
+def test_coalesced_time_stamps_equal_the_stepped_ones(
+    policy, workload, capacity, replicas, least, bent, host
+):
     scheduler = SCHEDULERS[policy]
     reserved = policy in ("request-level", "iteration-level")
     memory = (lambda: ReservedMemory(*capacity[:2])) if reserved else (lambda: PagedMemory(*capacity))
     latency = BentLatency() if bent else DYADIC
-    arguments = (latency, scheduler, memory, workload, replicas, LeastLoad if least else RoundRobin, (host, 1 / 256))
+    arguments = (
+        latency,
+        scheduler,
+        memory,
+        workload,
+        replicas,
+        LeastLoad if least else RoundRobin,
+        (host, 1 / 256),
+    )
     assert_same(run(Instance, *arguments), run(SteppedInstance, *arguments))
 
 
@@ -112,7 +145,15 @@ def test_coalesced_time_stamps_equal_the_stepped_ones(policy, workload, capacity
 def test_published_coefficients_and_real_arrivals_agree_to_1e_9(policy, workload, capacity):
     reserved = policy in ("request-level", "iteration-level")
     memory = (lambda: ReservedMemory(*capacity[:2])) if reserved else (lambda: PagedMemory(*capacity))
-    arguments = (a100_latency("vllm", "opt-13b", 1), SCHEDULERS[policy], memory, workload, 1, RoundRobin, (50, 1e-4))
+    arguments = (
+        a100_latency("vllm", "opt-13b", 1),
+        SCHEDULERS[policy],
+        memory,
+        workload,
+        1,
+        RoundRobin,
+        (50, 1e-4),
+    )
     assert_same(run(Instance, *arguments), run(SteppedInstance, *arguments))
 
 
@@ -122,12 +163,27 @@ def test_published_coefficients_and_real_arrivals_agree_to_1e_9(policy, workload
 def test_pipelined_time_stamps_equal_the_stepped_ones(policy, workload, capacity, stages):
     reserved = policy in ("request-level", "iteration-level")
     memory = (lambda: ReservedMemory(*capacity[:2])) if reserved else (lambda: PagedMemory(*capacity))
-    arguments = (replace(DYADIC, stages=stages), SCHEDULERS[policy], memory, workload, 1, RoundRobin, (50, 1 / 256))
+    arguments = (
+        replace(DYADIC, stages=stages),
+        SCHEDULERS[policy],
+        memory,
+        workload,
+        1,
+        RoundRobin,
+        (50, 1 / 256),
+    )
     assert_same(run(Instance, *arguments), run(SteppedInstance, *arguments))
 
 
 # By hand: latencies of whole numbers, one instance.
-PLAIN = FittedLatency((2.0, 1.0, 0.0), (1.0, 0.0, 0.0), (1.0, 0.0, 0.0), stage_seconds=0, host_seconds=0, host_seconds_per_token=0)
+PLAIN = FittedLatency(
+    (2.0, 1.0, 0.0),
+    (1.0, 0.0, 0.0),
+    (1.0, 0.0, 0.0),
+    stage_seconds=0,
+    host_seconds=0,
+    host_seconds_per_token=0,
+)
 
 
 def workload(*rows):
@@ -155,10 +211,14 @@ def test_prefill_first_delays_running_decodes_and_chunked_prefill_does_not():
 
 
 def test_request_level_batches_return_together_and_make_newcomers_wait():
-    trace = serve(RequestLevel(), lambda: ReservedMemory(1000), workload((0.0, 3, 2), (0.0, 5, 9), (1.0, 1, 1)))
+    trace = serve(
+        RequestLevel(), lambda: ReservedMemory(1000), workload((0.0, 3, 2), (0.0, 5, 9), (1.0, 1, 1))
+    )
     assert trace.finish[0] == (2 + 3) + 1, "the first request started alone"
     assert trace.first_token[1] > trace.finish[0], "the second waits although the batch had room"
-    batch = serve(RequestLevel(), lambda: ReservedMemory(1000), workload((0.0, 3, 1), (0.5, 5, 9), (0.5, 5, 2)))
+    batch = serve(
+        RequestLevel(), lambda: ReservedMemory(1000), workload((0.0, 3, 1), (0.5, 5, 9), (0.5, 5, 2))
+    )
     assert batch.finish[1] == batch.finish[2], "the short request waits for its longest companion"
 
 
@@ -170,7 +230,9 @@ def test_iteration_level_lets_a_newcomer_join_and_a_finished_request_leave():
 
 def test_memory_bounds_the_batch_and_a_finished_request_frees_its_blocks():
     trace = serve(PrefillFirst(), lambda: PagedMemory(32, 16, 0.0), workload((0.0, 17, 10), (0.0, 17, 10)))
-    assert trace.first_token[1] == trace.finish[0] + 2 + 17, "two prompts of two blocks each do not fit into two"
+    assert trace.first_token[1] == trace.finish[0] + 2 + 17, (
+        "two prompts of two blocks each do not fit into two"
+    )
 
 
 def test_overflow_recomputes_the_last_admitted_and_all_tokens_still_come_out():
@@ -189,8 +251,12 @@ def test_pipeline_stages_raise_throughput_but_not_the_latency_of_one_request():
     piped = replace(PLAIN, stages=4)
     policy = PrefillFirst(max_tokens=8)
     memory = lambda: PagedMemory(10_000)  # noqa: E731
-    assert serve(policy, memory, one, piped).finish[0] == pytest.approx(serve(policy, memory, one, flat).finish[0])
-    assert serve(policy, memory, many, piped).finish.max() < 0.5 * serve(policy, memory, many, flat).finish.max()
+    assert serve(policy, memory, one, piped).finish[0] == pytest.approx(
+        serve(policy, memory, one, flat).finish[0]
+    )
+    assert (
+        serve(policy, memory, many, piped).finish.max() < 0.5 * serve(policy, memory, many, flat).finish.max()
+    )
 
 
 def test_round_robin_alternates_and_least_load_prefers_the_emptier_instance():
