@@ -6,7 +6,7 @@ import hypothesis
 
 os.environ.setdefault("MPLBACKEND", "agg")
 for name in [name for name in os.environ if name.startswith(("PAPERLAB_", "MLFLOW_")) or name == "DEBUG"]:
-    if name != "PAPERLAB_DATA":  # a mirror of the data sets is no setting but a place
+    if name not in ("PAPERLAB_DATA", "PAPERLAB_CACHE"):  # where data sets lie is no setting but a place
         del os.environ[name]
 
 # Machines in CI are slow at times: how long an example takes says nothing, what it shows does.

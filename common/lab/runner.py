@@ -156,6 +156,8 @@ def put_into_place(project: Project, workspace: Path, folder: Path, target: Path
 
 def _execute(project: Project, composed: Composed, workspace: Path, folder: Path, quiet: bool) -> None:
     """Run the notebook with papermill in a kernel of this interpreter."""
+    # nbformat brings jsonschema, which builds a grammar of IRIs on import: two seconds for what no notebook has
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import papermill

@@ -30,6 +30,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from common.lab.errors import LabError
+
 if TYPE_CHECKING:
     import pandas
     import torch
@@ -205,7 +207,10 @@ class Runtime:
         registry = import_module(
             "common.data"
         )  # by name: a new data set must not outdate every paper's record
-        path = registry.find(name)
+        try:
+            path = registry.find(name)
+        except registry.DataError as error:  # such as a file whose digest is wrong
+            raise LabError(str(error)) from error
         if path is not None:
             self.used(name, registry.DATASETS[name].sha256)
         return path

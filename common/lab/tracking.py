@@ -53,6 +53,8 @@ class Store:
         with self._one_line(), self._alone():
             known = self.client.get_experiment_by_name(slug)
             if known is not None:
+                if known.lifecycle_stage == "deleted":
+                    self.client.restore_experiment(known.experiment_id)
                 return known.experiment_id
             place = (self.project.root / "mlflow" / "artifacts" / slug).as_uri() if self.local else None
             return self.client.create_experiment(slug, artifact_location=place)

@@ -1,5 +1,6 @@
 """falsify, record, bare, check, data, smoke and the servers, from the command line."""
 
+import hashlib
 import json
 import os
 import re
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from common.data import DATASETS, DataSet
 from common.lab.card import Card
+from common.lab.cli import main
 from common.lab.closure import closure, code_digest
 from common.lab.config import compose
 from common.lab.errors import LabError
@@ -18,6 +21,8 @@ from common.lab.evaluate import assess, make_record, measure, run_controls
 from common.lab.project import Project
 from common.lab.record import Record
 from common.lab.recording import commit_record, misjudged, problems, stale
+from common.lab.runner import fetch_data
+from common.lab.runtime import Runtime
 from common.lab.servers import check_free
 from tests.lab.test_reproduce import error_line
 from tests.lab.toy import REPOSITORY, environment, lab, write, write_project
@@ -291,6 +296,42 @@ def test_the_servers_bind_to_loopback(monkeypatch: pytest.MonkeyPatch, toy: Proj
 def test_a_paper_without_data_sets_has_none_to_fetch(toy: Project) -> None:
     ended = lab(toy.root, "data", "toy")
     assert ended.returncode == 0 and "toy uses no data sets" in ended.stdout
+
+
+@pytest.fixture
+def data_set(toy: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The toy's card names a data set; where its mirror would be. There is no network."""
+    known = DataSet(
+        "toy/lengths.csv", "http://127.0.0.1:9/lengths.csv", hashlib.sha256(b"1").hexdigest(), "MIT", ""
+    )
+    monkeypatch.setitem(DATASETS, "toy-lengths", known)
+    monkeypatch.setenv("PAPERLAB_ROOT", str(toy.root))
+    monkeypatch.setenv("PAPERLAB_DATA", str(tmp_path / "mirror"))
+    monkeypatch.setenv("PAPERLAB_CACHE", str(tmp_path / "cache"))
+    edit(toy.card("toy"), "claims:\n", "data: [toy-lengths]\nclaims:\n")
+    return tmp_path / "mirror" / "toy" / "lengths.csv"
+
+
+def test_data_that_cannot_be_had_is_one_line(data_set: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "toy"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: data set toy-lengths: ")
+    fetch_data(Card.load(Project.current().card("toy")))  # a reproduction goes on without it, and says so
+    assert "note: data set toy-lengths can't be had, going on without it" in capsys.readouterr().err
+    assert Runtime([0]).data("toy-lengths") is None
+
+
+def test_data_is_used_with_its_digest_or_not_at_all(
+    data_set: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(data_set, "1")
+    lab = Runtime([0])
+    assert lab.data("toy-lengths") == data_set
+    assert lab.data_used == {"toy-lengths": hashlib.sha256(b"1").hexdigest()}
+    assert main(["data", "toy"]) == 0 and str(data_set) in capsys.readouterr().out
+    write(data_set, "2")
+    with pytest.raises(LabError, match="toy-lengths"):
+        lab.data("toy-lengths")
 
 
 def test_the_folder_mlflow_does_not_shadow_the_library() -> None:
