@@ -60,6 +60,11 @@ def test_tensor_parallelism_divides_linear_and_attention_work(name: str) -> None
         assert split - communication == pytest.approx(whole / 4, rel=1e-6)
 
 
+def test_a_layer_reduces_its_activations_twice() -> None:
+    latency_of_nothing_else = latency(Counting(), model("llama-2-7b"), tensor_parallel=4)
+    assert latency_of_nothing_else.layer_seconds([(68, 0)], 4, 100) == 2 * _all_reduce(72 * 4096 * 2)
+
+
 def _all_reduce(reduce_bytes: int) -> float:
     from common.hardware.collective import all_reduce_seconds
 
