@@ -134,7 +134,7 @@ def _data(project: Project, asked: Arguments) -> int:
             print(f"{name}: {registry.fetch(name)}")  # type: ignore[union-attr]
         except Exception as error:
             missing += 1
-            _say(f"data set {name}: {' '.join(str(error).split())}", ERROR)
+            _say(" ".join(str(error).split()), ERROR)
     return ERROR if missing else 0
 
 

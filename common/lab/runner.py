@@ -93,7 +93,7 @@ def fetch_data(card: Card, quiet: bool = False) -> None:
         except Exception as error:
             if not quiet:
                 line = " ".join(str(error).split())
-                print(f"note: data set {name} can't be had, going on without it ({line})", file=sys.stderr)
+                print(f"note: going on without real data: {line}", file=sys.stderr)
 
 
 @contextlib.contextmanager
