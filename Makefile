@@ -8,6 +8,7 @@ LAUNCHER ?= joblib
 FROM     ?=
 TITLE    ?=
 PORT     ?=
+OUT      ?=
 TESTS    ?= tests
 export PAPER PROFILE SET LAUNCHER FROM TITLE
 
@@ -68,8 +69,8 @@ test: $(READY) ## lint, types, import rules and the whole test suite (TESTS=path
 	$(PY) -m mypy common
 	$(PY) -m pytest -q -n 2 $(TESTS)
 
-gpu-profile: $(READY) ## measure operator, copy and memory tables of this machine's GPU
-	@$(PY) -m common.hardware.profiler
+gpu-profile: $(READY) ## measure operator and copy tables of this machine's GPU (OUT=folder)
+	@$(PY) -m common.hardware.profile_gpu $(if $(OUT),"$(OUT)")
 
 .PHONY: paper-extras all-extras
 paper-extras: $(READY)
