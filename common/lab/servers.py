@@ -18,6 +18,9 @@ def serve(project: Project, what: str, port: int | None = None) -> None:
     check_free(what, port)
     if what == "ui":
         Store(project).bury_the_dead()
+        os.environ.setdefault(
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false"
+        )  # eight processes that run no job of ours
         command = [sys.executable, "-m", "mlflow", "ui", "--host", LOOPBACK, "--port", str(port)]
         command += ["--backend-store-uri", store_uri(project), "--workers", "1"]
     else:
