@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("DEBUG"):
             traceback.print_exc()
         text = str(error) if isinstance(error, LabError) else f"{type(error).__name__}: {error}"
+        text = ", at ".join([text, *getattr(error, "__notes__", [])])
         hint = "" if isinstance(error, LabError) else " (DEBUG=1 shows where)"
         return _say(" ".join(text.split()) + hint, ERROR)
 

@@ -33,6 +33,7 @@ from common.lab.record import Record
 from common.lab.session import OUTPUT, PROGRESS
 
 KERNEL = "python3"  # the name in every notebook; here always this very interpreter
+SLOWEST_START = 300  # seconds a kernel may take to start on a machine that is busy
 POLL = 0.3  # seconds between two looks at the notebook's progress
 
 
@@ -191,6 +192,7 @@ def _execute(project: Project, composed: Composed, workspace: Path, folder: Path
                 language="python",
                 progress_bar=False if quiet else {"desc": slug, "leave": False},
                 cwd=str(folder),
+                start_timeout=SLOWEST_START,
                 relay=relay,
                 config=Config({"KernelManager": {"transport": "ipc"}}),  # no ports that runs could race for
             )

@@ -15,8 +15,9 @@ import yaml
 
 from common.lab.project import Project
 from common.lab.record import Record
+from common.lab.runner import put_into_place, staging
 from common.lab.tracking import Store
-from tests.lab.toy import lab, start, write_project
+from tests.lab.toy import lab, start, write, write_project
 
 FILES = ["config.yaml", "notebook.html", "notebook.ipynb", "observations.json", "results.json"]
 PATIENCE = 90.0  # seconds for a run to get as far as a test waits for
@@ -181,6 +182,28 @@ def test_four_reproductions_at_once_all_finish_and_never_mix(tmp_path: Path) -> 
         assert sorted(path.name for path in target.iterdir() if path.is_file()) == FILES
     finished = runs(project, "FINISHED")
     assert sorted(run.data.params["requests"] for run in finished) == ["10", "11", "12", "13"]
+
+
+@pytest.mark.parametrize("moved_in", [True, False])
+def test_outputs_that_a_killed_process_had_moved_away_come_back(tmp_path: Path, moved_in: bool) -> None:
+    project = Project(tmp_path)
+    target, dead = project.outputs / "toy", project.outputs / ".staging" / "toy-999999999-1-abcd"
+    write(dead / "replaced" / "results.json", "earlier")
+    write(dead / "target", str(target))
+    if moved_in:
+        write(target / "results.json", "new")
+    with staging(project, "toy") as workspace:
+        assert [path.name for path in workspace.parent.iterdir()] == [workspace.name]
+    assert (target / "results.json").read_text() == ("new" if moved_in else "earlier")
+
+
+def test_new_outputs_replace_all_of_the_earlier_ones(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    write(project.outputs / "toy" / "old.txt", "old")
+    with staging(project, "toy") as workspace:
+        write(workspace / "outputs" / "new.txt", "new")
+        put_into_place(project, workspace, workspace / "outputs", project.outputs / "toy")
+    assert snapshot(project.outputs / "toy") == {"new.txt": b"new"}
 
 
 # --- mistakes and hostile surroundings: before anything is run -------------------------------------------------------
