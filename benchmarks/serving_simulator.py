@@ -19,11 +19,12 @@ from pathlib import Path
 import numpy as np
 
 from common.serving.cluster import LeastLoad, Replicas
-from common.serving.engine import Instance, Trace, simulate
+from common.serving.engine import Instance, simulate
 from common.serving.latency import a100_kv_tokens, a100_latency
 from common.serving.memory import PagedMemory, ReservedMemory
 from common.serving.models import model
 from common.serving.schedulers import ChunkedPrefill, IterationLevel, PrefillFirst, RequestLevel
+from common.serving.trace import Trace
 from common.serving.workload import Workload
 from papers.distserve.deployment import Parallelism, Placement, Profile, disaggregated
 
@@ -125,7 +126,7 @@ def cross_check(checkout: Path) -> None:
         off_finish = np.abs(trace.finish - finish) / (finish - workload.arrival)
         print(
             f"{name:34} {theirs:9.2f} {ours:9.3f} {theirs / ours:6.1f}   "
-            f"{np.median(off_first):9.1e} {off_first.max():9.1e}   {np.median(off_finish):9.1e} {off_finish.max():9.1e}",
+            f"{np.median(off_first):9.1e} {off_first.max():8.1e}   {np.median(off_finish):8.1e} {off_finish.max():8.1e}",
             flush=True,
         )
     print(

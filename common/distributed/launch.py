@@ -53,7 +53,17 @@ def launch(
                 ours, theirs = context.Pipe(duplex=False)
                 process = context.Process(
                     target=_rank,
-                    args=(function, rank, world, arguments, f"{folder}/meet", threads, seconds, theirs, os.getpid()),
+                    args=(
+                        function,
+                        rank,
+                        world,
+                        arguments,
+                        f"{folder}/meet",
+                        threads,
+                        seconds,
+                        theirs,
+                        os.getpid(),
+                    ),
                     daemon=True,
                 )
                 process.start()
@@ -78,7 +88,9 @@ def _collect(pipes: list[Connection], processes: list[Any], deadline: float, sec
         ready = wait([pipes[rank] for rank in open_ranks], max(0.0, deadline - time.monotonic()))
         if not ready:
             late = ", ".join(map(str, open_ranks))
-            raise RankFailed(None, f"rank {late} of {len(pipes)} had not finished after {seconds:g} s; all were stopped")
+            raise RankFailed(
+                None, f"rank {late} of {len(pipes)} not finished after {seconds:g} s; all were stopped"
+            )
         for rank in open_ranks:
             if pipes[rank] not in ready:
                 continue
@@ -87,7 +99,11 @@ def _collect(pipes: list[Connection], processes: list[Any], deadline: float, sec
             except EOFError:
                 processes[rank].join(SECONDS_TO_END)
                 code = processes[rank].exitcode
-                how = f"was killed by {signal.Signals(-code).name}" if code and code < 0 else f"exited with {code}"
+                how = (
+                    f"was killed by {signal.Signals(-code).name}"
+                    if code and code < 0
+                    else f"exited with {code}"
+                )
                 raise RankFailed(rank, f"rank {rank} of {len(pipes)} {how} before it returned") from None
             if not good:
                 raise RankFailed(rank, f"rank {rank} of {len(pipes)} raised:\n{value}")
@@ -114,7 +130,11 @@ def _rank(
     torch.set_num_threads(threads)
     try:
         dist.init_process_group(
-            "gloo", init_method=f"file://{meeting}", rank=rank, world_size=world, timeout=timedelta(seconds=seconds)
+            "gloo",
+            init_method=f"file://{meeting}",
+            rank=rank,
+            world_size=world,
+            timeout=timedelta(seconds=seconds),
         )
         message = (True, function(rank, world, *arguments))
         dist.barrier()

@@ -61,7 +61,9 @@ class Layer(nn.Module):
         self.up = nn.Linear(config.hidden, 2 * config.intermediate, bias=False)
         self.down = nn.Linear(config.intermediate, config.hidden, bias=False)
 
-    def forward(self, x: Tensor, lengths: list[int], caches: list[KVCache], index: int, rotation: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, lengths: list[int], caches: list[KVCache], index: int, rotation: Tensor
+    ) -> Tensor:
         """x: packed new tokens, shape (sum of lengths, hidden); each sequence's keys and values join its cache."""
         q, k, v = self.qkv(self.attention_norm(x)).view(len(x), 3, self.heads, self.head_dim).unbind(1)
         q, k = _rotate(q, rotation), _rotate(k, rotation)
@@ -90,6 +92,8 @@ class Layer(nn.Module):
 class Decoder(nn.Module):
     """The model. Weights come from `generator`, so that every process that builds it has the same ones."""
 
+    rotations: Tensor
+
     def __init__(self, config: DecoderConfig, generator: torch.Generator) -> None:
         super().__init__()
         self.config = config
@@ -112,7 +116,9 @@ class Decoder(nn.Module):
         lengths = [len(new) for new in tokens]
         for new, cache in zip(lengths, caches, strict=True):
             if cache.length + new > cache.data.shape[3]:
-                raise ValueError(f"{new} tokens do not fit behind {cache.length} in a cache of {cache.data.shape[3]}")
+                raise ValueError(
+                    f"{new} tokens do not fit behind {cache.length} in a cache of {cache.data.shape[3]}"
+                )
         positions = torch.cat([
             torch.arange(cache.length, cache.length + new) for new, cache in zip(lengths, caches, strict=True)
         ])  # fmt: skip

@@ -13,19 +13,19 @@ by one, still at a cost that does not depend on the number of sequences in them.
 
 import gc
 import math
-from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from common.serving.batch import Plan, Scheduler, Slot
 from common.serving.latency import LatencyModel
-from common.serving.memory import KVMemory, blocks_of
+from common.serving.memory import KVMemory
 from common.serving.sequence import DecodeGroup, Sequence
+from common.serving.trace import TokenLog, Trace, token_times
 from common.serving.workload import Workload
 
 # Order of events at the same instant: arrivals come before them all, then copies that end, then
@@ -61,133 +61,6 @@ class EventLoop:
             callback(argument)
 
 
-class Plan(NamedTuple):
-    """What an iteration computes: (sequence, new prompt tokens) chunks, and whether the running ones decode.
-
-    steady: while no sequence arrives or finishes and KV blocks last, the next plan would be the same. A policy that
-    may decide otherwise at the next iteration (after a preemption, say) sets it False, and is asked again.
-    """
-
-    chunks: list[tuple[Sequence, int]]
-    decode: bool
-    steady: bool = True
-
-
-NOTHING = Plan([], False)
-DECODE = Plan([], True)
-
-
-class Scheduler(Protocol):
-    """A batch policy: looks at a slot and its instance, admits or preempts, and says what to run next."""
-
-    head_only: bool  # an arrival behind a waiting sequence changes no plan (first come, first served)
-
-    def plan(self, slot: "Slot") -> Plan: ...
-
-
-class TokenLog:
-    """When each step of a decode group ended, a stretch a row, so that token times can be read back."""
-
-    def __init__(self) -> None:
-        self.steps = array("q")  # step count before the stretch
-        self.starts = array("d")
-        self.firsts = array("d")  # seconds of the stretch's first iteration
-        self.increments = array("d")  # what each further iteration adds
-
-    def add(self, step: int, start: float, first: float, increment: float) -> None:
-        self.steps.append(step)
-        self.starts.append(start)
-        self.firsts.append(first)
-        self.increments.append(increment)
-
-    def times(self, first: int, last: int) -> np.ndarray:
-        """End of the steps first..last-1, seconds, shape (last - first,)."""
-        steps = np.arange(first, last)
-        row = np.searchsorted(np.asarray(self.steps), steps, side="right") - 1
-        done = steps - np.asarray(self.steps)[row] + 1
-        firsts, increments = np.asarray(self.firsts)[row], np.asarray(self.increments)[row]
-        return np.asarray(self.starts)[row] + done * firsts + increments * (done * (done - 1) / 2)
-
-
-class Slot:
-    """One micro-batch of an instance: the sequences that run together. Without a pipeline there is one."""
-
-    def __init__(self, instance: "Instance", group: DecodeGroup) -> None:
-        self.instance = instance
-        self.group = group
-        self.prefilling: list[Sequence] = []  # admitted, prompt not yet whole
-        self.copy_seconds = 0.0  # swapping that the next iteration waits for
-        self.idle = True
-        self.log = TokenLog()
-
-    @property
-    def size(self) -> int:
-        return len(self.group.members) + len(self.prefilling)
-
-    def room(self, max_sequences: int) -> int:
-        """How many more sequences this slot should take, so that the slots of a pipeline fill evenly."""
-        instance = self.instance
-        if len(instance.slots) > 1:
-            total = instance.unfinished()
-            max_sequences = min(max_sequences, -(-total // len(instance.slots)))
-        return max_sequences - len(self.group.members) - len(self.prefilling)
-
-    def admit(self) -> Sequence:
-        """Take the head of the waiting queue, with the blocks it needs."""
-        instance = self.instance
-        sequence = instance.waiting.popleft()
-        sequence.blocks = instance.memory.needs(sequence)
-        instance.memory.free -= sequence.blocks
-        self.prefilling.append(sequence)
-        return sequence
-
-    def resume(self) -> Sequence:
-        """Swap the head of the swapped queue in; it decodes in the next iteration, which waits for the copy."""
-        instance = self.instance
-        sequence = instance.swapped.popleft()
-        sequence.blocks = blocks_of(sequence.context, instance.memory.block_tokens)
-        instance.memory.free -= sequence.blocks
-        instance.host_blocks += sequence.blocks
-        self.copy_seconds += sequence.blocks * instance.swap_seconds_per_block
-        self.start_decoding(sequence)
-        return sequence
-
-    def start_decoding(self, sequence: Sequence) -> None:
-        """Let a prefilled sequence, whose blocks are held, decode with this slot."""
-        self.group.join(sequence)
-        if self.instance.records_tokens:
-            sequence.spans.append((self.log, self.group.step, -1))
-
-    def stop_decoding(self, sequence: Sequence) -> None:
-        self.group.leave(sequence)
-        self.close_span(sequence)
-
-    def close_span(self, sequence: Sequence) -> None:
-        if sequence.spans:
-            log, first, _ = sequence.spans[-1]
-            sequence.spans[-1] = (log, first, self.group.step)
-
-    def preempt(self, sequence: Sequence, swap: bool) -> None:
-        """Free the blocks of a running or prefilling sequence, keeping its KV on the host or recomputing it."""
-        instance = self.instance
-        sequence.preemptions += 1
-        if sequence in self.group.members:
-            self.stop_decoding(sequence)
-        else:
-            self.prefilling.remove(sequence)
-            swap = False
-        instance.memory.free += sequence.blocks
-        if swap and sequence.blocks <= instance.host_blocks:
-            instance.host_blocks -= sequence.blocks
-            self.copy_seconds += sequence.blocks * instance.swap_seconds_per_block
-            instance.swapped.append(sequence)
-        else:
-            sequence.goal = sequence.prompt + sequence.generated
-            sequence.context = 0
-            instance.waiting.appendleft(sequence)
-        sequence.blocks = 0
-
-
 class Stretch(NamedTuple):
     """Decode iterations under way: the i-th (from 0) takes first + i * increment seconds."""
 
@@ -218,7 +91,7 @@ class Instance:
 
     on_prefilled: who takes a sequence whose prompt is done, instead of decoding it here (disaggregation); its KV
     blocks stay held until `release`. on_begin: called after every plan, once its iteration has taken the blocks
-    it needs: the moment to offer the rest to somebody else. rank: place of its iterations among events of the same instant.
+    it needs: the moment to offer the rest to somebody else. rank: place of its iterations among simultaneous events.
     host_blocks: KV blocks that fit into the swap space. swap_seconds_per_block: copying one block either way.
     """
 
@@ -453,29 +326,6 @@ class System(Protocol):
     def submit(self, sequence: Sequence) -> None: ...
 
 
-@dataclass(frozen=True)
-class Trace:
-    """What happened to each request, arrays of shape (requests,): seconds, and counts."""
-
-    arrival: np.ndarray
-    prompt: np.ndarray
-    output: np.ndarray
-    first_token: np.ndarray
-    finish: np.ndarray
-    preemptions: np.ndarray
-    token_times: tuple[np.ndarray, ...] = ()  # end of every token of each request, where recorded
-
-    @property
-    def ttft(self) -> np.ndarray:
-        """Time to first token, seconds."""
-        return self.first_token - self.arrival
-
-    @property
-    def tpot(self) -> np.ndarray:
-        """Time per output token after the first, seconds; 0 for one-token outputs."""
-        return (self.finish - self.first_token) / np.maximum(1, self.output - 1)
-
-
 def simulate(workload: Workload, build: Callable[[EventLoop], System]) -> Trace:
     """Run a workload to its end on the system that `build` makes on an event loop.
 
@@ -504,7 +354,7 @@ def simulate(workload: Workload, build: Callable[[EventLoop], System]) -> Trace:
         np.array([s.first_token for s in sequences]),
         np.array([s.finish for s in sequences]),
         np.array([s.preemptions for s in sequences], dtype=np.int64),
-        tuple(_token_times(s) for s in sequences) if sequences and sequences[0].spans else (),
+        tuple(token_times(s) for s in sequences) if sequences and sequences[0].spans else (),
     )
 
 
@@ -518,11 +368,3 @@ def _no_cycle_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-def _token_times(sequence: Sequence) -> np.ndarray:
-    parts = [
-        log.times(first, last) if isinstance(log, TokenLog) else np.array([log])
-        for log, first, last in sequence.spans
-    ]
-    return np.concatenate(parts)[: sequence.output]

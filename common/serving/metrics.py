@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.serving.engine import Trace
+from common.serving.trace import Trace
 
 
 @dataclass(frozen=True)

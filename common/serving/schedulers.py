@@ -6,7 +6,7 @@ From the oldest to the newest: `RequestLevel` (FasterTransformer), `IterationLev
 
 from dataclasses import dataclass
 
-from common.serving.engine import DECODE, Plan, Slot
+from common.serving.batch import DECODE, Plan, Slot
 from common.serving.memory import blocks_of
 from common.serving.sequence import Sequence
 

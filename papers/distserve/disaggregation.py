@@ -10,8 +10,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from common.serving.batch import DECODE, NOTHING, Plan, Slot
 from common.serving.cluster import LeastLoad
-from common.serving.engine import COPY, DECODE, NOTHING, EventLoop, Instance, Plan, Slot
+from common.serving.engine import COPY, EventLoop, Instance
 from common.serving.memory import blocks_of
 from common.serving.schedulers import make_room, resume_swapped
 from common.serving.sequence import Sequence

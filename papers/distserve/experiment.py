@@ -148,11 +148,7 @@ def check_simulator(config: Config, lab: Runtime, observations: Observations) ->
     for seed in lab.seeds:
         errors = []
         for one in (one for one in runs if one.seed == seed):
-            fit = check.perturbed(fits[one.system], config.perturb)
-            really, simulated = (
-                check.met(check.observed(one), one.slo),
-                check.met(check.predict(one, fit), one.slo),
-            )
+            really, simulated = check.compare(one, fits[one.system], config.perturb)
             observations.add("real_attainment", really, seed, system=one.system, level=one.level)
             observations.add("predicted_attainment", simulated, seed, system=one.system, level=one.level)
             observations.add("disturbed", one.disturbed, seed, system=one.system, level=one.level)

@@ -7,9 +7,11 @@ of both phases inside one node, so that KV caches cross NVLink only: both phases
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
-from common.serving.engine import Trace, simulate
+from common.serving.engine import simulate
 from common.serving.metrics import SLO, attainment, goodput
+from common.serving.trace import Trace
 from common.serving.workload import Workload
 from papers.distserve.deployment import (
     Build,
@@ -140,10 +142,7 @@ def low_affinity(profile: Profile, cluster: Cluster, objective: Objective) -> li
     best = 0.0
     scored = []
     for unit in sorted(low_affinity_units(profile, cluster), key=lambda one: (one.gpus, str(one))):
-
-        def build(loop, unit=unit):  # type: ignore[no-untyped-def]
-            return disaggregated(profile, unit, loop)
-
+        build = partial(disaggregated, profile, unit)
         threshold = best * (1 + objective.resolution) * unit.gpus
         if best and not objective.sustains(build, threshold):
             scored.append(Scored(unit, best, pruned=True))
@@ -164,9 +163,7 @@ def sweep(profile: Profile, units: list[Placement], workload: Workload, rates: l
     """
     return {
         unit: {
-            rate: simulate(
-                workload.scaled(rate * unit.gpus), lambda loop, u=unit: disaggregated(profile, u, loop)
-            )
+            rate: simulate(workload.scaled(rate * unit.gpus), partial(disaggregated, profile, unit))
             for rate in rates
         }
         for unit in units

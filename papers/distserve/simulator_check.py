@@ -14,11 +14,12 @@ import torch
 import torch.distributed as dist
 
 from common.distributed.launch import launch
-from common.serving.engine import DOWNSTREAM, EventLoop, Instance, System, Trace, simulate
+from common.serving.engine import DOWNSTREAM, EventLoop, Instance, System, simulate
 from common.serving.latency import FittedLatency
 from common.serving.memory import PagedMemory
 from common.serving.metrics import SLO, attainment, smallest_scale
 from common.serving.schedulers import PrefillFirst
+from common.serving.trace import Trace
 from common.serving.workload import Workload
 from papers.distserve.disaggregation import DecodeBatches, Disaggregated, Link, PrefillBatches
 from papers.distserve.two_process import (
@@ -115,12 +116,12 @@ def _merge(mine: list, theirs: list) -> list:  # type: ignore[type-arg]
 def _both(rank: int, world: int, loads: dict[int, Load], levels: tuple[float, ...]):  # type: ignore[no-untyped-def]
     model, limits, channels = build_model(), Limits(), Channels()
     fits = _calibrate(rank, model, channels)
-    answers = []
+    answers: list = []  # type: ignore[type-arg]
     for seed, load in loads.items():
         for level in levels:
             for system, fit in fits.items():
                 timed = replace(load, arrival=[at / (level * capacity(fit, system)) for at in load.arrival])
-                tries = []
+                tries: list[tuple[float, Served]] = []
                 while len(tries) < TRIES and (not tries or tries[-1][0] > DISTURBED):
                     tries.append(_serve(rank, system, model, timed, limits, channels))
                 disturbed, served = min(tries, key=lambda one: one[0])

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -313,10 +314,11 @@ REPEATS = 5
 
 def calibrate_prefill(model: Decoder) -> list[tuple[tuple[int, ...], float]]:
     """(prompt lengths, median processor seconds) over a grid of prefill batches."""
-    return [
-        (lengths, _median(lambda n=lengths: prefill(model, [prompt_tokens(0, x) for x in n], list(n))))
-        for lengths in PREFILL_GRID
-    ]
+
+    def once(lengths: tuple[int, ...]) -> None:
+        prefill(model, [prompt_tokens(0, length) for length in lengths], list(lengths))
+
+    return [(lengths, _median(partial(once, lengths))) for lengths in PREFILL_GRID]
 
 
 def calibrate_decode(model: Decoder) -> list[tuple[tuple[int, int], float]]:

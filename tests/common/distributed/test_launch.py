@@ -37,7 +37,11 @@ def sleep_long(rank, world):
 
 
 def children():
-    return [child for child in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(child.cmdline())]
+    return [
+        child
+        for child in psutil.Process().children(recursive=True)
+        if "spawn_main" in " ".join(child.cmdline())
+    ]
 
 
 def test_every_rank_answers_in_order():
@@ -46,7 +50,11 @@ def test_every_rank_answers_in_order():
 
 
 @pytest.mark.parametrize(
-    "work,message", [(fail_on_one, "rank 1 of 2 raised:\n.*no such luck"), (die_on_one, "rank 1 of 2 was killed by SIGKILL")]
+    "work,message",
+    [
+        (fail_on_one, "rank 1 of 2 raised:\n.*no such luck"),
+        (die_on_one, "rank 1 of 2 was killed by SIGKILL"),
+    ],
 )
 def test_a_failing_rank_is_named_and_the_others_are_stopped(work, message):
     start = time.monotonic()
@@ -58,20 +66,25 @@ def test_a_failing_rank_is_named_and_the_others_are_stopped(work, message):
 
 
 def test_a_late_group_is_stopped():
-    with pytest.raises(RankFailed, match="rank 0, 1 of 2 had not finished after 8 s"):
+    with pytest.raises(RankFailed, match="rank 0, 1 of 2 not finished after 8 s"):
         launch(sleep_long, 2, seconds=8)
     assert not children()
 
 
 def test_ranks_die_with_a_killed_parent():
-    code = "from common.distributed.launch import launch; from tests.common.distributed.test_launch import sleep_long; launch(sleep_long, 2)"
+    code = (
+        "from common.distributed.launch import launch; "
+        "from tests.common.distributed.test_launch import sleep_long; launch(sleep_long, 2)"
+    )
     parent = subprocess.Popen([sys.executable, "-c", code])
     try:
         ranks = []
         deadline = time.monotonic() + 30
         while len(ranks) < 2 and time.monotonic() < deadline:
             time.sleep(0.2)
-            ranks = [c for c in psutil.Process(parent.pid).children() if "spawn_main" in " ".join(c.cmdline())]
+            ranks = [
+                c for c in psutil.Process(parent.pid).children() if "spawn_main" in " ".join(c.cmdline())
+            ]
         assert len(ranks) == 2
         time.sleep(4)  # past the start of Python, where a rank asks the kernel to die with its parent
     finally:

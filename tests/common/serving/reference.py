@@ -5,7 +5,8 @@ summed member by member, blocks are counted from scratch at every iteration and 
 believes, the latency model is asked for every single iteration.
 """
 
-from common.serving.engine import Instance, Plan, Slot
+from common.serving.batch import Plan, Slot
+from common.serving.engine import Instance
 from common.serving.memory import blocks_of
 from common.serving.sequence import DecodeGroup, Sequence
 
