@@ -188,7 +188,7 @@ def _print_report(record: object) -> None:
 def _console() -> "Console":  # type: ignore[name-defined] # noqa: F821
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 140)
+    return Console(width=None if sys.stdout.isatty() else 120)
 
 
 def _relative(path: Path) -> Path:

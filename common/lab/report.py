@@ -25,8 +25,10 @@ HTML_COLOURS = {
     "contradicted": "#8250df",
     "not run": "#57606a",
 }
-HEADINGS = ("claim", "paper", "ours [95% interval]", "verdict", "under its control", "control")
+HEADINGS = ("claim", "paper", "ours [95% interval]", "verdict", "under its negative control")
+VERDICT = HEADINGS.index("verdict")
 BOUND = {"at_least": "≥ ", "at_most": "≤ ", "up_to": "up to ", "exact": "= "}
+FAILED = "FAILS TO BREAK IT"
 PLAIN_WIDTH = 120
 
 
@@ -60,14 +62,14 @@ def ours_text(mean: float | None, interval: Sequence[float] | None, note: str = 
     )
 
 
-def control_texts(claim: ClaimRecord) -> tuple[str, str]:
-    """What the claim's value is under its control, and whether the control broke the claim."""
+def control_text(claim: ClaimRecord) -> str:
+    """What the claim's value and verdict are under its control, and whether the control broke the claim."""
     control = claim.control
     if control is None:
-        return "–", "not run"
+        return "–"
     note = "one value" if len(control.values) == 1 else ""
-    text = f"{ours_text(control.mean, control.interval, note)}: {control.verdict}"
-    return text, f"{control.name} {'holds' if control.holds else 'FAILS TO BREAK IT'}"
+    ours = ours_text(control.mean, control.interval, note)
+    return f"{ours} {control.verdict}\n{control.name} {'holds' if control.holds else FAILED}"
 
 
 class Report:
@@ -88,11 +90,11 @@ class Report:
             (
                 claim,
                 (
-                    f"{claim.id} ({claim.evidence})",
+                    f"{claim.id}\n{claim.evidence}",
                     paper_text(claim),
                     ours_text(claim.mean, claim.interval, claim.note),
                     claim.verdict,
-                    *control_texts(claim),
+                    control_text(claim),
                 ),
             )
             for claim in self.record.claims
@@ -102,15 +104,21 @@ class Report:
     def notes(self) -> list[str]:
         """Where a setting is not the paper's, and why a claim was not run."""
         settings = [f"{claim.id}: {claim.setting}" for claim in self.record.claims if claim.setting]
-        return settings + [f"{c.id}: not run: {c.reason}" for c in self.record.claims if c.reason]
+        reasons: dict[str, list[str]] = {}
+        for claim in self.record.claims:
+            if claim.reason:
+                reasons.setdefault(claim.reason, []).append(claim.id)
+        return settings + [f"not run, {reason}: {', '.join(ids)}" for reason, ids in reasons.items()]
 
     def table(self) -> Table:
         """The table for a terminal."""
         table = Table(title=self.title, caption="\n".join(self.notes) or None, caption_justify="left")
         for heading in HEADINGS:
-            table.add_column(heading, overflow="fold")
+            table.add_column(heading, overflow="fold", no_wrap=heading == "verdict")
         for claim, texts in self.rows:
-            colours = ["", "", "", COLOURS[claim.verdict], "", "red" if "FAILS" in texts[-1] else ""]
+            colours = [""] * len(HEADINGS)
+            colours[VERDICT] = COLOURS[claim.verdict]
+            colours[-1] = "red" if FAILED in texts[-1] else ""
             cells = [f"[{c}]{_plain(t)}[/]" if c else _plain(t) for c, t in zip(colours, texts, strict=True)]
             table.add_row(*cells)
         return table
@@ -127,9 +135,10 @@ class Report:
         body = []
         for claim, texts in self.rows:
             colour = HTML_COLOURS[claim.verdict]
-            cells = [f"<td style='text-align:left'>{html.escape(text)}</td>" for text in texts]
-            bold = f"<b style='color:{colour}'>{html.escape(texts[3])}</b>"
-            cells[3] = f"<td style='text-align:left'>{bold}</td>"
+            lines = [html.escape(text).replace("\n", "<br>") for text in texts]
+            cells = [f"<td style='text-align:left'>{line}</td>" for line in lines]
+            bold = f"<b style='color:{colour}'>{html.escape(claim.verdict)}</b>"
+            cells[VERDICT] = f"<td style='text-align:left'>{bold}</td>"
             body.append(f"<tr>{''.join(cells)}</tr>")
         notes = "".join(f"<div><small>{html.escape(note)}</small></div>" for note in self.notes)
         return (

@@ -61,7 +61,7 @@ def reproduce(project: Project, request: Request) -> Record:
         raise LabError(f"notebooks/{slug}.ipynb is missing: {slug} can't be reproduced without it")
     target = request.target or project.outputs / slug
     fetch_data(card, request.quiet)
-    with _terminable(), staging(project, slug) as workspace:
+    with terminable(), staging(project, slug) as workspace:
         from common.lab.tracking import Store  # brings mlflow: seconds that a wrong name should not cost
 
         store = Store(project)
@@ -279,7 +279,7 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _terminable() -> Iterator[None]:
+def terminable() -> Iterator[None]:
     """SIGTERM ends a run as Ctrl-C does: tracked as KILLED, nothing left behind."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
