@@ -62,14 +62,14 @@ def ours_text(mean: float | None, interval: Sequence[float] | None, note: str = 
     )
 
 
-def control_text(claim: ClaimRecord) -> str:
+def control_texts(claim: ClaimRecord) -> tuple[str, str]:
     """What the claim's value and verdict are under its control, and whether the control broke the claim."""
     control = claim.control
     if control is None:
-        return "–"
+        return "–", "not run"
     note = "one value" if len(control.values) == 1 else ""
-    ours = ours_text(control.mean, control.interval, note)
-    return f"{ours} {control.verdict}\n{control.name} {'holds' if control.holds else FAILED}"
+    text = f"{ours_text(control.mean, control.interval, note)}: {control.verdict}"
+    return text, f"{control.name} {'holds' if control.holds else FAILED}"
 
 
 class Report:
@@ -94,7 +94,7 @@ class Report:
                     paper_text(claim),
                     ours_text(claim.mean, claim.interval, claim.note),
                     claim.verdict,
-                    control_text(claim),
+                    "\n".join(control_texts(claim)) if claim.control else "–",
                 ),
             )
             for claim in self.record.claims

@@ -48,7 +48,7 @@ def test_the_table_shows_paper_ours_verdict_and_control_as_text_and_html(lab: La
             "up to 3 ratio",
             "reproduced",
             "without holds",
-            "1 [1, 1] inconclusive",
+            "1 [1, 1]: inconclusive",
             "not run, needs a GPU: kernel",
         ):
             assert text in shown
