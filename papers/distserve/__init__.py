@@ -11,5 +11,6 @@ placement.py        the two placement algorithms, for fast and for slow networks
 scenarios.py        the paper's workloads and objectives
 two_process.py      prefill and decode in two real processes
 simulator_check.py  whether the simulator predicts them
+evaluation.py       every system of a scenario on one seed's requests
 experiment.py       Config and run(): everything the claims in paper.yaml read
 """
