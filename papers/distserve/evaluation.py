@@ -1,5 +1,7 @@
 """Every system of a scenario on the requests of one seed, and the searches that come before."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +45,7 @@ class Plan:
 class Job:
     """A scenario on one draw of requests; what a worker process is given."""
 
-    config: "Config"
+    config: Config
     name: str
     scenario: Scenario
     workload: Workload  # at one request a second
@@ -83,7 +85,7 @@ def compares_placements(name: str) -> bool:
     return name == "chat-opt-13b"
 
 
-def best_colocated(scenario: Scenario, config: "Config", goal: Objective) -> Parallelism:
+def best_colocated(scenario: Scenario, config: Config, goal: Objective) -> Parallelism:
     """vLLM++: the tensor parallelism with the highest goodput per GPU under vLLM's coefficients."""
     model = profile(scenario.model, "vllm", config.link)
     candidates = model.parallelisms(config.tensor, [1], scenario.gpus)
@@ -105,7 +107,7 @@ def colocated_build(
 
 
 def colocated_goodput(
-    engine: str, parallelism: Parallelism, scenario: Scenario, config: "Config", goal: Objective
+    engine: str, parallelism: Parallelism, scenario: Scenario, config: Config, goal: Objective
 ) -> float:
     """Requests/s and GPU of colocated replicas that fill the scenario's GPUs."""
     gpus = replicas_of(parallelism, scenario.gpus) * parallelism.gpus

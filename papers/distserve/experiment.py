@@ -37,9 +37,8 @@ class Config:
     most_requests: int = 20_000  # of each run, whatever the rate
     target: float = 0.9  # share of requests that must meet both objectives
     resolution: float = 0.02  # relative, of every goodput
-    tensor: list[int] = field(
-        default_factory=lambda: [1, 2, 3, 4, 8]
-    )  # degrees of tensor parallelism to search
+    # degrees of tensor parallelism to search
+    tensor: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 8])
     stages: list[int] = field(default_factory=lambda: [1, 2, 4])  # pipeline stages to search
     other_lengths: int = 3  # seeds on which the goodputs are repeated with other lengths
     disaggregate: bool = True  # False: the same GPUs serve both phases together, nothing is placed
@@ -47,7 +46,7 @@ class Config:
     link: str = "nvlink"  # between the phases: nvlink or cross_node_25gbps
     placement: str = "search"  # or random: any feasible placement with as many GPUs
     real_requests: int = 40  # of each run of the two real processes; 0 leaves them out
-    # their rates, over each system's capacity
+    # rates of the real runs, over each system's capacity
     real_levels: list[float] = field(default_factory=lambda: [0.8])
     perturb: float = 1.0  # factor on the fitted prefill slope with which the simulator predicts the real runs
 
