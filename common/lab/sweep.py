@@ -11,6 +11,7 @@ folder a point, with summary.csv and summary.png at the end. A point that fails 
 import argparse
 import copy
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -18,6 +19,7 @@ import secrets
 import shutil
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -106,7 +108,7 @@ def sweep(
 
     LabError in one line for whatever is wrong before the first point starts.
     """
-    from common.lab.runner import fetch_data
+    from common.lab.runner import fetch_data, terminable
     from common.lab.sweep_summary import collect, write_summary
     from common.lab.tracking import Store  # brings mlflow, which a wrong name should not wait for
 
@@ -120,9 +122,10 @@ def sweep(
     folder = _folder(project, slug)
     store = Store(project)
     store.bury_the_dead()
-    with store.run(_as_a_whole(composed[0], made)) as parent:
+    with terminable(), store.run(_as_a_whole(composed[0], made)) as parent:
         with _surroundings(project, parent.id, launcher), _progress(folder, slug, len(composed)):
             broken = _multirun(project, made, launcher, folder)
+        store.bury_the_dead()  # points whose process was killed
         outcomes = collect(folder, made.points, broken or "did not finish")
         if broken and not any(outcome.record for outcome in outcomes):
             raise LabError(f"the sweep broke off: {broken}")
@@ -285,6 +288,8 @@ def _point(tree: DictConfig) -> None:
     overrides = [text for text in job.overrides.task if text.partition("=")[0] not in OURS]
     if cores := os.environ.get("SLURM_CPUS_PER_TASK"):
         os.environ.setdefault("PAPERLAB_WORKERS", cores)
+    if job.runtime.choices["launcher"] == "joblib":
+        _end_with_parent()
     try:
         slug, _, profile = job.runtime.choices["paper"].partition("/")
         plain = OmegaConf.to_container(tree, resolve=True)
@@ -296,6 +301,19 @@ def _point(tree: DictConfig) -> None:
         line = str(error) if isinstance(error, LabError) else f"{type(error).__name__}: {error}"
         content = {"overrides": overrides, "error": " ".join(line.split())}
         write_atomically(folder / ERROR_FILE, json.dumps(content) + "\n")
+
+
+@functools.cache  # once a process, which may run several points
+def _end_with_parent() -> None:
+    """End this process when the sweep that started it is gone; it would go on for nobody."""
+    parent = os.getppid()
+
+    def follow() -> None:
+        while os.getppid() == parent:
+            time.sleep(POLL)
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def _measure(folder: Path, slug: str, profile: str, tree: dict[str, Any], overrides: Sequence[str]) -> None:

@@ -13,7 +13,8 @@ from common.lab.record import Record
 from common.lab.sweep import plan, sweep
 from common.lab.sweep_summary import collect, summary_csv
 from common.lab.tracking import PARENT, Store
-from tests.lab.toy import lab, write_project
+from tests.lab.test_reproduce import descendants, wait_for
+from tests.lab.toy import lab, start, write_project
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -115,6 +116,20 @@ def test_a_sweep_through_submitit_where_one_point_fails(tmp_path: Path) -> None:
         "kernel": "not run",
     }
     assert sorted(run.info.status for run in runs(root)) == ["FAILED", "FINISHED", "FINISHED"]
+
+
+def test_a_killed_sweep_leaves_no_process_and_no_run_behind(tmp_path: Path) -> None:
+    root = write_project(tmp_path / "a project")
+    with start(root, "sweep", "toy", "--profile", "smoke", "--set", "paper.wait=0,600") as process:
+        wait_for(lambda: list((root / "outputs").rglob("0/results.json")))
+        children = descendants(process.pid)
+        process.kill()
+    wait_for(lambda: not any(child.is_running() and child.status() != "zombie" for child in children))
+    Store(Project(root)).bury_the_dead()  # as the next command does
+    assert sorted(run.info.status for run in runs(root)) in (
+        ["FINISHED", "KILLED"],  # the second point had not begun
+        ["FINISHED", "KILLED", "KILLED"],
+    )
 
 
 def test_a_point_that_left_nothing_did_not_finish(tmp_path: Path) -> None:
