@@ -53,7 +53,9 @@ def test_a_cache_that_was_moved_decodes_the_same_token(model):
 
 
 def test_position_matters(model):
-    assert not torch.allclose(whole(model, torch.tensor([5, 5, 5]))[0], whole(model, torch.tensor([5, 5, 5]))[2])
+    assert not torch.allclose(
+        whole(model, torch.tensor([5, 5, 5]))[0], whole(model, torch.tensor([5, 5, 5]))[2]
+    )
 
 
 def test_a_full_cache_is_refused(model):

@@ -1,0 +1,136 @@
+"""The two real processes, and the fit with which the simulator predicts them."""
+
+import numpy as np
+import pytest
+
+from common.distributed.launch import launch
+from papers.distserve.simulator_check import (
+    PREDICTED,
+    Fit,
+    RealRun,
+    capacity,
+    compare,
+    draw_load,
+    fit_latency,
+    measure,
+    observed,
+    perturbed,
+    predict,
+)
+from papers.distserve.two_process import (
+    Channels,
+    Limits,
+    Load,
+    Served,
+    build_model,
+    decode,
+    prefill,
+    prompt_tokens,
+    serve_colocated,
+    serve_decode,
+    serve_prefill,
+)
+
+
+@pytest.fixture(scope="module")
+def measured():
+    load = draw_load(np.random.default_rng(0), 10)
+    load.output[3] = 1  # ends with its prefill
+    return measure({0: load}, (0.5,))
+
+
+def alone(load, index):
+    """The greedy tokens of a request that nobody disturbs."""
+    model = build_model()
+    tokens, caches = prefill(
+        model, [prompt_tokens(index, load.prompt[index])], [load.prompt[index] + load.output[index]]
+    )
+    while len(tokens) < load.output[index]:
+        tokens += decode(model, tokens[-1:], caches)
+    return tokens
+
+
+def test_both_systems_give_every_request_the_tokens_it_would_get_alone(measured):
+    _, runs = measured
+    for run in runs:
+        assert run.served.tokens == [alone(run.load, index) for index in range(10)], run.system
+
+
+def test_time_stamps_are_in_order(measured):
+    for run in measured[1]:
+        trace = observed(run)
+        assert np.all(trace.ttft > 0)
+        assert np.all((trace.tpot > 0) == (trace.output > 1))
+
+
+def test_a_fit_predicts_the_order_of_magnitude_of_the_real_run(measured):
+    fits, runs = measured
+    for run in runs:
+        ratio = np.median(observed(run).ttft) / np.median(predict(run, fits[run.system]).ttft)
+        assert 0.3 < ratio < 10, (
+            f"{run.system}: measured over predicted TTFT is {ratio:.2f} on a busy machine"
+        )
+
+
+def tight_memory(rank, world, load):
+    """Serve with room for two requests in each process; returns tokens and how many finished."""
+    limits = Limits(prefill_tokens=64, max_sequences=2, kv_tokens=120)
+    model, channels = build_model(), Channels()
+    if rank == 0:
+        serve_prefill(model, load, limits, 0.0, channels)
+        return serve_colocated(model, load, limits, 0.0).tokens
+    return serve_decode(model, load, limits, 0.0, channels).tokens
+
+
+def test_a_full_decode_process_holds_back_prefill_and_loses_nothing():
+    load = Load([0.0] * 6, [40] * 6, [12] * 6)
+    colocated, disaggregated = launch(tight_memory, 2, (load,), seconds=120)
+    assert disaggregated == colocated
+    assert [len(tokens) for tokens in disaggregated] == [12] * 6
+
+
+def test_the_fit_recovers_the_coefficients_it_was_made_from():
+    prefills = [
+        ((n, m), 0.003 + 1e-4 * (n + m) + 2e-7 * (n * n + m * m)) for n in (16, 64, 256) for m in (8, 128)
+    ]
+    decodes = [((n, c), 0.004 + 2e-6 * n * c + 5e-4 * n) for n in (1, 4, 16) for c in (32, 256)]
+    fit = fit_latency(prefills, decodes)
+    assert fit.prefill == pytest.approx((0.003, 1e-4, 2e-7))
+    assert fit.decode_small == fit.decode_large == pytest.approx((0.004, 2e-6, 5e-4))
+
+
+def test_a_coefficient_is_never_negative():
+    prefills = [((n,), 0.01 + 1e-4 * n - 1e-8 * n * n) for n in (16, 64, 256, 384)]
+    fit = fit_latency(prefills, [((n, 32), 0.001 * n) for n in (1, 2, 4)])
+    assert min(*fit.prefill, *fit.decode_small) >= 0
+
+
+FIT = Fit(
+    fit_latency(
+        [((n,), 0.004 + 1e-4 * n + 1e-7 * n * n) for n in (16, 64, 256, 384)],
+        [((n, c), 0.004 + 1e-6 * n * c + 4e-4 * n) for n in (1, 4, 16) for c in (32, 256)],
+    ),
+    copy_seconds=3e-4,
+    bytes_per_s=1e9,
+)
+
+
+@pytest.mark.parametrize("system", ["colocated", "disaggregated"])
+def test_a_system_that_does_as_predicted_has_no_error_and_a_wrong_fit_has_one(system):
+    load = draw_load(np.random.default_rng(1), 200)
+    rate = 0.8 * capacity(FIT, system)
+    timed = Load([at / rate for at in load.arrival], load.prompt, load.output)
+    empty = RealRun(system, 0.8, 0, timed, None, 0.0)
+    trace = predict(empty, FIT)
+    ideal = RealRun(system, 0.8, 0, timed, Served(trace.first_token.tolist(), trace.finish.tolist()), 0.0)
+    really, simulated = compare(ideal, FIT, 1.0)
+    assert really == simulated == pytest.approx(100 * PREDICTED, abs=1)
+    _, wrong = compare(ideal, FIT, 1.5)
+    assert abs(really - wrong) > 10
+
+
+def test_perturbing_changes_the_prefill_slope_alone():
+    changed = perturbed(FIT, 1.5)
+    assert changed.latency.prefill[1] == 1.5 * FIT.latency.prefill[1]
+    assert changed.latency.decode_small == FIT.latency.decode_small
+    assert changed.latency.prefill[0] == FIT.latency.prefill[0]
