@@ -96,16 +96,19 @@ def check_simulator(config: Config, lab: Runtime, observations: Observations) ->
     """Serve for real in two processes, predict the same by simulation, and compare attainments, percentage points."""
     from papers.distserve import simulator_check as check  # brings torch, which the simulations do without
 
-    loads = {seed: check.draw_load(lab.rng(seed, "real"), config.real_requests) for seed in lab.seeds}
-    fits, runs = check.measure(loads, tuple(config.real_levels))
+    loads = {check.CALIBRATION: check.draw_load(lab.rng(0, "calibration"), config.real_requests)}
+    loads |= {seed: check.draw_load(lab.rng(seed, "real"), config.real_requests) for seed in lab.seeds}
+    runs = check.measure(loads, tuple(config.real_levels))
     for seed in lab.seeds:
         errors = []
         for one in (one for one in runs if one.seed == seed):
-            really, simulated = check.compare(one, fits[one.system], config.perturb)
-            observations.add("real_attainment", really, seed, system=one.system, level=one.level)
-            observations.add("predicted_attainment", simulated, seed, system=one.system, level=one.level)
-            observations.add("disturbed", one.disturbed, seed, system=one.system, level=one.level)
-            errors.append(abs(really - simulated))
+            at: dict[str, str | float] = {"system": one.system, "level": one.level}
+            observations.add("disturbed", one.disturbed, seed, **at)
+            compared = check.compare(one, check.fit_without(runs, one), config.perturb)
+            for share, (really, simulated) in zip(check.PREDICTED, compared, strict=True):
+                observations.add("real_attainment", really, seed, target=share, **at)
+                observations.add("predicted_attainment", simulated, seed, target=share, **at)
+                errors.append(abs(really - simulated))
         observations.add("attainment_error", float(np.mean(errors)), seed)
 
 

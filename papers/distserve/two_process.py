@@ -3,8 +3,8 @@
 Rank 0 prefills, first come, first served, up to `prefill_tokens` together; a prefilled cache waits in its memory.
 Rank 1 decodes one continuous batch and *pulls* caches when it has room; keys and values cross gloo as tensors. The
 colocated system is one process with vLLM's rule, prompts first. Both run the same model with one thread a process,
-and greedy tokens do not depend on the system. The `calibrate_` functions time the very functions that serve, so that
-a simulator can be fitted (simulator_check.py).
+and greedy tokens do not depend on the system. Every iteration is logged with its shape and its seconds, so that a
+simulator can be fitted to it (simulator_check.py).
 """
 
 import threading
@@ -12,7 +12,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 import torch
@@ -47,11 +46,19 @@ class Load:
 
 @dataclass
 class Served:
-    """Clock times of each request, seconds since the start of the run, and its tokens."""
+    """Clock times of each request, seconds since the start of the run, its tokens, and a log of iterations."""
 
     first_token: list[float]
     finish: list[float]
     tokens: list[list[int]] = field(default_factory=list)
+    # What was timed on the way, from the start of an iteration to the start of the next one:
+    prefills: list[tuple[tuple[int, ...], float]] = field(default_factory=list)  # prompt lengths, seconds
+    decodes: list[tuple[tuple[int, int], float]] = field(
+        default_factory=list
+    )  # sequences and their context, seconds
+    copies: list[tuple[int, float]] = field(
+        default_factory=list
+    )  # tokens, seconds from asking to holding the cache
 
 
 def build_model() -> Decoder:
@@ -96,6 +103,8 @@ class _Decoding:
 
     def step(self) -> list[_Running]:
         """Decode once; the sequences that are done."""
+        shape = (len(self.batch), sum(one.cache.length + 1 for one in self.batch))
+        start = self.now()
         tokens = decode(self.model, [one.tokens[-1] for one in self.batch], [one.cache for one in self.batch])
         at = self.now()
         done = []
@@ -107,6 +116,7 @@ class _Decoding:
                 done.append(one)
         self.batch = [one for one in self.batch if len(one.tokens) < self.load.output[one.index]]
         self.finished += len(done)
+        self.served.decodes.append((shape, self.now() - start))
         return done
 
 
@@ -133,8 +143,10 @@ def serve_colocated(model: Decoder, load: Load, limits: Limits, start: float) ->
             waiting, load, limits, limits.kv_tokens - held, limits.max_sequences - len(decoding.batch)
         )
         if batch:
+            start_of_batch = now()
             firsts, caches = prefill(model, *_inputs(batch, load))
             at = now()
+            served.prefills.append((tuple(load.prompt[i] for i in batch), at - start_of_batch))
             for index, first, cache in zip(batch, firsts, caches, strict=True):
                 served.first_token[index] = at
                 if load.output[index] == 1:
@@ -215,9 +227,9 @@ def serve_prefill(model: Decoder, load: Load, limits: Limits, start: float, chan
         if not batch:
             time.sleep(SPIN)
             continue
-        firsts, caches = prefill(
-            model, [prompt_tokens(i, load.prompt[i]) for i in batch], [load.prompt[i] for i in batch]
-        )
+        start_of_batch = now()
+        lengths = [load.prompt[i] for i in batch]
+        firsts, caches = prefill(model, [prompt_tokens(i, load.prompt[i]) for i in batch], lengths)
         at = now()
         for index, first, cache in zip(batch, firsts, caches, strict=True):
             served.first_token[index] = at
@@ -228,6 +240,7 @@ def serve_prefill(model: Decoder, load: Load, limits: Limits, start: float, chan
                 kept[index] = cache
                 held += load.prompt[index]
             dist.send(torch.tensor([index, first]), 1, channels.announce)
+        served.prefills.append((tuple(lengths), now() - start_of_batch))
     dist.send(torch.tensor([STOP, STOP]), 1, channels.announce)
     thread.join()
     return served
@@ -244,7 +257,7 @@ def serve_decode(model: Decoder, load: Load, limits: Limits, start: float, chann
     decoding = _Decoding(model, load, served, now)
     announced: deque[tuple[int, int]] = deque()
     pulled: deque[tuple[int, int, KVCache]] = deque()
-    wanted: deque[tuple[int, int]] = deque()
+    wanted: deque[tuple[int, int, float]] = deque()
     news = threading.Semaphore(0)
 
     def listen() -> None:
@@ -258,13 +271,14 @@ def serve_decode(model: Decoder, load: Load, limits: Limits, start: float, chann
     def receive() -> None:
         while True:
             news.acquire()
-            index, first = wanted.popleft()
+            index, first, asked = wanted.popleft()
             if index == STOP:
                 return
             shape = (MODEL.layers, 2, MODEL.heads, load.prompt[index], MODEL.head_dim)
             stored = torch.empty(shape)
             dist.recv(stored, 0, channels.caches)
             pulled.append((index, first, KVCache.received(MODEL, stored, _total(load, index))))
+            served.copies.append((load.prompt[index], now() - asked))
 
     threads = [threading.Thread(target=work, daemon=True) for work in (listen, receive)]
     for thread in threads:
@@ -277,7 +291,7 @@ def serve_decode(model: Decoder, load: Load, limits: Limits, start: float, chann
         ):
             index, first = announced.popleft()
             held += _total(load, index)
-            wanted.append((index, first))
+            wanted.append((index, first, now()))
             news.release()
             dist.send(torch.tensor([index]), 0, channels.ask)
         while pulled and len(decoding.batch) < limits.max_sequences:
@@ -288,52 +302,34 @@ def serve_decode(model: Decoder, load: Load, limits: Limits, start: float, chann
         else:
             time.sleep(SPIN)
     dist.send(torch.tensor([STOP]), 0, channels.ask)
-    wanted.append((STOP, STOP))
+    wanted.append((STOP, STOP, 0.0))
     news.release()
     for thread in threads:
         thread.join()
     return served
 
 
-PREFILL_GRID = (
-    (16,),
-    (64,),
-    (128,),
-    (256,),
-    (384,),
-    (32, 32),
-    (64, 64, 64),
-    (128, 128),
-    (16,) * 8,
-)  # prompt lengths
-DECODE_GRID = tuple(
-    (n, context) for n in (1, 2, 4, 8, 12, 16) for context in (32, 128, 320)
-)  # sequences, tokens each
-REPEATS = 5
+REPEATS = 9
 
 
-def calibrate_prefill(model: Decoder) -> list[tuple[tuple[int, ...], float]]:
-    """(prompt lengths, median processor seconds) over a grid of prefill batches."""
+def time_prefill(model: Decoder, lengths: tuple[int, ...]) -> float:
+    """Median processor seconds of prefilling prompts of these lengths together."""
 
-    def once(lengths: tuple[int, ...]) -> None:
+    def once() -> None:
         prefill(model, [prompt_tokens(0, length) for length in lengths], list(lengths))
 
-    return [(lengths, _median(partial(once, lengths))) for lengths in PREFILL_GRID]
+    return _median(once)
 
 
-def calibrate_decode(model: Decoder) -> list[tuple[tuple[int, int], float]]:
-    """((sequences, context tokens of each), median processor seconds) over a grid of decode iterations."""
-    rows = []
-    for n, context in DECODE_GRID:
-        caches = [KVCache(MODEL, context + REPEATS + 2) for _ in range(n)]
-        for cache in caches:
-            cache.length = context
-        load = Load([0.0] * n, [context] * n, [REPEATS + 10] * n)
-        decoding = _Decoding(model, load, _empty(load), _clock(0.0))
-        for index, cache in enumerate(caches):
-            decoding.join(index, cache, 0)
-        rows.append(((n, context), _median(decoding.step)))
-    return rows
+def time_decode(model: Decoder, n: int, context: int) -> float:
+    """Median processor seconds of a decode iteration of `n` sequences of `context` tokens."""
+    load = Load([0.0] * n, [context] * n, [REPEATS + 10] * n)
+    decoding = _Decoding(model, load, _empty(load), _clock(0.0))
+    for index in range(n):
+        cache = KVCache(MODEL, context + REPEATS + 2)
+        cache.length = context
+        decoding.join(index, cache, 0)
+    return _median(decoding.step)
 
 
 def _median(work: Callable[[], object]) -> float:
