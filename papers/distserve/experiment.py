@@ -9,13 +9,14 @@ requests. All systems see the same requests, may use the same number of GPUs, an
     low, high     DistServe placed by Algorithm 2 (stages of both phases share a node) and by Algorithm 1
 """
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from common.lab.runtime import Observations, Runtime
-from common.serving.workload import SYNTHETIC, Workload, draw_lengths, poisson
+from common.serving.workload import QUANTILES, SYNTHETIC, Workload, draw_lengths, poisson
 from papers.distserve.evaluation import PLANNING, Job, Plan, evaluate, plan
 from papers.distserve.scenarios import OTHER_LENGTHS, SCENARIOS, Scenario, with_lengths
 
@@ -156,6 +157,8 @@ def draw(scenario: Scenario, rng: np.random.Generator, config: Config, lab: Runt
     path: Path | None = None
     if scenario.lengths not in SYNTHETIC:
         path = lab.data(TRACES[scenario.lengths.removesuffix("-joined")])
+        if path is None:
+            lab.used("embedded length quantiles", hashlib.sha256(QUANTILES.read_bytes()).hexdigest())
     n = max(config.requests, config.most_requests)
     lengths = draw_lengths(scenario.lengths, rng, n, path)
     return Workload(poisson(rng, n), lengths.prompt, lengths.output)
