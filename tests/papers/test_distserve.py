@@ -1,5 +1,6 @@
 """DistServe's mechanisms against the step-by-step engine, closed forms and exhaustive search."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -7,8 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common import data
+from common.lab.runtime import Runtime
 from common.serving.engine import DOWNSTREAM, UPSTREAM, Instance, simulate
-from common.serving.latency import FittedLatency
+from common.serving.latency import FittedLatency, a100_latency
 from common.serving.memory import PagedMemory
 from common.serving.metrics import SLO, attainment, smallest_scale
 from common.serving.models import model
@@ -21,6 +24,7 @@ from papers.distserve.deployment import (
     disaggregated,
 )
 from papers.distserve.disaggregation import DecodeBatches, Disaggregated, Link, PrefillBatches
+from papers.distserve.experiment import Config, run
 from papers.distserve.placement import (
     Cluster,
     Objective,
@@ -245,3 +249,55 @@ def test_unknown_links_and_engines_are_named():
         profile("opt-13b", "distserve", "carrier-pigeon")
     with pytest.raises(KeyError, match="distserve, vllm"):
         profile("opt-13b", "tgi", "nvlink")
+
+
+SMALL = Config(
+    scenarios=["chat-opt-13b"],
+    requests=60,
+    seconds=2.0,
+    most_requests=200,
+    resolution=0.1,
+    tensor=[1, 2],
+    stages=[1],
+    other_lengths=1,
+    real_requests=0,
+)
+
+
+def test_the_same_config_and_seeds_give_the_same_bytes_on_any_number_of_cores():
+    one = run(SMALL, Runtime((0, 1), workers=1)).to_json()
+    assert one == run(SMALL, Runtime((0, 1), workers=2)).to_json()
+    assert one != run(SMALL, Runtime((2, 3), workers=2)).to_json()
+
+
+def test_switching_disaggregation_off_leaves_exactly_the_colocated_system():
+    seen = run(replace(SMALL, disaggregate=False), Runtime((0,), workers=1))
+    assert seen.values("same_engine_rate_gain_chat_opt_13b") == [1.0]
+    assert seen.values("same_engine_slo_gain_chat_opt_13b") == [1.0]
+
+
+def test_a_control_computes_only_what_its_claims_read():
+    wanted = Runtime((0,), workers=1, wanted=["same_engine_rate_gain_chat_opt_13b"])
+    seen = run(replace(SMALL, disaggregate=False), wanted)
+    assert "same_engine_rate_gain_chat_opt_13b" in seen.metrics
+    assert not {"rate_gain_chat_opt_13b", "attainment", "goodput_by_lengths"} & set(seen.metrics)
+
+
+def test_an_unknown_scenario_is_named():
+    with pytest.raises(ValueError, match="unknown scenario 'poetry'; one of chat-opt-13b"):
+        run(replace(SMALL, scenarios=["poetry"]), Runtime((0,)))
+
+
+def test_committed_coefficients_are_the_published_ones():
+    """Milliseconds to seconds and nothing else, where the originals are at hand."""
+    for engine in ("distserve", "vllm"):
+        path = data.find(f"distserve-{engine}-fits")
+        if path is None:
+            pytest.skip("the published profiles are not on this machine; `make data` does not fetch them")
+        for name, degrees in json.loads(path.read_text()).items():
+            for degree, published in degrees.items():
+                ours = a100_latency(engine, name.removeprefix("facebook/"), int(degree))
+                assert ours.prefill == pytest.approx([x / 1000 for x in published["prefill"]])
+                assert ours.decode_small == pytest.approx([x / 1000 for x in published["decoding_smallbs"]])
+                assert ours.decode_large == pytest.approx([x / 1000 for x in published["decoding_largebs"]])
+                assert ours.large_batch == published["decoding_large_small_bs_threshold"]
