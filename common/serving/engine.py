@@ -122,6 +122,7 @@ class Instance:
         self.waiting: deque[Sequence] = deque()
         self.swapped: deque[Sequence] = deque()
         self.slots = [Slot(self, self.new_group()) for _ in range(latency.stages)]
+        self._only = self.slots[0] if latency.stages == 1 else None  # the slot, where there is no pipeline
         self.iterations = 0
         self.busy_seconds = 0.0  # of the first stage
         self._ready: deque[Slot] = deque()  # slots waiting for the first stage, in turn
@@ -175,9 +176,13 @@ class Instance:
         """Something changed from outside: look at the queues at the next iteration boundary."""
         if self._stretch is not None:
             self._cut()
-            return
-        self._ready_idle_slots()
-        self._pump()
+        elif self._only is not None:
+            if self._only.idle:
+                self._only.idle = False
+                self._begin(self._only)
+        else:
+            self._ready_idle_slots()
+            self._pump()
 
     def _ready_idle_slots(self) -> None:
         for slot in self.slots:
@@ -221,7 +226,7 @@ class Instance:
 
     def _coalesces(self, slot: Slot, plan: Plan) -> bool:
         steady = plan.decode and plan.steady and not plan.chunks and not slot.copy_seconds
-        return steady and bool(slot.group.members) and len(self.slots) == 1
+        return steady and self._only is not None and bool(slot.group.members)
 
     def _begin_stretch(self, group: DecodeGroup) -> None:
         decodes = len(group.members)
@@ -312,7 +317,7 @@ class Instance:
 
     def _again(self, slot: Slot) -> None:
         """After an iteration: its slot queues for the first stage again, and so do those that lacked memory."""
-        if len(self.slots) == 1:
+        if self._only is not None:
             self._begin(slot)
             return
         self._ready.append(slot)

@@ -57,15 +57,9 @@ class DecodeBatches:
         if instance.swapped and not preempted:
             resume_swapped(slot, self.max_sequences)
         waiting, memory = instance.waiting, instance.memory
-        stuck = (
-            not slot.group.members and not preempted
-        )  # the swapped ones wait for blocks that waiting ones hold
-        while (
-            waiting
-            and (stuck or not instance.swapped)
-            and not preempted
-            and slot.room(self.max_sequences) > 0
-        ):
+        # Where nothing is left to run, swapped requests may lack blocks that waiting ones hold: these go first then.
+        first_come = not slot.group.members or not (preempted or instance.swapped)
+        while first_come and waiting and slot.room(self.max_sequences) > 0:
             next_block = waiting[0].context % memory.block_tokens == 0
             if not slot.group.fits(memory.free - next_block):
                 break
@@ -166,11 +160,15 @@ class Disaggregated:
         return lambda sequence: self._assign(sequence, self.prefills[index])
 
     def _at_iteration(self, index: int) -> Callable[[], None]:
-        return lambda: self._pull(self.decodes[index])
+        def pull() -> None:
+            side = self.decodes[index]
+            if side.assigned:
+                self._pull(side)
+
+        return pull
 
     def _assign(self, sequence: Sequence, source: Instance | None) -> None:
         side = self.decodes[0] if len(self.decodes) == 1 else min(self.decodes, key=_DecodeSide.load)
-        side.instance.memory.check(sequence)
         transfer = Transfer(sequence, source, sequence.blocks, self.loop.now)
         self.transfers.append(transfer)
         side.assigned.append(transfer)
@@ -178,8 +176,6 @@ class Disaggregated:
 
     def _pull(self, side: _DecodeSide) -> None:
         """Start the copies that the decode instance has room for, in the order of assignment."""
-        if not side.assigned:
-            return
         instance, memory = side.instance, side.instance.memory
         while side.assigned:
             transfer = side.assigned[0]
@@ -188,6 +184,7 @@ class Disaggregated:
             if instance.waiting:
                 held += sum(sequence.blocks for sequence in instance.waiting)
             if (held and held >= self.waiting_share * memory.capacity) or not instance.can_take(blocks + 1):
+                memory.check(transfer.sequence)  # waits for room, or will never fit
                 return  # one block more than the copy needs, or nothing could decode once all are waiting
             side.assigned.popleft()
             side.coming += 1

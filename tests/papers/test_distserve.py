@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from common import data
@@ -75,6 +75,7 @@ def system(
     return built
 
 
+@example(workload((0.0, 1, 36), (0.0, 43, 39), (0.0625, 32, 2)), 112, 112, (1, 1), 64.0, 1)
 @given(
     requests=dyadic_arrivals,
     prefill=st.integers(112, 400),
