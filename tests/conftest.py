@@ -9,8 +9,8 @@ for name in [name for name in os.environ if name.startswith(("PAPERLAB_", "MLFLO
     if name not in ("PAPERLAB_DATA", "PAPERLAB_CACHE"):  # where data sets lie is no setting but a place
         del os.environ[name]
 
-# Machines in CI are slow at times: how long an example takes says nothing, what it shows does. CI draws the same examples
-# each time, so that what it says is about the change at hand; everywhere else each run explores new ones.
+# Machines in CI are slow at times: how long an example takes says nothing, what it shows does. CI draws the same
+# examples each time, so that what it says is about the change at hand; everywhere else each run explores new ones.
 in_ci = bool(os.environ.get("CI"))
 hypothesis.settings.register_profile("paperlab", deadline=None, print_blob=True, derandomize=in_ci)
 hypothesis.settings.load_profile("paperlab")
