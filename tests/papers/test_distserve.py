@@ -1,7 +1,9 @@
 """DistServe's mechanisms against the step-by-step engine, closed forms and exhaustive search."""
 
 import json
+import time
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -28,12 +30,14 @@ from papers.distserve.experiment import Config, run
 from papers.distserve.placement import (
     Cluster,
     Objective,
+    best_under,
     fill,
     high_affinity,
     low_affinity,
     low_affinity_units,
     phase_goodputs,
     replicate,
+    sweep,
 )
 from papers.distserve.scenarios import SCENARIOS, profile
 from tests.common.serving.reference import SteppedInstance
@@ -302,3 +306,25 @@ def test_committed_coefficients_are_the_published_ones():
                 assert ours.decode_small == pytest.approx([x / 1000 for x in published["decoding_smallbs"]])
                 assert ours.decode_large == pytest.approx([x / 1000 for x in published["decoding_largebs"]])
                 assert ours.large_batch == published["decoding_large_small_bs_threshold"]
+
+
+def test_moving_the_objectives_finds_the_best_swept_placement_within_two_seconds():
+    requests = objective(n=600).workload
+    units = list(low_affinity_units(TOY, Cluster(1, 4, (1, 2), (1, 2))))
+    rates = [0.5, 1.0, 2.0, 3.0, 4.0, 6.0]
+    swept = sweep(TOY, units, requests, rates)
+    slo = SLO(0.3, 0.05)
+    start = time.perf_counter()
+    best, rate = best_under(swept, slo)[0]
+    assert time.perf_counter() - start < 2.0
+    goal = Objective(requests, slo, requests=600, seconds=0.0)
+    sustained = {
+        unit: max(
+            (r for r in rates if goal.sustains(partial(disaggregated, TOY, unit), r * unit.gpus)), default=0.0
+        )
+        for unit in units
+    }
+    assert sustained[best] == rate == max(sustained.values())
+    assert dict(best_under(swept, SLO(1e-6, 1e-6))) == dict.fromkeys(units, 0.0), (
+        "nobody keeps an absurd promise"
+    )
