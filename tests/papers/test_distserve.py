@@ -295,13 +295,13 @@ def test_an_unknown_scenario_is_named():
 
 def test_committed_coefficients_are_the_published_ones():
     """Milliseconds to seconds and nothing else, where the originals are at hand."""
-    for engine in ("distserve", "vllm"):
-        path = data.find(f"distserve-{engine}-fits")
+    for engine, name in (("distserve", "distserve-engine-fits"), ("vllm", "distserve-vllm-fits")):
+        path = data.find(name)
         if path is None:
             pytest.skip("the published profiles are not on this machine; `make data` does not fetch them")
-        for name, degrees in json.loads(path.read_text()).items():
+        for opt, degrees in json.loads(path.read_text()).items():
             for degree, published in degrees.items():
-                ours = a100_latency(engine, name.removeprefix("facebook/"), int(degree))
+                ours = a100_latency(engine, opt.removeprefix("facebook/"), int(degree))
                 assert ours.prefill == pytest.approx([x / 1000 for x in published["prefill"]])
                 assert ours.decode_small == pytest.approx([x / 1000 for x in published["decoding_smallbs"]])
                 assert ours.decode_large == pytest.approx([x / 1000 for x in published["decoding_largebs"]])
