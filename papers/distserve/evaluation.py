@@ -129,6 +129,13 @@ def undivided_build(job: Job) -> tuple[Build, int]:
     return colocated_build(config.engine, scenario.baseline, gpus, scenario, config), gpus
 
 
+def low_goodput(job: Job) -> float:
+    """Requests/s and GPU of the placement of Algorithm 2 in the job's plan."""
+    assert job.plan is not None
+    build, gpus = distserve_build(job.plan.low, job)
+    return objective(job).goodput(build, start=float(gpus)) / gpus
+
+
 def random_plan(job: Job, chosen: Plan) -> Plan:
     """Any feasible placement on at most as many GPUs, instead of the best; the seed decides."""
     config, scenario = job.config, job.scenario

@@ -16,8 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from common.lab.runtime import Observations, Runtime
+from common.serving.models import model
 from common.serving.workload import QUANTILES, SYNTHETIC, Workload, draw_lengths, poisson
-from papers.distserve.evaluation import PLANNING, Job, Plan, evaluate, plan
+from papers.distserve.evaluation import LOWEST_PER_GPU, PLANNING, Job, Plan, evaluate, low_goodput, plan
+from papers.distserve.placement import shifted
 from papers.distserve.scenarios import OTHER_LENGTHS, SCENARIOS, Scenario, with_lengths
 
 # The registry's data sets behind the traces.
@@ -49,6 +51,10 @@ class Config:
     real_requests: int = 40  # of each run of the two real processes; 0 leaves them out
     # rates of the real runs, over each system's capacity
     real_levels: list[float] = field(default_factory=lambda: [0.8])
+    replan: bool = False  # shift OPT-13B chat to long prompts, and compare the stale placement with a new one
+    interference: list[int] = field(
+        default_factory=list
+    )  # prompt tokens to time beside a decode batch, on a GPU
     perturb: float = 1.0  # factor on the fitted prefill slope with which the simulator predicts the real runs
 
 
@@ -57,6 +63,10 @@ def run(config: Config, lab: Runtime) -> Observations:
     observations = Observations()
     if config.real_requests and lab.wants("attainment_error"):
         check_simulator(config, lab, observations)
+    if config.interference and lab.wants("decode_slowdown"):
+        time_interference(config, lab, observations)
+    if config.replan and lab.wants("replanning_gain"):
+        try_replanning(config, lab, observations)
     scenarios = chosen_scenarios(config, lab)
     planning = [
         Job(config, name, scenario, draw(scenario, lab.rng(0, "planning", name), config, lab), PLANNING)
@@ -111,6 +121,44 @@ def check_simulator(config: Config, lab: Runtime, observations: Observations) ->
                 observations.add("predicted_attainment", simulated, seed, target=share, **at)
                 errors.append(abs(really - simulated))
         observations.add("attainment_error", float(np.mean(errors)), seed)
+
+
+def time_interference(config: Config, lab: Runtime, observations: Observations) -> None:
+    """Time 32 decodes at 1,024 tokens on this device, alone and with each prompt; the first prompt is the claim's."""
+    from papers.distserve.interference import Layers, slowdown  # brings torch
+
+    for seed in lab.seeds:
+        layers = Layers(model("llama-2-7b"), 4, lab.torch_generator(seed, "interference"))
+        for place, prompt in enumerate(config.interference):
+            slower = slowdown(layers, 32, 1024, prompt)
+            observations.add("decode_slowdown_by_prompt", slower, seed, prompt=prompt)
+            if place == 0:
+                observations.add("decode_slowdown", slower, seed)
+
+
+def try_replanning(config: Config, lab: Runtime, observations: Observations) -> None:
+    """Goodput under a shifted workload of a placement planned on its history, over one planned before the shift."""
+    before = SCENARIOS["chat-opt-13b"]
+    after = with_lengths(before, "sharegpt-joined")
+    history = [
+        Job(
+            config, "replanning", one, draw(one, lab.rng(0, "replanning", one.lengths), config, lab), PLANNING
+        )
+        for one in (before, after)
+    ]
+    observations.add("shift_noticed", float(shifted(history[0].workload, history[1].workload)))
+    stale, fresh = lab.map(plan, history, "replanning")
+    jobs = [
+        Job(config, "replanning", after, draw(after, lab.rng(seed, "replanning"), config, lab), seed, one)
+        for seed in lab.seeds
+        for one in (stale, fresh)
+    ]
+    goodputs = lab.map(low_goodput, jobs, "replanning")
+    for index, seed in enumerate(lab.seeds):
+        old, new = goodputs[2 * index : 2 * index + 2]
+        observations.add("replanning_goodput", old, seed, placement="stale")
+        observations.add("replanning_goodput", new, seed, placement="fresh")
+        observations.add("replanning_gain", max(new, LOWEST_PER_GPU) / max(old, LOWEST_PER_GPU), seed)
 
 
 def chosen_scenarios(config: Config, lab: Runtime) -> list[tuple[str, Scenario]]:

@@ -153,6 +153,19 @@ def low_affinity(profile: Profile, cluster: Cluster, objective: Objective) -> li
     return sorted(scored, key=lambda one: (one.pruned, -one.per_gpu, one.placement.gpus))
 
 
+def shifted(before: Workload, after: Workload, factor: float = 1.5) -> bool:
+    """Whether the mean prompt, the mean output or the rate moved by more than `factor`: time to plan anew.
+
+    The paper replans on "a significant shift" of these three (Section 4.3) and gives no number.
+    """
+    pairs = [
+        (before.prompt.mean(), after.prompt.mean()),
+        (before.output.mean(), after.output.mean()),
+        (len(before) / before.arrival[-1], len(after) / after.arrival[-1]),
+    ]
+    return any(max(a, b) > factor * min(a, b) for a, b in pairs)
+
+
 Sweep = dict[Placement, dict[float, Trace]]
 
 

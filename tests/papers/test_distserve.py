@@ -26,6 +26,7 @@ from papers.distserve.deployment import (
     disaggregated,
 )
 from papers.distserve.disaggregation import DecodeBatches, Disaggregated, Link, PrefillBatches
+from papers.distserve.evaluation import LOWEST_PER_GPU
 from papers.distserve.experiment import Config, run
 from papers.distserve.placement import (
     Cluster,
@@ -37,6 +38,7 @@ from papers.distserve.placement import (
     low_affinity_units,
     phase_goodputs,
     replicate,
+    shifted,
     sweep,
 )
 from papers.distserve.scenarios import SCENARIOS, profile
@@ -328,3 +330,18 @@ def test_moving_the_objectives_finds_the_best_swept_placement_within_two_seconds
     assert dict(best_under(swept, SLO(1e-6, 1e-6))) == dict.fromkeys(units, 0.0), (
         "nobody keeps an absurd promise"
     )
+
+
+def test_a_shift_of_lengths_is_noticed_and_noise_is_not():
+    one, same = objective(n=400, seed=0).workload, objective(n=400, seed=1).workload
+    assert not shifted(one, same)
+    assert shifted(one, Workload(one.arrival, 2 * one.prompt, one.output))
+    assert shifted(one, Workload(one.arrival, one.prompt, 2 * one.output))
+    assert shifted(one, one.scaled(2.0))
+
+
+def test_replanning_after_a_shift_compares_the_stale_placement_with_a_new_one():
+    seen = run(replace(SMALL, scenarios=[], replan=True), Runtime((0,), workers=1))
+    assert seen.values("shift_noticed") == [1.0]
+    stale, fresh = (seen.values("replanning_goodput", placement=one)[0] for one in ("stale", "fresh"))
+    assert seen.values("replanning_gain") == [max(fresh, LOWEST_PER_GPU) / max(stale, LOWEST_PER_GPU)]
