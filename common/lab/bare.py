@@ -43,6 +43,8 @@ def run(project: Project, slug: str, source: Path, target: Path) -> None:
     seen, measured = observe(project, slug, experiment.run, config, Runtime(seeds, device, progress_lines))
     under = {}
     for name, control in given.get("controls", {}).items():
+        if not set(control["metrics"]) & set(seen.metrics):
+            continue  # its claims are not run here, so there is nothing to break
         switched_off = build(experiment.config, control["config"], f"{source}: controls.{name}.config")
         runtime = Runtime(seeds, device, progress_lines, wanted=control["metrics"])
         under[name] = json.loads(experiment.run(switched_off, runtime).to_json())
