@@ -65,28 +65,26 @@ class Layer(nn.Module):
         self, x: Tensor, lengths: list[int], caches: list[KVCache], index: int, rotation: Tensor
     ) -> Tensor:
         """x: packed new tokens, shape (sum of lengths, hidden); each sequence's keys and values join its cache."""
-        qkv = self.qkv(self.attention_norm(x)).view(len(x), 3, self.heads, self.head_dim)
-        q = _rotate(qkv[:, 0], rotation).transpose(0, 1)
-        kv = torch.stack((_rotate(qkv[:, 1], rotation), qkv[:, 2])).transpose(1, 2)
+        q, k, v = self.qkv(self.attention_norm(x)).view(len(x), 3, self.heads, self.head_dim).unbind(1)
+        q, k = _rotate(q, rotation), _rotate(k, rotation)
         mixed = []
         start = 0
         for new, cache in zip(lengths, caches, strict=True):
-            past, total, end = cache.length, cache.length + new, start + new
-            cache.data[index, :, :, past:total] = kv[:, :, start:end]
-            keys, values = cache.data[
-                index, :, None, :, :total
-            ]  # a batch of one: fast kernels want 4 dimensions
+            rows = slice(start, start + new)
+            past = cache.length
+            cache.data[index, 0, :, past : past + new] = k[rows].transpose(0, 1)
+            cache.data[index, 1, :, past : past + new] = v[rows].transpose(0, 1)
+            keys, values = cache.data[index, :, :, : past + new]
             mask = None
             if new > 1 and past:  # a later chunk of a prompt sees all earlier tokens and its own past
-                mask = torch.ones(new, total, dtype=torch.bool).tril(past)
+                mask = torch.ones(new, past + new, dtype=torch.bool).tril(past)
             mixed.append(
                 F.scaled_dot_product_attention(
-                    q[None, :, start:end], keys, values, attn_mask=mask, is_causal=new > 1 and not past
-                )
+                    q[rows].transpose(0, 1), keys, values, attn_mask=mask, is_causal=new > 1 and not past
+                ).transpose(0, 1)
             )
-            start = end
-        attended = torch.cat(mixed, dim=2)[0].transpose(0, 1)
-        x = x + self.out(attended.reshape(len(x), -1))
+            start += new
+        x = x + self.out(torch.cat(mixed).reshape(len(x), -1))
         gate, up = self.up(self.mlp_norm(x)).chunk(2, dim=-1)
         return x + self.down(F.silu(gate) * up)
 

@@ -48,7 +48,7 @@ class Config:
     engine: str = "distserve"  # whose coefficients DistServe's instances run on
     link: str = "nvlink"  # between the phases: nvlink or cross_node_25gbps
     placement: str = "search"  # or random: any feasible placement with as many GPUs
-    real_requests: int = 50  # of each run of the two real processes; 0 leaves them out
+    real_requests: int = 40  # of each run of the two real processes; 0 leaves them out
     # rates of the real runs, over each system's capacity
     real_levels: list[float] = field(default_factory=lambda: [0.8])
     replan: bool = False  # shift OPT-13B chat to long prompts, and compare the stale placement with a new one
@@ -107,29 +107,20 @@ def check_simulator(config: Config, lab: Runtime, observations: Observations) ->
     """Serve for real in two processes, predict the same by simulation, and compare attainments, percentage points."""
     from papers.distserve import simulator_check as check  # brings torch, which the simulations do without
 
-    loads = {seed: check.draw_load(lab.rng(seed, "real"), config.real_requests) for seed in lab.seeds}
-    if len(loads) == 1:
-        loads[check.CALIBRATION] = check.draw_load(lab.rng(0, "calibration"), config.real_requests)
+    loads = {check.CALIBRATION: check.draw_load(lab.rng(0, "calibration"), config.real_requests)}
+    loads |= {seed: check.draw_load(lab.rng(seed, "real"), config.real_requests) for seed in lab.seeds}
     runs = check.measure(loads, tuple(config.real_levels))
     for seed in lab.seeds:
-        errors, blind_errors = [], []
+        errors = []
         for one in (one for one in runs if one.seed == seed):
             at: dict[str, str | float] = {"system": one.system, "level": one.level}
             observations.add("disturbed", one.disturbed, seed, **at)
-            blind = check.fit_without(runs, one)
-            for phase, slower in zip(("prefill", "decode"), check.slowness(one, blind), strict=True):
-                observations.add("slowness", slower, seed, phase=phase, **at)
-            fit = check.at_speed_of(one, blind)
-            compared = check.compare(one, fit, config.perturb)
+            compared = check.compare(one, check.fit_without(runs, one), config.perturb)
             for share, (really, simulated) in zip(check.PREDICTED, compared, strict=True):
                 observations.add("real_attainment", really, seed, target=share, **at)
                 observations.add("predicted_attainment", simulated, seed, target=share, **at)
                 errors.append(abs(really - simulated))
-            blind_errors += [
-                abs(really - simulated) for really, simulated in check.compare(one, blind, config.perturb)
-            ]
         observations.add("attainment_error", float(np.mean(errors)), seed)
-        observations.add("blind_attainment_error", float(np.mean(blind_errors)), seed)
 
 
 def time_interference(config: Config, lab: Runtime, observations: Observations) -> None:

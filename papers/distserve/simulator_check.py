@@ -1,12 +1,9 @@
 """Does the simulator predict a real system? (paper, Section 6.4, Table 2)
 
-The two-process system and its colocated rival run for real on this machine, and every iteration is logged. Every load
-is served several times, and what counts of each request is its median. The paper's latency form is fitted by least
-squares to the log of *other* seeds of the same system, and the simulator predicts each run's attainment, compared in
-percentage points. A shared machine does not keep its speed from one run to the next, and a simulator of serving is no
-forecast of that: the fit is taken at the speed of the run in question, a factor a phase measured on every second
-iteration of its log (`slowness`); without it the prediction is called blind. Rates and objectives follow a fixed
-rule, whatever the real system does.
+The two-process system and its colocated rival run for real on this machine, and every iteration is logged. The
+paper's latency form is fitted to the log by least squares, and the simulator predicts each run with the fit to all
+*other* runs of its system, so that no run predicts itself. What is compared is attainment, in percentage points.
+Rates and objectives follow a fixed rule, whatever the real system does.
 """
 
 import time
@@ -44,15 +41,23 @@ from papers.distserve.two_process import (
 
 SYSTEMS = ("colocated", "disaggregated")
 KV_BYTES = 2 * MODEL.layers * MODEL.hidden * 4  # of one token, float32
-MEAN_PROMPT, MEAN_OUTPUT = 128, 24  # tokens of the requests below
-BATCH = 8  # sequences: the decode batch that capacities and objectives assume
+MEAN_PROMPT, MEAN_OUTPUT, BATCH = (
+    128,
+    24,
+    8,
+)  # of the requests below, and the decode batch that capacities assume
 # Shape of the objectives: the paper's chat objectives are 5 to 7 times what its coefficients give an idle OPT-13B or
 # OPT-66B for a mean prompt, and 3 to 4 times its decode iteration at BATCH; the tighter of each.
 TTFT_FACTOR, TPOT_FACTOR = 5.0, 3.0
-PREDICTED = (0.5, 0.7, 0.9)  # attainments that both are scaled to by prediction: it can err both ways
+PREDICTED = (
+    0.5,
+    0.7,
+    0.9,
+)  # both are scaled until the simulator predicts these attainments, and can err both ways
 CALIBRATION = -1  # in place of a seed: a load that only the fits see
-PASSES = 3  # over all loads, so that what disturbs the machine for a while is in one pass of three
-SECONDS_A_REQUEST = 2.0  # far more than any takes: serving that is later than this hangs
+# A run during which a process was kept from its core is served again, and the quietest try counts. The choice looks at
+# the scheduler's clock alone, never at the requests. The threads that move caches take about a twentieth themselves.
+TRIES, DISTURBED = 3, 0.1  # share of the run's time
 
 
 @dataclass(frozen=True)
@@ -66,14 +71,14 @@ class Fit:
 
 @dataclass(frozen=True)
 class RealRun:
-    """A load and what really happened each time it was served, per request and per iteration."""
+    """One served load: what really happened, per request and per iteration."""
 
     system: str  # of SYSTEMS
     level: float  # of the system's capacity
     seed: int
     load: Load
-    passes: list[Served]
-    disturbed: float  # share of the time that a process was kept from its core, median over passes
+    served: Served
+    disturbed: float  # share of the time that a process was kept from its core
 
 
 def draw_load(rng: np.random.Generator, requests: int) -> Load:
@@ -85,57 +90,45 @@ def draw_load(rng: np.random.Generator, requests: int) -> Load:
     )
 
 
-def measure(loads: dict[int, Load], levels: tuple[float, ...]) -> list[RealRun]:
+def measure(loads: dict[int, Load], levels: tuple[float, ...], seconds: float = 280.0) -> list[RealRun]:
     """Serve every load at every level of capacity on both systems, in turn, in two real processes.
 
     loads: by seed; one under CALIBRATION joins the fits alone. Raises RankFailed naming the process that failed.
     """
-    requests = PASSES * sum(len(load.arrival) for load in loads.values()) * len(levels) * len(SYSTEMS)
-    first, second = launch(_both, 2, (loads, levels), seconds=60 + SECONDS_A_REQUEST * requests)
+    first, second = launch(_both, 2, (loads, levels), seconds=seconds)
     runs = []
-    for (system, level, seed), (load, ours) in first.items():
-        _, theirs = second[system, level, seed]
-        passes = [_joined(*both) for both in zip(ours, theirs, strict=True)]
-        disturbed = float(np.median([share for _, share in ours]))
-        runs.append(RealRun(system, level, seed, load, passes, disturbed))
+    for (system, level, seed, load, ours, disturbed), theirs in zip(first, second, strict=True):
+        served = ours
+        if system == "disaggregated":  # a request ends in one process; the other has -1, or no tokens, for it
+            served = Served(
+                ours.first_token,
+                [max(a, b) for a, b in zip(ours.finish, theirs.finish, strict=True)],
+                [a or b for a, b in zip(ours.tokens, theirs.tokens, strict=True)],
+                ours.prefills,
+                theirs.decodes,
+                theirs.copies,
+            )
+        runs.append(RealRun(system, level, seed, load, served, disturbed))
     return runs
 
 
-def _joined(ours: tuple[Served, float], theirs: tuple[Served, float]) -> Served:
-    """What both processes saw of one pass. A request ends in one of them; the other has -1, or no tokens, for it."""
-    first, second = ours[0], theirs[0]
-    if not second.finish:  # rank 0 served alone
-        return first
-    return Served(
-        first.first_token,
-        [max(both) for both in zip(first.finish, second.finish, strict=True)],
-        [one or other for one, other in zip(first.tokens, second.tokens, strict=True)],
-        first.prefills,
-        second.decodes,
-        second.copies,
-    )
-
-
-# What a process saw: by system, level and seed, the load as it was timed, and of each pass what it served and the share
-# of the time that a process was kept from its core.
-_Seen = dict[tuple[str, float, int], tuple[Load, list[tuple[Served, float]]]]
-
-
-def _both(rank: int, world: int, loads: dict[int, Load], levels: tuple[float, ...]) -> _Seen:
-    """What each process does."""
+def _both(rank: int, world: int, loads: dict[int, Load], levels: tuple[float, ...]) -> list:  # type: ignore[type-arg]
+    """What each process does; a run, rank 0 answers (system, level, seed, load, served, disturbed), rank 1 served."""
     model, limits, channels = build_model(), Limits(), Channels()
     idle = torch.tensor([time_prefill(model, (MEAN_PROMPT,)), time_decode(model, BATCH, MEAN_PROMPT)])
     dist.broadcast(idle, 0)
-    seen: _Seen = {}
-    for _ in range(PASSES):
-        for seed, load in loads.items():
-            for level in levels:
-                for system in SYSTEMS:
-                    rate = level * capacity(float(idle[0]), float(idle[1]), system)
-                    timed = replace(load, arrival=[at / rate for at in load.arrival])
-                    _, passes = seen.setdefault((system, level, seed), (timed, []))
-                    passes.append(_serve(rank, system, model, timed, limits, channels))
-    return seen
+    answers: list = []  # type: ignore[type-arg]
+    for seed, load in loads.items():
+        for level in levels:
+            for system in SYSTEMS:
+                rate = level * capacity(float(idle[0]), float(idle[1]), system)
+                timed = replace(load, arrival=[at / rate for at in load.arrival])
+                tries: list[tuple[float, Served]] = []
+                while len(tries) < TRIES and (not tries or tries[-1][0] > DISTURBED):
+                    tries.append(_serve(rank, system, model, timed, limits, channels))
+                disturbed, served = min(tries, key=lambda one: one[0])
+                answers.append((system, level, seed, timed, served, disturbed) if rank == 0 else served)
+    return answers
 
 
 def capacity(prefill: float, decode: float, system: str) -> float:
@@ -149,7 +142,7 @@ def capacity(prefill: float, decode: float, system: str) -> float:
 
 def _serve(
     rank: int, system: str, model: Decoder, load: Load, limits: Limits, channels: Channels
-) -> tuple[Served, float]:
+) -> tuple[float, Served]:
     """Serve a load once; also the share of the time that a process was kept from its core."""
     agreed = torch.tensor([time.monotonic() + 0.05], dtype=torch.float64)  # a clock that both processes share
     dist.broadcast(agreed, 0)
@@ -161,7 +154,7 @@ def _serve(
         served = serve_colocated(model, load, limits, start) if rank == 0 else Served([], [])
     share = torch.tensor([(_seconds_waited() - waited) / (time.monotonic() - start)])
     dist.all_reduce(share, dist.ReduceOp.MAX)
-    return served, float(share)
+    return float(share), served
 
 
 def _seconds_waited() -> float:
@@ -173,13 +166,8 @@ def _seconds_waited() -> float:
 
 
 def fit_without(runs: Sequence[RealRun], left_out: RealRun) -> Fit:
-    """The fit to the iterations of the other seeds' runs of the same system. ValueError where there is none."""
-    others = [
-        served
-        for run in runs
-        if run.system == left_out.system and run.seed != left_out.seed
-        for served in run.passes
-    ]
+    """The fit to the iterations of all other runs of the same system. ValueError where there is no other."""
+    others = [r.served for r in runs if r.system == left_out.system and r.seed != left_out.seed]
     if not others:
         raise ValueError("a fit needs another run of the same system: serve a CALIBRATION load too")
     latency = fit_latency(
@@ -193,34 +181,6 @@ def fit_without(runs: Sequence[RealRun], left_out: RealRun) -> Fit:
         [(1.0, float(KV_BYTES * n)) for n, _ in copies], [s for _, s in copies]
     )
     return Fit(latency, constant, 1 / max(per_byte, 1e-12))
-
-
-def slowness(run: RealRun, fit: Fit) -> tuple[float, float]:
-    """Seconds that a run's prefills and its decode iterations took, over what the fit says of them; median over passes.
-
-    Only every second iteration is read, so that the prediction of a run never contains the whole of it.
-    """
-    iteration = fit.latency.iteration
-    prefill, decode = [], []
-    for served in run.passes:
-        prefills, decodes = served.prefills[::2], served.decodes[::2]
-        fitted_prefills = [iteration([(length, 0) for length in lengths], 0, 0)[0] for lengths, _ in prefills]
-        fitted_decodes = [iteration([], n, context)[0] for (n, context), _ in decodes]
-        prefill.append(sum(seconds for _, seconds in prefills) / sum(fitted_prefills))
-        decode.append(sum(seconds for _, seconds in decodes) / sum(fitted_decodes))
-    return float(np.median(prefill)), float(np.median(decode))
-
-
-def at_speed_of(run: RealRun, fit: Fit) -> Fit:
-    """The fit at the speed that the machine had during a run."""
-    prefill, decode = slowness(run, fit)
-    a, b, c = fit.latency.prefill
-    constant, per_token, per_sequence = fit.latency.decode_small
-    steps = (decode * constant, decode * per_token, decode * per_sequence)
-    latency = replace(
-        fit.latency, prefill=(prefill * a, prefill * b, prefill * c), decode_small=steps, decode_large=steps
-    )
-    return replace(fit, latency=latency)
 
 
 def fit_latency(
@@ -292,13 +252,15 @@ def predict(run: RealRun, fit: Fit) -> Trace:
 
 
 def observed(run: RealRun) -> Trace:
-    """What really happened to a run's requests: of each, the median TTFT and the median TPOT over the passes."""
-    load = run.load
-    arrival, output = np.array(load.arrival), np.array(load.output)
-    first = np.median([served.first_token for served in run.passes], axis=0)
-    decoding = np.median([np.subtract(one.finish, one.first_token) for one in run.passes], axis=0)
+    """What really happened to a run's requests."""
+    load, served = run.load, run.served
     return Trace(
-        arrival, np.array(load.prompt), output, first, first + decoding, np.zeros(len(output), dtype=np.int64)
+        np.array(load.arrival),
+        np.array(load.prompt),
+        np.array(load.output),
+        np.array(served.first_token),
+        np.array(served.finish),
+        np.zeros(len(load.arrival), dtype=np.int64),
     )
 
 

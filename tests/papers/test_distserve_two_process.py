@@ -9,7 +9,6 @@ from papers.distserve.simulator_check import (
     PREDICTED,
     Fit,
     RealRun,
-    at_speed_of,
     capacity,
     compare,
     draw_load,
@@ -21,7 +20,6 @@ from papers.distserve.simulator_check import (
     predict,
 )
 from papers.distserve.two_process import (
-    Beside,
     Channels,
     Limits,
     Load,
@@ -56,8 +54,7 @@ def alone(load, index):
 
 def test_both_systems_give_every_request_the_tokens_it_would_get_alone(measured):
     for run in measured[2:]:
-        expected = [alone(run.load, index) for index in range(10)]
-        assert all(served.tokens == expected for served in run.passes), run.system
+        assert run.served.tokens == [alone(run.load, index) for index in range(10)], run.system
 
 
 def test_time_stamps_are_in_order(measured):
@@ -126,47 +123,12 @@ def test_a_system_that_does_as_predicted_has_no_error_and_a_wrong_fit_has_one(sy
     load = draw_load(np.random.default_rng(1), 200)
     rate = 0.8 * capacity(0.02, 0.009, system)
     timed = Load([at / rate for at in load.arrival], load.prompt, load.output)
-    empty = RealRun(system, 0.8, 0, timed, [], 0.0)
+    empty = RealRun(system, 0.8, 0, timed, Served([], []), 0.0)
     trace = predict(empty, FIT)
-    served = Served(trace.first_token.tolist(), trace.finish.tolist())
-    ideal = RealRun(system, 0.8, 0, timed, [served], 0.0)
+    ideal = RealRun(system, 0.8, 0, timed, Served(trace.first_token.tolist(), trace.finish.tolist()), 0.0)
     for share, (really, simulated) in zip(PREDICTED, compare(ideal, FIT, 1.0), strict=True):
         assert really == simulated == pytest.approx(100 * share, abs=1)
     assert np.mean([abs(really - wrong) for really, wrong in compare(ideal, FIT, 1.5)]) > 10
-
-
-def test_the_speed_of_a_run_is_read_from_every_second_iteration():
-    iteration = FIT.latency.iteration
-    prefills = [((n,), 1.3 * iteration([(n, 0)], 0, 0)[0]) for n in (16, 64, 256)]
-    decodes = [((n, 64 * n), 0.8 * iteration([], n, 64 * n)[0]) for n in (1, 4, 16)]
-    prefills[1], decodes[1] = ((64,), 99.0), ((4, 256), 99.0)
-    load = draw_load(np.random.default_rng(1), 3)
-    run = RealRun("colocated", 0.8, 0, load, [Served([], [], [], prefills, decodes)], 0.0)
-    at_speed = at_speed_of(run, FIT)
-    assert at_speed.latency.prefill == pytest.approx([1.3 * x for x in FIT.latency.prefill])
-    assert at_speed.latency.decode_small == pytest.approx([0.8 * x for x in FIT.latency.decode_small])
-    assert at_speed.bytes_per_s == FIT.bytes_per_s
-
-
-def test_of_a_request_that_was_served_three_times_the_median_counts():
-    load = Load([1.0, 2.0], [16, 16], [3, 1])
-    passes = [Served([1.1, 2.5], [1.5, 2.5]), Served([1.3, 2.2], [1.5, 2.2]), Served([1.9, 2.3], [4.0, 2.3])]
-    trace = observed(RealRun("colocated", 0.8, 0, load, passes, 0.0))
-    assert trace.ttft == pytest.approx([0.3, 0.3])
-    assert trace.tpot == pytest.approx([0.4 / 2, 0.0])  # decoding took 0.4, 0.2 and 2.1 seconds
-
-
-def test_a_request_that_never_fits_is_refused():
-    with pytest.raises(ValueError, match="150 tokens will never fit in a memory of 100"):
-        serve_colocated(build_model(), Load([0.0], [100], [50]), Limits(kv_tokens=100), 0.0)
-
-
-def test_what_a_helping_thread_raises_is_raised_by_who_started_it():
-    def fail():
-        raise ConnectionError("the other process is gone")
-
-    with pytest.raises(ConnectionError, match="is gone"):
-        Beside(fail).end()
 
 
 def test_perturbing_changes_the_prefill_slope_alone():
