@@ -1,5 +1,6 @@
 """The batch of an instance, and the interface of the policies that fill it."""
 
+from collections import deque
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from common.serving.memory import blocks_of
@@ -15,11 +16,13 @@ class Plan(NamedTuple):
 
     steady: while no sequence arrives or finishes and KV blocks last, the next plan would be the same. A policy that
     may decide otherwise at the next iteration (after a preemption, say) sets it False, and is asked again.
+    steps: a steady plan stands for at most so many iterations; then the policy is asked again (None: no such limit).
     """
 
     chunks: list[tuple[Sequence, int]]
     decode: bool
     steady: bool = True
+    steps: int | None = None
 
 
 NOTHING = Plan([], False)
@@ -60,19 +63,24 @@ class Slot:
             max_sequences = min(max_sequences, -(-total // len(instance.slots)))
         return max_sequences - len(self.group.members) - len(self.prefilling)
 
-    def admit(self) -> Sequence:
-        """Take the head of the waiting queue, with the blocks it needs."""
+    def admit(self, sequence: Sequence | None = None) -> Sequence:
+        """Take a waiting sequence (the head of the queue, unless one is named), with the blocks it needs."""
         instance = self.instance
-        sequence = instance.waiting.popleft()
+        sequence = _taken(instance.waiting, sequence)
+        if sequence.started < 0:
+            sequence.started = instance.loop.now
         sequence.blocks = instance.memory.needs(sequence)
         instance.memory.free -= sequence.blocks
         self.prefilling.append(sequence)
         return sequence
 
-    def resume(self) -> Sequence:
-        """Swap the head of the swapped queue in; it decodes in the next iteration, which waits for the copy."""
+    def resume(self, sequence: Sequence | None = None) -> Sequence:
+        """Swap a sequence in (the head of the swapped ones, unless one is named).
+
+        It decodes in the next iteration, which waits for the copy.
+        """
         instance = self.instance
-        sequence = instance.swapped.popleft()
+        sequence = _taken(instance.swapped, sequence)
         sequence.blocks = blocks_of(sequence.context, instance.memory.block_tokens)
         instance.memory.free -= sequence.blocks
         instance.host_blocks += sequence.blocks
@@ -114,3 +122,10 @@ class Slot:
             sequence.context = 0
             instance.waiting.appendleft(sequence)
         sequence.blocks = 0
+
+
+def _taken(queue: deque[Sequence], sequence: Sequence | None) -> Sequence:
+    if sequence is None:
+        return queue.popleft()
+    queue.remove(sequence)
+    return sequence

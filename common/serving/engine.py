@@ -16,49 +16,18 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from heapq import heappop, heappush
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from common.serving.batch import Plan, Scheduler, Slot
+from common.serving.clients import Clients
 from common.serving.latency import LatencyModel
+from common.serving.loop import ARRIVAL, UPSTREAM, EventLoop
 from common.serving.memory import KVMemory
 from common.serving.sequence import DecodeGroup, Sequence
 from common.serving.trace import TokenLog, Trace, token_times
 from common.serving.workload import Workload
-
-# Order of events at the same instant: arrivals come before them all, then copies that end, then
-# iterations, upstream instances (prefill) before downstream ones (decode).
-COPY, UPSTREAM, DOWNSTREAM = 1, 2, 3
-
-
-class EventLoop:
-    """A clock in seconds and the callbacks due on it."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self._heap: list[tuple[float, int, int, Callable[[Any], None], Any]] = []
-        self._count = 0
-
-    def at(self, time: float, rank: int, callback: Callable[[Any], None], argument: Any = None) -> None:
-        """Call `callback(argument)` at `time`; ties go by rank, then by the order of asking."""
-        self._count += 1
-        heappush(self._heap, (time, rank, self._count, callback, argument))
-
-    def run(self, arrivals: list[Sequence], submit: Callable[[Sequence], None]) -> None:
-        """Submit every sequence at its arrival (ascending) and run until nothing is due any more."""
-        heap = self._heap
-        for sequence in arrivals:
-            due = sequence.arrival
-            while heap and heap[0][0] < due:
-                self.now, _, _, callback, argument = heappop(heap)
-                callback(argument)
-            self.now = due
-            submit(sequence)
-        while heap:
-            self.now, _, _, callback, argument = heappop(heap)
-            callback(argument)
 
 
 class Stretch(NamedTuple):
@@ -127,10 +96,15 @@ class Instance:
         self.busy_seconds = 0.0  # of the first stage
         self._ready: deque[Slot] = deque()  # slots waiting for the first stage, in turn
         self._stage_free = [0.0] * latency.stages
+        self.stage_busy = [0.0] * latency.stages  # seconds; counted where there is a pipeline
+        self.active_seconds = 0.0  # with a micro-batch in flight; counted where there is a pipeline
+        self._in_flight = 0
+        self._active_since = 0.0
         self._pumping = False
         self._stretch: Stretch | None = None
         self._steps = 0  # of the stretch
         self._version = 0  # of the stretch; an end that carries an older one has been overtaken
+        self._between: deque[Callable[[], None]] = deque()  # to be called at the next iteration boundary
 
     def new_group(self) -> DecodeGroup:
         """An empty set of decoding sequences; the step-by-step reference engine counts in its own."""
@@ -184,6 +158,15 @@ class Instance:
             self._ready_idle_slots()
             self._pump()
 
+    def at_boundary(self, callback: Callable[[], None]) -> None:
+        """Call `callback()` between two iterations: at once if nothing runs, else when the one under way ends.
+
+        There sequences may leave and join the batch and the queues may be put in another order; a plan follows. With
+        pipeline stages other slots may have iterations in flight: only those at their own boundary are free to change.
+        """
+        self._between.append(callback)
+        self.wake()
+
     def _ready_idle_slots(self) -> None:
         for slot in self.slots:
             if slot.idle:
@@ -213,10 +196,12 @@ class Instance:
         self._pump()
 
     def _begin(self, slot: Slot) -> None:
+        while self._between:
+            self._between.popleft()()
         plan = self.scheduler.plan(slot)
         group = slot.group
         if self._coalesces(slot, plan):
-            self._begin_stretch(group)
+            self._begin_stretch(group, plan.steps)
         elif plan.chunks or (plan.decode and group.members):
             self._begin_iteration(slot, plan)
         else:
@@ -228,11 +213,13 @@ class Instance:
         steady = plan.decode and plan.steady and not plan.chunks and not slot.copy_seconds
         return steady and self._only is not None and bool(slot.group.members)
 
-    def _begin_stretch(self, group: DecodeGroup) -> None:
+    def _begin_stretch(self, group: DecodeGroup, at_most: int | None) -> None:
         decodes = len(group.members)
         context = group.context + decodes
         line = self.latency.decode_line(decodes, context)
         steps = group.steps_to_finish()
+        if at_most is not None:
+            steps = min(steps, at_most)
         if line.until != math.inf:
             steps = min(steps, max(1, math.ceil((line.until - context) / decodes)))
         steps = group.steps_that_fit(self.memory.free, steps)
@@ -275,8 +262,14 @@ class Instance:
         time = self._stage_free[0] = start + first + slot.copy_seconds
         slot.copy_seconds = 0.0
         self.busy_seconds += time - start
-        for stage in range(1, len(self._stage_free)):
-            time = self._stage_free[stage] = max(time, self._stage_free[stage]) + later
+        if self._only is None:
+            if not self._in_flight:
+                self._active_since = start
+            self._in_flight += 1
+            self.stage_busy[0] += time - start
+            for stage in range(1, len(self._stage_free)):
+                time = self._stage_free[stage] = max(time, self._stage_free[stage]) + later
+                self.stage_busy[stage] += later
         self.loop.at(time, self.rank, self._end_iteration, (slot, plan, start))
 
     def _end_iteration(self, begun: tuple[Slot, Plan, float]) -> None:
@@ -314,12 +307,16 @@ class Instance:
         sequence.finish = self.loop.now
         self.memory.free += sequence.blocks
         sequence.blocks = 0
+        self.loop.finished(sequence)
 
     def _again(self, slot: Slot) -> None:
         """After an iteration: its slot queues for the first stage again, and so do those that lacked memory."""
         if self._only is not None:
             self._begin(slot)
             return
+        self._in_flight -= 1
+        if not self._in_flight:
+            self.active_seconds += self.loop.now - self._active_since
         self._ready.append(slot)
         self._ready_idle_slots()
         self._pump()
@@ -331,21 +328,27 @@ class System(Protocol):
     def submit(self, sequence: Sequence) -> None: ...
 
 
-def simulate(workload: Workload, build: Callable[[EventLoop], System]) -> Trace:
+def simulate(
+    workload: Workload, build: Callable[[EventLoop], System], clients: Clients | None = None
+) -> Trace:
     """Run a workload to its end on the system that `build` makes on an event loop.
 
+    clients: who sends the requests; None sends each at its arrival. The trace holds when they were really sent.
     Raises ValueError for a request that never fits, RuntimeError if the system stalls with requests unfinished.
     """
     loop = EventLoop()
-    system = build(loop)
     sequences = [
         Sequence(index, *request)
         for index, request in enumerate(
             zip(workload.arrival.tolist(), workload.prompt.tolist(), workload.output.tolist(), strict=True)
         )
     ]
+    loop.unfinished = len(sequences)
+    system = build(loop)
     with _no_cycle_collection():
-        loop.run(sequences, system.submit)
+        loop.run(
+            sequences if clients is None else _sent(sequences, workload, clients, loop, system), system.submit
+        )
     stuck = [sequence.index for sequence in sequences if sequence.finish < 0]
     if stuck:
         raise RuntimeError(
@@ -353,14 +356,38 @@ def simulate(workload: Workload, build: Callable[[EventLoop], System]) -> Trace:
             "its scheduler admits nothing although nothing runs; check its KV capacity and batch limits"
         )
     return Trace(
-        workload.arrival,
+        workload.arrival if clients is None else np.array([s.arrival for s in sequences]),
         workload.prompt,
         workload.output,
         np.array([s.first_token for s in sequences]),
         np.array([s.finish for s in sequences]),
         np.array([s.preemptions for s in sequences], dtype=np.int64),
         tuple(token_times(s) for s in sequences) if sequences and sequences[0].spans else (),
+        np.array([s.started for s in sequences]),
     )
+
+
+def _sent(
+    sequences: list[Sequence], workload: Workload, clients: Clients, loop: EventLoop, system: System
+) -> list[Sequence]:
+    """The requests that `clients` send of their own accord; each of the others is sent when the one before it ends."""
+
+    def send(sequence: Sequence) -> None:
+        sequence.arrival = loop.now
+        system.submit(sequence)
+
+    def on_finish(sequence: Sequence) -> None:
+        following = clients.after(sequence.index)
+        if following is not None:
+            seconds, index = following
+            loop.at(loop.now + seconds, ARRIVAL, send, sequences[index])
+
+    loop.on_finish = on_finish
+    first = []
+    for seconds, index in clients.first(workload):
+        sequences[index].arrival = seconds
+        first.append(sequences[index])
+    return first
 
 
 @contextmanager

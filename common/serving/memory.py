@@ -70,13 +70,26 @@ class PagedMemory:
 class ReservedMemory(PagedMemory):
     """The whole of prompt and output is reserved at admission, so that decoding never takes a block.
 
-    Orca's "oracle" reservation; a system that reserves the model's maximum length holds even fewer sequences.
+    Orca's "oracle" reservation. longest: reserve so many tokens for every sequence instead, as a system does that does
+    not know its output's length.
     """
 
     grows = False
 
-    def __init__(self, kv_tokens: int, block_tokens: int = 1) -> None:
+    def __init__(self, kv_tokens: int, block_tokens: int = 1, longest: int | None = None) -> None:
         super().__init__(kv_tokens, block_tokens, watermark=0.0)
+        self.longest = longest
 
     def needs(self, sequence: Sequence) -> int:
-        return -(-(sequence.prompt + sequence.stop) // self.block_tokens)
+        tokens = sequence.prompt + sequence.stop if self.longest is None else self.longest
+        return -(-tokens // self.block_tokens)
+
+    def check(self, sequence: Sequence) -> None:
+        super().check(sequence)
+        if self.longest is not None:
+            if sequence.prompt + sequence.stop > self.longest:
+                raise ValueError(
+                    f"a request of {sequence.prompt + sequence.stop} tokens exceeds the {self.longest} reserved"
+                )
+            if self.needs(sequence) > self.capacity:
+                raise ValueError(f"{self.longest} reserved tokens never fit into {self.capacity} KV blocks")

@@ -43,6 +43,49 @@ def smallest_scale(trace: Trace, slo: SLO, target: float = 0.9) -> float:
     return float(needed[math.ceil(target * len(needed)) - 1])
 
 
+def normalised_latency(trace: Trace) -> np.ndarray:
+    """End-to-end latency over output tokens, seconds a token, shape (requests,) (Orca, OSDI 2022, Section 6.2)."""
+    return (trace.finish - trace.arrival) / trace.output
+
+
+def token_gaps(trace: Trace) -> np.ndarray:
+    """Seconds between consecutive tokens (TBT), all requests in one row. ValueError where tokens were not recorded."""
+    if len(trace.token_times) != len(trace.arrival):
+        raise ValueError(
+            "the times of tokens were not recorded: build the instances with records_tokens=True"
+        )
+    return np.concatenate([np.diff(times) for times in trace.token_times] or [np.empty(0)])
+
+
+def keeps_pace(trace: Trace, tbt: float, delay: float = 2.0, quantile: float = 0.99) -> bool:
+    """Whether that quantile of all token gaps is within `tbt` and the median scheduling delay within `delay`, seconds.
+
+    The capacity criterion of Sarathi-Serve (OSDI 2024, Section 5.1). Without the second condition a queue that grows
+    for ever would pass: only tokens after the first have gaps.
+    """
+    gaps = token_gaps(trace)
+    steady = len(gaps) == 0 or float(np.quantile(gaps, quantile)) <= tbt
+    return steady and float(np.median(trace.scheduling_delay)) <= delay
+
+
+def slowest_running_rate(times: np.ndarray, alpha: float) -> float:
+    """The lowest that the running average of a stream's token rate gets, tokens/s; inf for streams of one token.
+
+    times: when each token came out, seconds, shape (tokens,). The average is the exponential one over gaps between
+    tokens, with weight `alpha` on the newest and started at the first gap, as FastGen's service-level agreement asks.
+    """
+    if not 0 < alpha <= 1:
+        raise ValueError(f"the weight of the newest gap lies in (0, 1], not at {alpha}")
+    gaps = np.diff(times).tolist()
+    if not gaps:
+        return math.inf
+    average = worst = gaps[0]
+    for gap in gaps[1:]:
+        average += alpha * (gap - average)
+        worst = max(worst, average)
+    return 1 / worst if worst > 0 else math.inf
+
+
 def goodput(
     sustains: Callable[[float], bool],
     start: float,

@@ -24,8 +24,10 @@ class Sequence:
         "index",
         "output",
         "preemptions",
+        "priority",
         "prompt",
         "spans",
+        "started",
         "stop",
         "ticket",
     )
@@ -40,6 +42,8 @@ class Sequence:
         self.context = 0  # KV tokens stored
         self.generated = 0
         self.blocks = 0  # KV blocks held; stale while decoding in paged memory
+        self.priority = 0  # higher goes first, where a policy looks at it; may change at any time
+        self.started = -1.0  # when its first iteration began
         self.first_token = -1.0
         self.finish = -1.0
         self.preemptions = 0

@@ -1,7 +1,7 @@
 """What a simulation leaves behind: the time stamps of every request, and of every token where they were recorded."""
 
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -19,11 +19,17 @@ class Trace:
     finish: np.ndarray
     preemptions: np.ndarray
     token_times: tuple[np.ndarray, ...] = ()  # end of every token of each request, where recorded
+    started: np.ndarray = field(default_factory=lambda: np.empty(0))  # when its first tokens were scheduled
 
     @property
     def ttft(self) -> np.ndarray:
         """Time to first token, seconds."""
         return self.first_token - self.arrival
+
+    @property
+    def scheduling_delay(self) -> np.ndarray:
+        """From arrival until the first iteration that computes a request begins, seconds."""
+        return self.started - self.arrival
 
     @property
     def tpot(self) -> np.ndarray:

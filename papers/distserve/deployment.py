@@ -4,8 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from common.serving.cluster import Dispatcher, LeastLoad, Replicas
-from common.serving.engine import DOWNSTREAM, UPSTREAM, EventLoop, Instance, System
+from common.serving.engine import Instance, System
 from common.serving.latency import LatencyModel
+from common.serving.loop import DOWNSTREAM, UPSTREAM, EventLoop
 from common.serving.memory import PagedMemory
 from common.serving.models import ModelShape
 from common.serving.schedulers import PrefillFirst

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 from common.serving.batch import DECODE, NOTHING, Plan, Slot
 from common.serving.cluster import LeastLoad
-from common.serving.engine import COPY, EventLoop, Instance
+from common.serving.engine import Instance
+from common.serving.link import Link
+from common.serving.loop import COPY, EventLoop
 from common.serving.memory import blocks_of
 from common.serving.schedulers import make_room, resume_swapped
 from common.serving.sequence import Sequence
@@ -65,20 +67,6 @@ class DecodeBatches:
                 break
             slot.start_decoding(waiting.popleft())
         return Plan([], True, steady=False) if preempted else DECODE
-
-
-class Link:
-    """A wire that carries one copy after another, each at a fixed cost of `seconds` and a cost by its size."""
-
-    def __init__(self, bytes_per_s: float, seconds: float = 0.0) -> None:
-        self.bytes_per_s = bytes_per_s
-        self.seconds = seconds
-        self._free = 0.0
-
-    def send(self, now: float, size: float) -> float:
-        """When a copy of `size` bytes asked for at `now` ends, seconds."""
-        self._free = max(now, self._free) + self.seconds + size / self.bytes_per_s
-        return self._free
 
 
 @dataclass(slots=True)

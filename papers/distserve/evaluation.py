@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.serving.engine import EventLoop, System, simulate
+from common.serving.engine import System, simulate
+from common.serving.loop import EventLoop
 from common.serving.metrics import attainment, separate_attainment, smallest_scale
 from common.serving.workload import Workload
 from papers.distserve.deployment import Build, Parallelism, Placement, Units, colocated, disaggregated

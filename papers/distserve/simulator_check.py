@@ -17,8 +17,9 @@ import torch.distributed as dist
 
 from common.distributed.launch import launch
 from common.models.decoder import Decoder
-from common.serving.engine import DOWNSTREAM, EventLoop, Instance, System, simulate
+from common.serving.engine import Instance, System, simulate
 from common.serving.latency import FittedLatency
+from common.serving.loop import DOWNSTREAM, EventLoop
 from common.serving.memory import PagedMemory
 from common.serving.metrics import SLO, attainment, smallest_scale
 from common.serving.schedulers import PrefillFirst

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from common import data
 from common.lab.runtime import Runtime
-from common.serving.engine import DOWNSTREAM, UPSTREAM, Instance, simulate
+from common.serving.engine import Instance, simulate
 from common.serving.latency import FittedLatency, a100_latency
+from common.serving.loop import DOWNSTREAM, UPSTREAM
 from common.serving.memory import PagedMemory
 from common.serving.metrics import SLO, attainment, smallest_scale
 from common.serving.models import model
