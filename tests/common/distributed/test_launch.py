@@ -32,6 +32,29 @@ def die_on_one(rank, world):
     time.sleep(60)
 
 
+def die_while_the_other_waits(rank, world):
+    if rank == 1:
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGKILL)
+    dist.recv(torch.zeros(1), 1)
+
+
+def fail_while_the_other_waits(rank, world):
+    if rank == 1:
+        raise ValueError("no such luck")
+    dist.recv(torch.zeros(1), 1)
+
+
+def answer_with_a_function(rank, world):
+    return lambda: rank
+
+
+def listening_addresses(rank, world):
+    """Where this process and its group listen."""
+    dist.barrier()
+    return [c.laddr.ip for c in psutil.Process().net_connections() if c.status == psutil.CONN_LISTEN]
+
+
 def sleep_long(rank, world):
     time.sleep(60)
 
@@ -54,6 +77,8 @@ def test_every_rank_answers_in_order():
     [
         (fail_on_one, "rank 1 of 2 raised:\n.*no such luck"),
         (die_on_one, "rank 1 of 2 was killed by SIGKILL"),
+        (die_while_the_other_waits, "rank 1 of 2 was killed by SIGKILL"),
+        (fail_while_the_other_waits, "rank 1 of 2 raised:\n.*no such luck"),
     ],
 )
 def test_a_failing_rank_is_named_and_the_others_are_stopped(work, message):
@@ -65,18 +90,28 @@ def test_a_failing_rank_is_named_and_the_others_are_stopped(work, message):
     assert not children()
 
 
+def test_an_answer_that_cannot_be_sent_is_an_error_of_its_rank():
+    with pytest.raises(RankFailed, match=r"(?s)rank [01] of 2 raised:\n.*pickle"):
+        launch(answer_with_a_function, 2, seconds=60)
+
+
+def test_a_group_listens_on_the_loopback_interface_alone():
+    addresses = sum(launch(listening_addresses, 2, seconds=60), [])
+    assert addresses and set(addresses) == {"127.0.0.1"}
+
+
 def test_a_late_group_is_stopped():
     with pytest.raises(RankFailed, match="rank 0, 1 of 2 not finished after 8 s"):
         launch(sleep_long, 2, seconds=8)
     assert not children()
 
 
-def test_ranks_die_with_a_killed_parent():
+def test_ranks_die_with_a_killed_parent_and_leave_no_file(tmp_path):
     code = (
         "from common.distributed.launch import launch; "
         "from tests.common.distributed.test_launch import sleep_long; launch(sleep_long, 2)"
     )
-    parent = subprocess.Popen([sys.executable, "-c", code])
+    parent = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"TMPDIR": str(tmp_path)})
     try:
         ranks = []
         deadline = time.monotonic() + 30
@@ -92,3 +127,4 @@ def test_ranks_die_with_a_killed_parent():
         parent.wait()
     _, alive = psutil.wait_procs(ranks, timeout=10)
     assert not alive
+    assert not list(tmp_path.iterdir())
