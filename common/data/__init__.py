@@ -48,6 +48,17 @@ def _distserve(name: str) -> str:
     return _public("LLMServe/DistServe", "82831f1604cc6b10bebd360f6c437a07790dde9f", path)
 
 
+def _sarathi(name: str) -> str:
+    return _public(
+        "microsoft/sarathi-serve", "ceaa0660ea2487976101a8167aad5c8046e85b27", f"osdi-experiments/{name}"
+    )
+
+
+def _vattention(name: str) -> str:
+    path = f"scripts/artifact_asplos25/traces/{name}"
+    return _public("microsoft/vattention", "ef3fff25dbe4e10f5897da8648718c53df6a20ea", path)
+
+
 def _public(repository: str, commit: str, path: str) -> str:
     """A file of a public repository at a commit, so that what is downloaded does not change under its digest."""
     return f"https://raw.githubusercontent.com/{repository}/{commit}/{path}"
@@ -95,6 +106,62 @@ DATASETS: dict[str, DataSet] = {
         "9d3580538d915ca75e4aaaa54590b42dbb17abc6d74c8913310cf07c232adcdc",
         "MIT",
         "28,257 arXiv summarisation requests, clipped at 4k tokens: prompt and output tokens",
+    ),
+    "sarathi-yi-34b-prefill": DataSet(
+        "sarathi_serve/figure2_prefill.csv",
+        _sarathi("figure-2/prefill.csv"),
+        "5b889cb8db8bdf71c88c7a8b4b7b1ebbdca2fa9009749cce56c6f89e299fcd43",
+        "Apache-2.0",
+        "measured seconds of prefill batches, Yi-34B on two A100 PCIe",
+    ),
+    "sarathi-yi-34b-decode": DataSet(
+        "sarathi_serve/figure2_decode.csv",
+        _sarathi("figure-2/decode.csv"),
+        "0dd538d68934e2c8aa85e359a79abdb1b19cdfab9e632701a7676a599766afda",
+        "Apache-2.0",
+        "measured seconds of decode batches, Yi-34B on two A100 PCIe",
+    ),
+    "sarathi-chunking-overhead": DataSet(
+        "sarathi_serve/figure9_chunking-overhead.csv",
+        _sarathi("figure-9/chunking-overhead.csv"),
+        "7e5fa6e1da5dc84d06b26af9f9551d8833840d0b1edda9594afd110f7d0743a0",
+        "Apache-2.0",
+        "measured milliseconds of chunked prefills, Yi-34B on two A100 PCIe",
+    ),
+    "sarathi-hybrid-batches": DataSet(
+        "sarathi_serve/table2_results.csv",
+        _sarathi("table-2/results.csv"),
+        "1b85ef4f77ef51861ef8dfd55a9679a0481c725126dbc91cc438edd8c69faeb8",
+        "Apache-2.0",
+        "measured milliseconds of decode-only, hybrid and prefill-only batches, Yi-34B on two A100 PCIe",
+    ),
+    "vattention-arxiv-offline": DataSet(
+        "vattention/arxiv_long_offline.csv",
+        _vattention("arxiv_long_offline.csv"),
+        "fb0af3c0cf01c204394b8a2d4ddbc6f36288358d21c18c330b2fe7b78732a7f1",
+        "MIT",
+        "427 arXiv requests of 64K to 192K tokens: prompt and output tokens",
+    ),
+    "vattention-arxiv-online": DataSet(
+        "vattention/arxiv_long_online.csv",
+        _vattention("arxiv_long_online.csv"),
+        "ad608c94535147a481c95e08eb49d3ee60c651e37658a5df7bbb6c43855b58ed",
+        "MIT",
+        "10,111 arXiv requests of 22K to 45K tokens: prompt and output tokens",
+    ),
+    "vattention-arxiv-sample": DataSet(
+        "vattention/arxiv_sample.csv",
+        _vattention("arxiv_sample.csv"),
+        "ad25b3049557f99f29033a27d84e65b91f10154768eabb1b926e698677ba03a2",
+        "MIT",
+        "2,895 arXiv requests of up to 32K tokens: prompt and output tokens",
+    ),
+    "vattention-sync-async": DataSet(
+        "vattention/sync_vs_async_trace.csv",
+        _vattention("sync_vs_async_trace.csv"),
+        "b57dc60a7d7f16a60d47f2827583f5263d366cc9a09cab507711ff7fb16ac3ea",
+        "MIT",
+        "3,965 requests of up to 2,000 prompt tokens, for the overlap of allocation and computing",
     ),
     "distserve-engine-fits": DataSet(
         "distserve/profiler-a100-80g.distserve.json",
