@@ -10,7 +10,8 @@ TITLE    ?=
 PORT     ?=
 OUT      ?=
 TESTS    ?= tests
-export PAPER PROFILE SET LAUNCHER FROM TITLE
+NAME     ?= serving
+export PAPER PROFILE SET LAUNCHER FROM TITLE NAME
 
 VENV := .venv
 PY   := $(VENV)/bin/python
@@ -19,7 +20,7 @@ READY := $(VENV)/.stamp-core
 PAPER_ARGUMENTS = "$$PAPER" --profile "$$PROFILE" --set "$$SET"
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce falsify record sweep smoke scoreboard lab ui data new test config check gpu-profile
+.PHONY: help reproduce falsify record sweep smoke scoreboard lab ui data new test config check gpu-profile bakeoff
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -36,6 +37,9 @@ record: paper-extras ## reproduce and falsify PAPER, write papers/<slug>/results
 
 sweep: paper-extras ## PAPER over lists of values: SET="paper.rate=1,2,4" LAUNCHER=joblib|slurm|local
 	@$(LAB) sweep $(PAPER_ARGUMENTS) --launcher "$$LAUNCHER"
+
+bakeoff: all-extras ## systems of several papers on equal terms, one table (NAME=serving)
+	@$(LAB) bakeoff "$$NAME" --set "$$SET"
 
 smoke: all-extras ## every paper under the smoke profile, in parallel, one table at the end
 	@$(LAB) smoke

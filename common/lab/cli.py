@@ -19,6 +19,7 @@ ERROR, INTERRUPTED = 1, 130
 OPTIONAL = {  # commands in modules of their own: each offers arguments(parser) and run(project, arguments) -> int
     "sweep": ("common.lab.sweep", "Hydra multirun over values of the config"),
     "new": ("common.lab.scaffold", "scaffold a paper"),
+    "bakeoff": ("common.lab.bakeoff", "systems of several papers on equal terms"),
     "scoreboard": ("common.lab.scoreboard", "rebuild README's scoreboard from the committed records"),
 }
 Arguments = argparse.Namespace

@@ -1,7 +1,8 @@
 """The sources that an experiment rests on, found without running it, and their digest.
 
-From papers/<slug>/experiment.py every import inside papers/ and common/ is followed (also those within functions, not
-those under `if TYPE_CHECKING`), with the packages on the way and the tables (*.csv, *.json) beside the modules.
+From papers/<slug>/experiment.py every import inside papers/, bakeoffs/ and common/ is followed (also those within
+functions, not those under `if TYPE_CHECKING`), with the packages on the way and the tables (*.csv, *.json) beside the
+modules.
 """
 
 import ast
@@ -11,15 +12,19 @@ from pathlib import Path
 
 from common.lab.project import Project
 
-OURS = ("common", "papers")
 TABLES = ("*.csv", "*.json")
 RECORDS = ("results.json", "results.cuda.json")  # what the digest is written into can't be part of it
 
 
 def code_digest(project: Project, slug: str) -> str:
-    """sha256 over the names and contents of all files of the closure."""
+    """sha256 over the names and contents of all files that a paper's experiment rests on."""
+    return digest_of(closure(project, slug))
+
+
+def digest_of(files: dict[str, Path]) -> str:
+    """sha256 over the names and contents of files."""
     digest = hashlib.sha256()
-    for name, path in sorted(closure(project, slug).items()):
+    for name, path in sorted(files.items()):
         content = path.read_bytes()
         digest.update(f"{name}\0{len(content)}\0".encode())
         digest.update(content)
@@ -27,10 +32,16 @@ def code_digest(project: Project, slug: str) -> str:
 
 
 def closure(project: Project, slug: str) -> dict[str, Path]:
-    """Files by their name relative to the project, such as common/serving/engine.py."""
-    roots = {"papers": project.root / "papers", "common": Path(__file__).resolve().parents[1]}
+    """The files of a paper's experiment."""
+    return module_closure(project, f"papers.{slug}.experiment")
+
+
+def module_closure(project: Project, module: str) -> dict[str, Path]:
+    """Files by their name relative to the project, such as common/serving/engine.py, that `module` rests on."""
+    roots = {name: project.root / name for name in ("papers", "bakeoffs")}
+    roots["common"] = Path(__file__).resolve().parents[1]
     found: dict[str, Path] = {}
-    todo = [f"papers.{slug}.experiment"]
+    todo = [module]
     while todo:
         module = todo.pop()
         path = _locate(roots, module)

@@ -14,12 +14,12 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 
@@ -32,6 +32,10 @@ from common.lab.project import Project
 from common.lab.record import Record
 from common.lab.session import OUTPUT, PROGRESS
 
+if TYPE_CHECKING:
+    from common.lab.tracking import TrackedRun
+
+Results = TypeVar("Results")
 KERNEL = "python3"  # the name in every notebook; here always this very interpreter
 SLOWEST_START = 300  # seconds a kernel may take to start on a machine that is busy
 POLL = 0.3  # seconds between two looks at the notebook's progress
@@ -61,7 +65,28 @@ def reproduce(project: Project, request: Request) -> Record:
         raise LabError(f"notebooks/{slug}.ipynb is missing: {slug} can't be reproduced without it")
     target = request.target or project.outputs / slug
     fetch_data(card, request.quiet)
-    with terminable(), staging(project, slug) as workspace:
+
+    def results(folder: Path, run: "TrackedRun") -> Record:
+        record = Record.load(_product(folder, "results.json", slug))
+        _product(folder, "observations.json", slug)
+        run.results(record)
+        return record
+
+    return execute(project, composed, target, results, request.quiet)
+
+
+def execute(
+    project: Project,
+    composed: Composed,
+    target: Path,
+    results: Callable[[Path, "TrackedRun"], Results],
+    quiet: bool = False,
+) -> Results:
+    """Execute the notebook named like `composed.slug`, track the run, and put all that it wrote into `target` at once.
+
+    results(folder, run): reads what the notebook wrote into `folder` and logs it; its answer is returned.
+    """
+    with terminable(), staging(project, composed.slug) as workspace:
         from common.lab.tracking import Store  # brings mlflow: seconds that a wrong name should not cost
 
         store = Store(project)
@@ -70,18 +95,16 @@ def reproduce(project: Project, request: Request) -> Record:
             folder = workspace / "outputs"
             folder.mkdir()
             try:
-                _execute(project, composed, workspace, folder, request.quiet)
-                record = Record.load(_product(folder, "results.json", slug))
-                _product(folder, "observations.json", slug)
+                _execute(project, composed, workspace, folder, quiet)
                 _page(folder)
-                run.results(record)
+                found = results(folder, run)
             except BaseException:
                 with contextlib.suppress(LabError):
                     run.artifacts(folder)  # what there is, to see what went wrong
                 raise
             run.artifacts(folder)
             put_into_place(project, workspace, folder, target)
-    return record
+    return found
 
 
 def fetch_data(card: Card, quiet: bool = False) -> None:

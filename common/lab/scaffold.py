@@ -14,7 +14,7 @@ from pathlib import Path
 from common.lab.errors import LabError
 from common.lab.project import Project
 
-RESERVED = ("smoke", "sweep")  # outputs/<slug> of these names belongs to the commands
+RESERVED = ("bakeoff", "smoke", "sweep")  # outputs/<slug> of these names belongs to the commands
 LONGEST_TITLE = 300
 
 CARD = """\

@@ -90,10 +90,15 @@ class Lab:
 
     def save(self, figure: Any, name: str) -> Path:
         """Save a matplotlib figure as figures/<name>.png among the outputs."""
-        path = self.output / "figures" / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=RESOLUTION, bbox_inches="tight")
-        return path
+        return save_figure(figure, self.output, name)
+
+
+def save_figure(figure: Any, output: Path, name: str) -> Path:
+    """Save a matplotlib figure as <output>/figures/<name>.png."""
+    path = output / "figures" / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=RESOLUTION, bbox_inches="tight")
+    return path
 
 
 def show_progress(items: Iterable[Any], label: str, total: int | None) -> Iterable[Any]:

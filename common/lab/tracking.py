@@ -6,7 +6,9 @@ run carries its process' identity, and the next command marks those whose proces
 
 import contextlib
 import logging
+import math
 import os
+import re
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,11 +21,14 @@ from common.lab.errors import LabError
 from common.lab.files import locked
 from common.lab.project import Project
 from common.lab.record import Record
+from common.lab.runtime import Observations
 
 HOST, BOOT, PID, BORN = "paperlab.host", "paperlab.boot", "paperlab.pid", "paperlab.process_started"
 PARENT = "mlflow.parentRunId"  # MLflow's own tag of a nested run
 SECONDS_FOR_LOCK = 60  # that SQLite waits for another writer
 LONGEST_PARAMETER = 6000  # characters that MLflow stores
+MOST_METRICS = 1000  # that MLflow takes at once
+NOT_IN_NAMES = re.compile(r"[^\w\-. :/]")  # characters that MLflow refuses in the name of a metric
 PATIENCE = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
@@ -144,6 +149,20 @@ class TrackedRun:
         tags["evidence"] = ", ".join(sorted({claim.evidence for claim in record.claims}))
         with self._store._one_line():
             self._client.log_batch(self.id, metrics=metrics, tags=[RunTag(k, v) for k, v in tags.items()])
+
+    def observations(self, seen: Observations, code: str) -> None:
+        """Log tidy observations: each metric at each coordinate, one step a seed; the code's digest as a tag."""
+        from mlflow.entities import Metric, RunTag
+
+        metrics = []
+        for row in seen.rows():
+            name = "/".join([row.metric, *(f"{key}:{value}" for key, value in sorted(row.at.items()))])
+            if math.isfinite(row.value):
+                metrics.append(Metric(NOT_IN_NAMES.sub("_", name), row.value, 0, row.seed or 0))
+        with self._store._one_line():
+            for start in range(0, len(metrics), MOST_METRICS):
+                self._client.log_batch(self.id, metrics=metrics[start : start + MOST_METRICS])
+            self._client.log_batch(self.id, tags=[RunTag("code", code)])
 
     def artifacts(self, folder: Path) -> None:
         """Keep all files of a folder with the run."""
