@@ -1,0 +1,137 @@
+"""One run of the simulated cluster: requests of a trace on 16 instances of LLaMA-7B, under one of the policies.
+
+    round-robin    each instance in turn
+    infaas++       the freest instance; the same load metric as Llumnix, and no migration
+    llumnix-base   migration, priorities ignored
+    llumnix        migration and priorities
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from common.serving.cluster import Fleet, RoundRobin
+from common.serving.engine import Instance, simulate
+from common.serving.loop import EventLoop
+from common.serving.memory import PagedMemory
+from common.serving.trace import Trace
+from common.serving.workload import Workload
+from papers.llumnix.freeness import PRIORITY_TARGET, Rules
+from papers.llumnix.global_scheduler import FreestFirst, Llumnix, Moving, Sample, Scaling
+from papers.llumnix.llama_on_a10 import BLOCK_TOKENS, KV_BLOCKS, KV_BYTES, LlamaOnA10
+from papers.llumnix.local_scheduler import PreemptionLoss, PromptsFirst
+from papers.llumnix.migration import Migrated
+
+POLICIES = ("round-robin", "infaas++", "llumnix-base", "llumnix")
+BLOCK_BYTES = float(BLOCK_TOKENS * KV_BYTES)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A cluster and its policy. The switches are what controls turn off.
+
+    instances: at the start. start_seconds: until an ordered instance serves (inferred: loading 13.5 GB of weights
+    from disk takes 20 to 60). sample_seconds: between samples of the cluster's state.
+    """
+
+    policy: str = "llumnix"
+    instances: int = 16
+    lowest: float = 3.0  # blocks a request: below it an instance gives requests away
+    migration: bool = True
+    queued_demand: bool = True
+    headroom: bool = True
+    scaling: Scaling | None = None
+    start_seconds: float = 40.0
+    bytes_per_s: float = 1.5e9  # of migration
+    sample_seconds: float = 1.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left: the trace, the cluster's samples, migrations, preemption loss in seconds over all requests."""
+
+    trace: Trace
+    samples: list[Sample]
+    migrations: list[Migrated]
+    queued_moves: int
+    migrating_seconds: float
+    preemptions: int
+    preemption_loss: float
+    average_instances: float
+    priority: np.ndarray  # of each request, shape (requests,)
+
+    @property
+    def arriving(self) -> tuple[float, float]:
+        """From when to when the cluster is judged: the arrivals, less their first fifth (it fills up)."""
+        first, last = float(self.trace.arrival[0]), float(self.trace.arrival[-1])
+        return first + 0.2 * (last - first), last
+
+    def mean_of(self, name: str) -> float:
+        """Mean of a sampled quantity while requests arrive."""
+        start, end = self.arriving
+        values = [float(getattr(one, name)) for one in self.samples if start <= one.time <= end]
+        return float(np.mean(values)) if values else 0.0
+
+
+def serve(workload: Workload, setup: Setup, priority: np.ndarray | None = None) -> Outcome:
+    """Serve a workload. priority: of each request, 1 for high, shape (requests,); None: all normal.
+
+    Raises ValueError for an unknown policy.
+    """
+    if setup.policy not in POLICIES:
+        raise ValueError(f"unknown policy {setup.policy!r}; one of {', '.join(POLICIES)}")
+    loss = PreemptionLoss()
+    kept: list[Llumnix] = []
+    levels = np.zeros(len(workload), dtype=np.int64) if priority is None else priority
+
+    def build(loop: EventLoop) -> "Prioritised":
+        fleet = Fleet(loop, lambda: instance(loop, loss), setup.instances, setup.start_seconds)
+        kept.append(system(loop, fleet, setup, bool(levels.any())))
+        return Prioritised(kept[0], levels, setup.policy != "llumnix-base")
+
+    trace = simulate(workload, build)
+    cluster = kept[0]
+    return Outcome(
+        trace,
+        cluster.samples,
+        cluster.migrations.log,
+        cluster.migrations.queued_moves,
+        cluster.migrating_seconds,
+        loss.preemptions,
+        loss.seconds,
+        cluster.fleet.average(float(trace.finish.max())),
+        levels,
+    )
+
+
+def instance(loop: EventLoop, loss: PreemptionLoss) -> Instance:
+    """One LLaMA-7B on one A10."""
+    return Instance(loop, LlamaOnA10(), PagedMemory(KV_BLOCKS * BLOCK_TOKENS, BLOCK_TOKENS), PromptsFirst(loss))
+
+
+def system(loop: EventLoop, fleet: Fleet, setup: Setup, priorities: bool = True) -> Llumnix:
+    """The policy of `setup` over a fleet. priorities: whether any request has one; without, nobody looks for them."""
+    known = priorities and setup.headroom and setup.policy == "llumnix"
+    rules = Rules(setup.queued_demand, PRIORITY_TARGET if known else None)
+    migrates = setup.migration and setup.policy in ("llumnix", "llumnix-base")
+    return Llumnix(
+        loop,
+        fleet,
+        RoundRobin() if setup.policy == "round-robin" else FreestFirst(replace(rules, queued_demand=True)),
+        rules,
+        Moving(BLOCK_BYTES, lowest=setup.lowest, bytes_per_s=setup.bytes_per_s) if migrates else None,
+        setup.scaling,
+        setup.sample_seconds,
+    )
+
+
+class Prioritised:
+    """Gives each request its priority on its way to the system, where the system knows priorities."""
+
+    def __init__(self, inner: Llumnix, levels: np.ndarray, known: bool) -> None:
+        self.inner, self.levels, self.known = inner, levels, known
+
+    def submit(self, sequence):  # type: ignore[no-untyped-def]
+        if self.known:
+            sequence.priority = int(self.levels[sequence.index])
+        self.inner.submit(sequence)

@@ -1,0 +1,231 @@
+"""The cluster: dispatch by freeness, pairs of sources and destinations, migration, draining and auto-scaling.
+
+`Llumnix` is the paper's system (Sections 4.3 and 4.4). INFaaS++, its strong baseline, is `FreestFirst` behind the same
+instances: the same load metric and the same auto-scaling, and no migration.
+"""
+
+from collections.abc import Sequence as Several
+from dataclasses import dataclass
+
+from common.serving.cluster import Dispatcher, Fleet, blocks_free
+from common.serving.engine import Instance
+from common.serving.link import Link
+from common.serving.loop import COPY, EventLoop
+from common.serving.sequence import Sequence
+from papers.llumnix.freeness import (
+    Load,
+    Rules,
+    cluster_freeness,
+    dispatch_freeness,
+    fragmented_blocks,
+    load_of,
+    migration_freeness,
+    pair,
+)
+from papers.llumnix.local_scheduler import queue_up, submit, urgency
+from papers.llumnix.migration import LiveMigration, Migrated, Migrations, Stages
+
+
+class FreestFirst:
+    """Dispatch to the freest instance; the first of equals. This and no migration is INFaaS++."""
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+
+    def choose(self, instances: Several[Instance], sequence: Sequence) -> Instance:
+        known = self.rules.target is not None
+        priority = known and sequence.priority > 0
+        return max(instances, key=lambda one: dispatch_freeness(load_of(one, known), self.rules, priority))
+
+
+@dataclass(frozen=True)
+class Moving:
+    """How requests migrate.
+
+    lowest: freeness in blocks a request below which an instance gives requests away (3 or 10 in the artifact).
+    round_seconds: between two pairings; the artifact's four status updates of an instance are about four iterations.
+    bytes_per_s, seconds: of a copy over gloo between two machines (inferred: 64 Gbit/s carry 8 GB/s, gloo through
+    buffers of the CPU reaches 1 to 2), and of the messages around it (inferred). block_bytes: of a KV block.
+    """
+
+    block_bytes: float
+    lowest: float = 3.0
+    round_seconds: float = 0.15
+    bytes_per_s: float = 1.5e9
+    seconds: float = 0.005
+    stages: Stages = Stages()
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Freeness of the fleet is kept in [low, low + width], in blocks a request (defaults: the artifact's).
+
+    check_seconds: between two decisions. least, most: instances.
+    """
+
+    low: float = 10.0
+    width: float = 50.0
+    check_seconds: float = 10.0
+    least: int = 1
+    most: int = 16
+
+
+@dataclass
+class Sample:
+    """The cluster at one moment: share of KV blocks held, share fragmented, queued requests, and instances paid for."""
+
+    time: float
+    used: float
+    fragmented: float
+    queued: int
+    instances: int
+    freeness: list[float]
+
+
+class Llumnix:
+    """A fleet with a global scheduler. moving: None switches migration off. scaling: None keeps the fleet as it is.
+
+    sample_seconds: between two samples of the cluster's state; 0 takes none.
+    """
+
+    def __init__(
+        self,
+        loop: EventLoop,
+        fleet: Fleet,
+        dispatcher: Dispatcher,
+        rules: Rules,
+        moving: Moving | None = None,
+        scaling: Scaling | None = None,
+        sample_seconds: float = 0.0,
+    ) -> None:
+        self.loop, self.fleet, self.dispatcher, self.rules = loop, fleet, dispatcher, rules
+        self.moving, self.scaling = moving, scaling
+        self.migrations = Migrations()
+        self.samples: list[Sample] = []
+        self.migrating: dict[Instance, Instance] = {}  # either end of a migration -> the other
+        self.migrating_seconds = 0.0  # summed over both ends of all migrations
+        self._links: dict[Instance, Link] = {}
+        if moving is not None:
+            loop.every(moving.round_seconds, COPY, self._round)
+        if scaling is not None:
+            loop.every(scaling.check_seconds, COPY, self._scale)
+        if sample_seconds:
+            loop.every(sample_seconds, COPY, self._sample)
+
+    def submit(self, sequence: Sequence) -> None:
+        """A new request, to the freest serving instance."""
+        submit(self.dispatcher.choose(self.fleet.serving, sequence), sequence)
+
+    # Migration
+
+    def _round(self) -> None:
+        """Pair sources with destinations; each pair migrates one request now, and another in the next round."""
+        assert self.moving is not None
+        self._settle()
+        instances = self.fleet.running
+        serving = len(self.fleet.serving)
+        freeness, preempted = [], []
+        for place, instance in enumerate(instances):
+            load = load_of(instance, self.rules.target is not None, place >= serving)
+            freeness.append(migration_freeness(load, self.rules))
+            preempted.append(load.queued > 0 and any(one.preemptions for one in instance.waiting))
+        for source, target in pair(freeness, preempted, self.moving.lowest):
+            out, to = instances[source], instances[target]
+            if out not in self.migrating and to not in self.migrating:
+                self._begin(out, to)
+
+    def _begin(self, source: Instance, target: Instance) -> None:
+        self.migrating[source], self.migrating[target] = target, source
+        source.at_boundary(lambda: self._choose(source, target))
+
+    def _choose(self, source: Instance, target: Instance) -> None:
+        """At a boundary of the source: move its head of line if that can start at the target, else a running one."""
+        assert self.moving is not None
+        if source.waiting and self._move_queued(source, target):
+            self._free(source, target)
+            return
+        group = source.slots[0].group
+        if not group.members or target.waiting:  # whoever waits there comes first
+            self._free(source, target)
+            return
+        least = min(group.members, key=lambda one: (one.priority, one.base, one.index))  # the shortest
+        link = self._links.setdefault(source, Link(self.moving.bytes_per_s, self.moving.seconds))
+        stages = self.moving.stages
+        LiveMigration(source, target, least, link, self.moving.block_bytes, stages, self._ended).stage()
+
+    def _move_queued(self, source: Instance, target: Instance) -> bool:
+        """Move the head of the queue, which has no KV cache, where it is more urgent than all that wait there."""
+        head = source.waiting[0]
+        memory = target.memory
+        reserve = getattr(memory, "reserve", 0)
+        if target.waiting and urgency(target.waiting[0]) < urgency(head):
+            return False
+        if blocks_free(target) - memory.needs(head) < reserve:
+            return False
+        source.waiting.popleft()
+        self.migrations.queued_moves += 1
+        queue_up(target.waiting, head)
+        target.wake()
+        return True
+
+    def _ended(self, migration: LiveMigration, how: Migrated) -> None:
+        self.migrations.log.append(how)
+        self.migrating_seconds += 2 * how.seconds
+        self._free(migration.source, migration.target)
+
+    def _free(self, source: Instance, target: Instance) -> None:
+        del self.migrating[source], self.migrating[target]
+
+    # Auto-scaling
+
+    def _scale(self) -> None:
+        """More instances until the fleet is free enough, or one less where it would stay so (need_scale)."""
+        assert self.scaling is not None
+        self._settle()
+        fleet, rules = self.fleet, self.scaling
+        loads = [load_of(one, False) for one in fleet.serving]
+        if fleet.starting:
+            return
+        if cluster_freeness(loads, dispatch=True) < rules.low:
+            if fleet.draining:
+                fleet.serve_again(fleet.draining[-1])
+                return
+            fleet.start(instances_needed(loads, rules))
+        elif not fleet.draining and len(fleet.serving) > rules.least:
+            last = loads[-1]
+            without = [*loads[:-1], Load(0, last.free - last.total, 0, last.running, last.queued, last.queued_blocks)]
+            if cluster_freeness(without, dispatch=False) > rules.low + rules.width:
+                fleet.drain(fleet.serving[-1])
+
+    def _settle(self) -> None:
+        if self.fleet.draining:
+            self.fleet.settle(lambda one: one in self.migrating)
+
+    # What a run reports
+
+    def _sample(self) -> None:
+        instances = self.fleet.running
+        free = [blocks_free(one) for one in instances]
+        total = sum(one.memory.capacity for one in instances)
+        blocked = [one.memory.needs(one.waiting[0]) for one in instances if one.waiting]
+        self.samples.append(
+            Sample(
+                self.loop.now,
+                1 - sum(free) / total,
+                fragmented_blocks(sum(free), blocked) / total,
+                sum(len(one.waiting) for one in instances),
+                self.fleet.changes[-1][1],
+                [min(migration_freeness(load_of(one), self.rules), 1e3) for one in instances],
+            )
+        )
+
+
+def instances_needed(loads: list[Load], rules: Scaling) -> int:
+    """How many empty instances bring the fleet's freeness back to the band, as far as its limit allows."""
+    loads = list(loads)
+    empty = Load(loads[0].total, loads[0].total, loads[0].reserve)
+    started = 0
+    while len(loads) < rules.most and cluster_freeness(loads, dispatch=True) < rules.low:
+        loads.append(empty)
+        started += 1
+    return started
