@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from common.serving.cluster import Dispatcher, LeastLoad, Replicas
 from common.serving.engine import Instance, System
 from common.serving.latency import LatencyModel
+from common.serving.link import Link
 from common.serving.loop import DOWNSTREAM, UPSTREAM, EventLoop
 from common.serving.memory import PagedMemory
 from common.serving.models import ModelShape
 from common.serving.schedulers import PrefillFirst
 from common.serving.sequence import Sequence
-from papers.distserve.disaggregation import DecodeBatches, Disaggregated, Link, PrefillBatches
+from papers.distserve.disaggregation import DecodeBatches, Disaggregated, PrefillBatches
 
 Build = Callable[[EventLoop], System]
 
