@@ -59,6 +59,7 @@ CALIBRATION = -1  # in place of a seed: a load that only the fits see
 # A run during which a process was kept from its core is served again, and the quietest try counts. The choice looks at
 # the scheduler's clock alone, never at the requests. The threads that move caches take about a twentieth themselves.
 TRIES, DISTURBED = 3, 0.1  # share of the run's time
+SECONDS_A_REQUEST = 2.0  # far more than any takes: serving that is later than this hangs
 
 
 @dataclass(frozen=True)
@@ -91,12 +92,13 @@ def draw_load(rng: np.random.Generator, requests: int) -> Load:
     )
 
 
-def measure(loads: dict[int, Load], levels: tuple[float, ...], seconds: float = 280.0) -> list[RealRun]:
+def measure(loads: dict[int, Load], levels: tuple[float, ...]) -> list[RealRun]:
     """Serve every load at every level of capacity on both systems, in turn, in two real processes.
 
     loads: by seed; one under CALIBRATION joins the fits alone. Raises RankFailed naming the process that failed.
     """
-    first, second = launch(_both, 2, (loads, levels), seconds=seconds)
+    requests = TRIES * sum(len(load.arrival) for load in loads.values()) * len(levels) * len(SYSTEMS)
+    first, second = launch(_both, 2, (loads, levels), seconds=60 + SECONDS_A_REQUEST * requests)
     runs = []
     for (system, level, seed, load, ours, disturbed), theirs in zip(first, second, strict=True):
         served = ours

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 
 import numpy as np
 import torch
@@ -51,14 +52,14 @@ class Served:
     first_token: list[float]
     finish: list[float]
     tokens: list[list[int]] = field(default_factory=list)
-    # What was timed on the way, from the start of an iteration to the start of the next one:
+    # What was timed on the way:
     prefills: list[tuple[tuple[int, ...], float]] = field(default_factory=list)  # prompt lengths, seconds
     decodes: list[tuple[tuple[int, int], float]] = field(
         default_factory=list
     )  # sequences and their context, seconds
     copies: list[tuple[int, float]] = field(
         default_factory=list
-    )  # tokens, seconds from asking to holding the cache
+    )  # tokens, seconds from asking for the cache to holding it
 
 
 def build_model() -> Decoder:
@@ -120,7 +121,11 @@ class _Decoding:
         return done
 
 
-def _empty(load: Load) -> Served:
+def _nothing_yet(load: Load, limits: Limits) -> Served:
+    """What has been served before the first iteration. ValueError for a request that could never be served."""
+    longest = max(prompt + output for prompt, output in zip(load.prompt, load.output, strict=True))
+    if longest > limits.kv_tokens:
+        raise ValueError(f"a request of {longest} tokens will never fit in a memory of {limits.kv_tokens}")
     n = len(load.arrival)
     return Served([-1.0] * n, [-1.0] * n, [[] for _ in range(n)])
 
@@ -131,7 +136,7 @@ def _clock(start: float) -> Callable[[], float]:
 
 def serve_colocated(model: Decoder, load: Load, limits: Limits, start: float) -> Served:
     """Both phases in this process: waiting prompts run first and alone, else everybody decodes (vLLM's rule)."""
-    served, now = _empty(load), _clock(start)
+    served, now = _nothing_yet(load, limits), _clock(start)
     decoding = _Decoding(model, load, served, now)
     arriving = deque(range(len(load.arrival)))
     waiting: deque[int] = deque()
@@ -196,15 +201,56 @@ class Channels:
 STOP = -1  # in place of a request's index
 
 
+class _Memory:
+    """Free KV memory of a process, in tokens; threads take and give it back."""
+
+    def __init__(self, tokens: int) -> None:
+        self.free = tokens
+        self._given = threading.Condition()
+
+    def take(self, tokens: int) -> None:
+        """Waits until there are so many."""
+        with self._given:
+            self._given.wait_for(lambda: self.free >= tokens)
+            self.free -= tokens
+
+    def give(self, tokens: int) -> None:
+        with self._given:
+            self.free += tokens
+            self._given.notify()
+
+
+class Beside:
+    """A thread that works beside this one; what it raises is raised here."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._error: BaseException | None = None
+        self._work = work
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:
+            self._error = error
+
+    def check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def end(self) -> None:
+        self._thread.join()
+        self.check()
+
+
 def serve_prefill(model: Decoder, load: Load, limits: Limits, start: float, channels: Channels) -> Served:
     """The prefill process. Caches stay here until the other process asks for them; a full memory stops prefilling."""
-    served, now = _empty(load), _clock(start)
+    served, now = _nothing_yet(load, limits), _clock(start)
     kept: dict[int, KVCache] = {}
-    held = 0  # tokens; changed by both threads
-    lock = threading.Lock()
+    memory = _Memory(limits.kv_tokens)
 
     def answer() -> None:
-        nonlocal held
         wish = torch.zeros(1, dtype=torch.int64)
         while True:
             dist.recv(wish, 1, channels.ask)
@@ -212,19 +258,19 @@ def serve_prefill(model: Decoder, load: Load, limits: Limits, start: float, chan
             if index == STOP:
                 return
             dist.send(kept[index].stored(), 1, channels.caches)
-            with lock:
-                del kept[index]
-                held -= load.prompt[index]
+            del kept[index]
+            memory.give(load.prompt[index])
 
-    thread = threading.Thread(target=answer, daemon=True)
-    thread.start()
+    answering = Beside(answer)
+    announced = []  # sends under way, with what they send
     arriving = deque(range(len(load.arrival)))
     waiting: deque[int] = deque()
     while arriving or waiting:
         while arriving and load.arrival[arriving[0]] <= now():
             waiting.append(arriving.popleft())
-        batch = _batch_of_prompts(waiting, load, limits, limits.kv_tokens - held)
+        batch = _batch_of_prompts(waiting, load, limits, memory.free)
         if not batch:
+            answering.check()
             time.sleep(SPIN)
             continue
         start_of_batch = now()
@@ -236,13 +282,16 @@ def serve_prefill(model: Decoder, load: Load, limits: Limits, start: float, chan
             if load.output[index] == 1:
                 served.finish[index], served.tokens[index] = at, [first]
                 continue
-            with lock:
-                kept[index] = cache
-                held += load.prompt[index]
-            dist.send(torch.tensor([index, first]), 1, channels.announce)
+            kept[index] = cache
+            memory.take(load.prompt[index])
+            word = torch.tensor([index, first])
+            announced.append((word, dist.isend(word, 1, channels.announce)))
         served.prefills.append((tuple(lengths), now() - start_of_batch))
+    for _, sent in announced:
+        if sent:
+            sent.wait()
     dist.send(torch.tensor([STOP, STOP]), 1, channels.announce)
-    thread.join()
+    answering.end()
     return served
 
 
@@ -252,60 +301,50 @@ def _batch_of_prompts(waiting: deque[int], load: Load, limits: Limits, room: int
 
 
 def serve_decode(model: Decoder, load: Load, limits: Limits, start: float, channels: Channels) -> Served:
-    """The decode process: pulls announced caches while they fit, and decodes everything it holds."""
-    served, now = _empty(load), _clock(start)
+    """The decode process: pulls announced caches as soon as they fit, one by one, and decodes everything it holds."""
+    served, now = _nothing_yet(load, limits), _clock(start)
     decoding = _Decoding(model, load, served, now)
-    announced: deque[tuple[int, int]] = deque()
+    announced: SimpleQueue[tuple[int, int]] = SimpleQueue()
     pulled: deque[tuple[int, int, KVCache]] = deque()
-    wanted: deque[tuple[int, int, float]] = deque()
-    news = threading.Semaphore(0)
+    memory = _Memory(limits.kv_tokens)  # reserved for whole sequences
 
     def listen() -> None:
         word = torch.zeros(2, dtype=torch.int64)
-        while True:
+        while int(word[0]) != STOP:
             dist.recv(word, 0, channels.announce)
-            announced.append((int(word[0]), int(word[1])))
-            if int(word[0]) == STOP:
-                return
+            announced.put((int(word[0]), int(word[1])))
 
-    def receive() -> None:
+    def pull() -> None:
         while True:
-            news.acquire()
-            index, first, asked = wanted.popleft()
+            index, first = announced.get()
+            word = torch.tensor([index])
             if index == STOP:
+                dist.send(word, 0, channels.ask)
                 return
-            shape = (MODEL.layers, 2, MODEL.heads, load.prompt[index], MODEL.head_dim)
-            stored = torch.empty(shape)
+            total = _total(load, index)
+            memory.take(total)
+            asked = now()
+            dist.send(word, 0, channels.ask)
+            stored = torch.empty(MODEL.layers, 2, MODEL.heads, load.prompt[index], MODEL.head_dim)
             dist.recv(stored, 0, channels.caches)
-            pulled.append((index, first, KVCache.received(MODEL, stored, _total(load, index))))
+            pulled.append((index, first, KVCache.received(MODEL, stored, total)))
             served.copies.append((load.prompt[index], now() - asked))
 
-    threads = [threading.Thread(target=work, daemon=True) for work in (listen, receive)]
-    for thread in threads:
-        thread.start()
-    held = 0
-    total = sum(output > 1 for output in load.output)
-    while decoding.finished < total:
-        while (
-            announced and announced[0][0] != STOP and held + _total(load, announced[0][0]) <= limits.kv_tokens
-        ):
-            index, first = announced.popleft()
-            held += _total(load, index)
-            wanted.append((index, first, now()))
-            news.release()
-            dist.send(torch.tensor([index]), 0, channels.ask)
+    threads = Beside(listen), Beside(pull)
+    expected = sum(output > 1 for output in load.output)
+    while decoding.finished < expected:
         while pulled and len(decoding.batch) < limits.max_sequences:
             index, first, cache = pulled.popleft()
             decoding.join(index, cache, first)
         if decoding.batch:
-            held -= sum(_total(load, one.index) for one in decoding.step())
+            for one in decoding.step():
+                memory.give(_total(load, one.index))
         else:
+            for thread in threads:
+                thread.check()
             time.sleep(SPIN)
-    dist.send(torch.tensor([STOP]), 0, channels.ask)
-    wanted.append((STOP, STOP, 0.0))
-    news.release()
     for thread in threads:
-        thread.join()
+        thread.end()
     return served
 
 
@@ -324,7 +363,7 @@ def time_prefill(model: Decoder, lengths: tuple[int, ...]) -> float:
 def time_decode(model: Decoder, n: int, context: int) -> float:
     """Median processor seconds of a decode iteration of `n` sequences of `context` tokens."""
     load = Load([0.0] * n, [context] * n, [REPEATS + 10] * n)
-    decoding = _Decoding(model, load, _empty(load), _clock(0.0))
+    decoding = _Decoding(model, load, _nothing_yet(load, Limits(kv_tokens=n * MODEL.positions)), _clock(0.0))
     for index in range(n):
         cache = KVCache(MODEL, context + REPEATS + 2)
         cache.length = context

@@ -20,6 +20,7 @@ from papers.distserve.simulator_check import (
     predict,
 )
 from papers.distserve.two_process import (
+    Beside,
     Channels,
     Limits,
     Load,
@@ -129,6 +130,19 @@ def test_a_system_that_does_as_predicted_has_no_error_and_a_wrong_fit_has_one(sy
     for share, (really, simulated) in zip(PREDICTED, compare(ideal, FIT, 1.0), strict=True):
         assert really == simulated == pytest.approx(100 * share, abs=1)
     assert np.mean([abs(really - wrong) for really, wrong in compare(ideal, FIT, 1.5)]) > 10
+
+
+def test_a_request_that_never_fits_is_refused():
+    with pytest.raises(ValueError, match="150 tokens will never fit in a memory of 100"):
+        serve_colocated(build_model(), Load([0.0], [100], [50]), Limits(kv_tokens=100), 0.0)
+
+
+def test_what_a_helping_thread_raises_is_raised_by_who_started_it():
+    def fail():
+        raise ConnectionError("the other process is gone")
+
+    with pytest.raises(ConnectionError, match="is gone"):
+        Beside(fail).end()
 
 
 def test_perturbing_changes_the_prefill_slope_alone():
