@@ -1,0 +1,303 @@
+"""What the claims of Sarathi-Serve read: capacities, the ablation and pipelines in simulation, chunks for real."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+
+from common.lab.runtime import Observations, Runtime
+from common.serving.latency import LatencyModel
+from common.serving.profiled import HOST_SECONDS, profiled_latency
+from common.serving.workload import Workload
+from papers.sarathi_serve import ablation, pipeline
+from papers.sarathi_serve.budget import TILE, iteration_seconds, token_budget
+from papers.sarathi_serve.capacity import Cell, Search, capacity, serve
+from papers.sarathi_serve.deployments import DEPLOYMENTS
+from papers.sarathi_serve.lengths import REAL, draw
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes and switches. A control changes one switch; profiles change the sizes."""
+
+    system: str = "sarathi"  # what stands for the paper's method: a name of deployments.SYSTEMS
+    models: list[str] = field(default_factory=lambda: ["mistral", "yi"])  # names in deployments.py
+    kinds: list[str] = field(default_factory=lambda: ["chat", "arxiv"])  # of lengths
+    requests: int = 400  # of each run of the models above
+    pipeline_requests: int = 150  # of each run of Falcon-180B; 0 leaves it out
+    objective: float = 0.0  # seconds of P99 TBT instead of every deployment's own; 0: their own
+    host_seconds: float = HOST_SECONDS  # fixed cost of an iteration
+    equal_work: bool = False  # True: every micro-batch takes equally long
+    between_nodes: bool = True  # False: the eight GPUs of tensor parallelism share one node
+    load_rates: list[float] = field(default_factory=list)  # requests/s at which P99 TBT is shown, Yi-34B chat
+    chunk: int = 512  # tokens, of the chunking overhead
+    prompt: int = 8192  # tokens, the longest that joins a decode batch
+    real_prompt: int = 1024  # tokens, of the real prefills on the CPU; 0 leaves out all that is timed
+    keeps_past: bool = True  # False: a chunk does not see the chunks before it
+
+
+def run(config: Config, lab: Runtime) -> Observations:
+    """Observe every metric that the card's claims read, one row a seed."""
+    seen = Observations()
+    search_capacities(config, lab, seen)
+    for seed in lab.progress(lab.seeds, "seeds"):
+        if lab.wants(*ABLATION):
+            ablate(config, lab, seen, seed)
+        if config.pipeline_requests and lab.wants("bubbles_removed", "tp8_tbt_ratio"):
+            run_pipelines(config, lab, seen, seed)
+        if config.load_rates and lab.wants("p99_tbt"):
+            load_curves(config, lab, seen, seed)
+    analyse_iterations(config, lab, seen)
+    if lab.wants("chunking_error", *TIMED):
+        run_chunks(config, lab, seen)
+    return seen
+
+
+# Capacities ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A metric: our capacity over a rival's in one setting."""
+
+    metric: str
+    deployment: str
+    kind: str
+    slo: str
+    rival: str
+
+
+def gains(config: Config) -> Iterator[Gain]:
+    """The gains that a configuration can show; those of a claim first."""
+    for name in config.models:
+        for kind in config.kinds:
+            for slo in ("strict", "relaxed"):
+                for rival in ("vllm", "orca"):
+                    yield Gain(f"gain_{name}_{slo}_over_{rival}_{kind}", name, kind, slo, rival)
+    if config.pipeline_requests:
+        for kind, slo in (("chat", "strict"), ("arxiv", "strict"), ("chat", "relaxed")):
+            yield Gain(f"gain_falcon_{slo}_over_vllm_{kind}", "falcon", kind, slo, "vllm")
+
+
+# Metrics that are maxima over settings: each gain is observed under these names too.
+BEST = {"mistral": "best_gain_mistral_strict", "falcon": "best_gain_falcon_strict"}
+
+
+def names(gain: Gain) -> list[str]:
+    """Every metric that a gain is part of."""
+    all_names = [gain.metric]
+    if gain.slo == "strict" and gain.rival == "vllm" and gain.deployment in BEST:
+        all_names.append(BEST[gain.deployment])
+    if gain.deployment == "yi" and gain.kind == "chat" and gain.rival == "vllm":
+        all_names.append("strict_over_relaxed_gain")
+    return all_names
+
+
+def search_capacities(config: Config, lab: Runtime, seen: Observations) -> None:
+    """The capacity of every system in every wanted setting, and the ratios of them."""
+    wanted = [gain for gain in gains(config) if lab.wants(*names(gain))]
+    searches: dict[tuple[Cell, int], Search] = {}
+    for seed in lab.seeds:
+        for gain in wanted:
+            for system in (config.system, gain.rival):
+                cell = Cell(gain.deployment, gain.kind, gain.slo, system)
+                searches.setdefault((cell, seed), prepared(config, lab, cell, seed))
+    work = list(searches.values())
+    found = dict(zip(searches, lab.map(capacity, work, "capacities"), strict=True))
+    for (cell, seed), rate in found.items():
+        at = {"model": cell.deployment, "lengths": cell.kind, "slo": cell.slo, "system": cell.system}
+        seen.add("capacity", rate, seed, **at)
+    for seed in lab.seeds:
+        ratios = {}
+        for gain in wanted:
+            ours, theirs = (
+                found[Cell(gain.deployment, gain.kind, gain.slo, system), seed]
+                for system in (config.system, gain.rival)
+            )
+            ratios[gain.metric] = ours / theirs if theirs else np.nan
+            seen.add(gain.metric, ratios[gain.metric], seed)
+            if gain.slo == "strict" and gain.rival == "vllm" and gain.deployment in BEST:
+                seen.add(BEST[gain.deployment], ratios[gain.metric], seed, lengths=gain.kind)
+        pair = [ratios.get(f"gain_yi_{slo}_over_vllm_chat") for slo in ("strict", "relaxed")]
+        if pair[0] and pair[1]:
+            seen.add("strict_over_relaxed_gain", pair[0] / pair[1], seed)
+
+
+def prepared(config: Config, lab: Runtime, cell: Cell, seed: int) -> Search:
+    """The search of a cell on the requests of a seed, which all its rivals see too."""
+    deployment = DEPLOYMENTS[cell.deployment]
+    n = config.pipeline_requests if deployment.stages > 1 else config.requests
+    objective = config.objective or deployment.objective(cell.slo)
+    latency = times(config, cell.deployment)
+    return Search(cell, seed, load(lab, cell.kind, seed, n), objective, deployment.budget(cell.slo), latency)
+
+
+def times(config: Config, name: str) -> LatencyModel:
+    """A deployment's latencies as the configuration has them."""
+    latency: LatencyModel = DEPLOYMENTS[name].latency(config.host_seconds)
+    return pipeline.EqualWork(latency) if config.equal_work else latency
+
+
+def load(lab: Runtime, kind: str, seed: int, n: int) -> Workload:
+    """The requests of a kind for a seed, one a second; real lengths for "arxiv-real", where they can be had."""
+    path = lab.data(REAL[kind]) if kind in REAL else None
+    return draw(kind, lab.rng(seed, kind), n, path)
+
+
+# Fixed loads --------------------------------------------------------------------------------------------------------
+
+ABLATION = tuple(
+    f"{metric}_{kind}"
+    for metric in ("tbt_hybrid_only", "tbt_chunked_only", "ttft_chunked_only", "ttft_over_hybrid_only")
+    for kind in ablation.RATES
+)
+
+
+def ablate(config: Config, lab: Runtime, seen: Observations, seed: int) -> None:
+    """P50 TTFT and P99 TBT of each technique alone and of both, and their ratios."""
+    for kind in ablation.RATES:
+        at_one = load(lab, kind, seed, ablation.REQUESTS)
+        rate = ablation.calm_rate(at_one, kind)
+        seen.add("ablation_rate", rate, seed, lengths=kind)
+        found = {}
+        for system in dict.fromkeys(("hybrid-only", "chunked-only", config.system, "vllm", "swapped")):
+            found[system] = one = ablation.latencies(at_one.scaled(rate), kind, system)
+            seen.add("ablation_ttft", one.ttft, seed, lengths=kind, system=system)
+            seen.add("ablation_tbt", one.tbt, seed, lengths=kind, system=system)
+        both, hybrid, chunked = (found[name] for name in (config.system, "hybrid-only", "chunked-only"))
+        seen.add(f"tbt_hybrid_only_{kind}", hybrid.tbt / both.tbt, seed)
+        seen.add(f"tbt_chunked_only_{kind}", chunked.tbt / both.tbt, seed)
+        seen.add(f"ttft_chunked_only_{kind}", chunked.ttft / both.ttft, seed)
+        seen.add(f"ttft_over_hybrid_only_{kind}", both.ttft / hybrid.ttft, seed)
+
+
+BUBBLE_RATE = 1.0  # requests/s, about Sarathi-Serve's capacity on Falcon-180B and chat
+TP8_RATE = 0.75  # requests/s, osdi-experiments/figure-8
+
+
+def run_pipelines(config: Config, lab: Runtime, seen: Observations, seed: int) -> None:
+    """Bubbles by policy under the strict budget, and the median TBT of both ways to use eight GPUs."""
+    at_one = load(lab, "chat", seed, config.pipeline_requests)
+    busy, budget = at_one.scaled(BUBBLE_RATE), DEPLOYMENTS["falcon"].budget("strict")
+    shares = {}
+    for system in dict.fromkeys((config.system, "vllm", "hybrid-only")):
+        spans, _ = pipeline.timeline(busy, "chat", system, budget, times(config, "falcon"))
+        shares[system] = pipeline.bubble_share(spans, float(busy.arrival[-1]))
+        seen.add("bubble_share", shares[system], seed, system=system)
+    seen.add("bubbles_removed", shares["vllm"] - shares[config.system], seed)
+    if not lab.wants("tp8_tbt_ratio"):
+        return
+    one_node = profiled_latency("falcon-180b", "a100", 8, network="a100-dgx", host_seconds=config.host_seconds)
+    across = times(config, "falcon-tp8") if config.between_nodes else one_node
+    medians = []
+    for name, latency in (("falcon-tp8", across), ("falcon", times(config, "falcon"))):
+        trace, _ = serve(at_one.scaled(TP8_RATE), name, "chat", config.system, budget, latency)
+        medians.append(pipeline.median_tbt(trace))
+        seen.add("median_tbt", medians[-1], seed, deployment=name)
+    seen.add("tp8_tbt_ratio", medians[0] / medians[1], seed)
+
+
+def load_curves(config: Config, lab: Runtime, seen: Observations, seed: int) -> None:
+    """P99 TBT of Yi-34B against the rate of chat requests, by policy and token budget."""
+    at_one = load(lab, "chat", seed, config.requests)
+    jobs = [
+        (system, budget, rate)
+        for system, budget in (("sarathi", 512), ("sarathi", 2048), ("vllm", 512), ("orca", 512))
+        for rate in config.load_rates
+    ]
+    curve = partial(p99_tbt, at_one)
+    for (system, budget, rate), (tbt, delay) in zip(jobs, lab.map(curve, jobs, "loads"), strict=True):
+        seen.add("p99_tbt", tbt, seed, system=system, budget=budget, rate=rate)
+        seen.add("median_delay", delay, seed, system=system, budget=budget, rate=rate)
+
+
+def p99_tbt(at_one: Workload, job: tuple[str, int, float]) -> tuple[float, float]:
+    """P99 TBT and median scheduling delay, seconds, of a (system, budget, rate)."""
+    system, budget, rate = job
+    found = ablation.latencies(at_one.scaled(rate), "chat", system, budget)
+    return found.tbt, found.delay
+
+
+# Single iterations --------------------------------------------------------------------------------------------------
+
+STALL_PROMPTS = (1024, 2048, 4096, 8192)  # tokens, up to the longest chat request
+STALL_DECODES = (8, 32)  # sequences
+STALL_CONTEXT = 1024  # tokens of each
+
+
+def analyse_iterations(config: Config, lab: Runtime, seen: Observations) -> None:
+    """What the latency model says of single iterations: deterministic, without a seed."""
+    yi = DEPLOYMENTS["yi"].latency(config.host_seconds)
+    if lab.wants("stall"):
+        for prompt in (tokens for tokens in (8, *STALL_PROMPTS) if tokens <= config.prompt):
+            for decodes in STALL_DECODES:
+                context = decodes * STALL_CONTEXT
+                alone = yi.iteration([], decodes, context)[0]
+                slower = yi.iteration([(prompt, 0)], decodes, context)[0] / alone
+                seen.add("stall", slower, prompt=prompt, decodes=decodes)
+    if lab.wants("piggyback_gain"):
+        chunk = min(config.prompt, 1021)
+        alone = yi.iteration([], 4, 4 * 1024)[0] / 4
+        seen.add("piggyback_gain", alone / (yi.iteration([(chunk, 0)], 3, 3 * 1024)[0] / (chunk + 3)))
+    if lab.wants("chunk_overhead"):
+        for prompt in (2048, 4096, 8192, 16384):
+            seen.add("chunk_overhead_by_prompt", overhead(yi, prompt, config.chunk), prompt=prompt)
+        seen.add("chunk_overhead", max(seen.values("chunk_overhead_by_prompt")))
+    if lab.wants("token_budget"):
+        for name, deployment in DEPLOYMENTS.items():
+            for slo in ("strict", "relaxed"):
+                tokens = token_budget(deployment.latency(config.host_seconds), deployment.objective(slo))
+                seen.add("token_budget", tokens, model=name, slo=slo)
+        for tokens in range(TILE, 2049, TILE):
+            seen.add("iteration_seconds", iteration_seconds(yi, tokens), tokens=tokens)
+
+
+def overhead(latency: LatencyModel, prompt: int, chunk: int) -> float:
+    """Seconds of a prompt's chunks, one an iteration, over those of the prompt in one."""
+    parts = sum(
+        latency.iteration([(min(chunk, prompt - start), start)], 0, 0)[0] for start in range(0, prompt, chunk)
+    )
+    return parts / latency.iteration([(prompt, 0)], 0, 0)[0]
+
+
+# On this machine ----------------------------------------------------------------------------------------------------
+
+TIMED = ("chunk_overhead_cpu", "stall_cpu", "piggyback_gain_cpu")
+REAL_DECODES, REAL_CONTEXT, REAL_CHUNK = 4, 1024, 253  # the published batch of 1,021 + 3 tokens, a quarter of it
+
+
+def run_chunks(config: Config, lab: Runtime, seen: Observations) -> None:
+    """Prefill real prompts in chunks, and time them and hybrid batches, on one thread."""
+    import torch
+
+    from papers.sarathi_serve import chunking  # brings torch, which the simulations do without
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for seed in lab.seeds:
+            generator = torch.Generator().manual_seed(int(lab.rng(seed, "decoder").integers(2**31)))
+            if lab.wants("chunking_error"):
+                model = chunking.Decoder(chunking.TINY, generator)
+                tokens = torch.randint(model.config.vocab, (300,), generator=generator)
+                error = max(chunking.chunking_error(model, tokens, c, config.keeps_past) for c in (1, 7, 64, 100))
+                seen.add("chunking_error", error, seed)
+            if not config.real_prompt or not lab.wants(*TIMED):
+                continue
+            model = chunking.Decoder(chunking.SMALL, generator)
+            if lab.wants("chunk_overhead_cpu"):
+                tokens = torch.randint(model.config.vocab, (config.real_prompt,), generator=generator)
+                sizes = [config.chunk, *(size for size in (64, 128, 256) if size < config.chunk)]
+                for size, ratio in chunking.chunking_overheads(model, tokens, sizes).items():
+                    seen.add("chunk_overhead_cpu_by_chunk", ratio, seed, chunk=size)
+                    if size == config.chunk:
+                        seen.add("chunk_overhead_cpu", ratio, seed)
+            if lab.wants("stall_cpu", "piggyback_gain_cpu"):
+                prompt, chunk = min(config.prompt, config.real_prompt), min(config.prompt, REAL_CHUNK)
+                took = chunking.hybrid_seconds(model, generator, REAL_DECODES, REAL_CONTEXT, prompt, chunk)
+                seen.add("stall_cpu", took.with_prompt / took.decodes, seed)
+                per_token = took.with_chunk / (chunk + REAL_DECODES)
+                seen.add("piggyback_gain_cpu", took.decodes / REAL_DECODES / per_token, seed)
+    finally:
+        torch.set_num_threads(before)
