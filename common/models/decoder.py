@@ -1,11 +1,14 @@
 """A small decoder-only language model with a KV cache a sequence: the whole of it, read top to bottom.
 
-RMSNorm, rotary positions, causal attention, gated MLP, tied embedding. Sequences of different lengths share the linear
-layers as one packed matrix, and attend one by one, so that a batch costs what serving systems model: a constant, a part
-per token, and a part per token of context. Weights are random unless loaded: for timing and exactness, not for prose.
+RMSNorm, rotary positions, causal grouped-query attention, gated MLP, tied embedding: Llama's layout. Sequences of
+different lengths share the linear layers as one packed matrix, and attend one by one, so that a batch costs what
+serving systems model: a constant, a part per token, and a part per token of context. Weights are random unless loaded:
+for timing and exactness, not for prose.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +17,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Sizes; `positions` is the longest sequence in tokens."""
+    """Sizes; `positions` is the longest sequence in tokens, `kv_heads` the heads of keys and values (None: all)."""
 
     vocab: int = 512
     hidden: int = 256
@@ -22,21 +25,62 @@ class DecoderConfig:
     heads: int = 4
     intermediate: int = 512
     positions: int = 512
+    kv_heads: int | None = None
+    rotary_base: float = 10_000.0
+    norm_eps: float | None = None  # None: the smallest step of the number format
 
     @property
     def head_dim(self) -> int:
         return self.hidden // self.heads
 
+    @property
+    def groups(self) -> int:
+        """Heads of keys and values."""
+        return self.heads if self.kv_heads is None else self.kv_heads
+
+
+class Cache(Protocol):
+    """Where keys and values of one sequence are kept. `length` tokens are stored; `capacity` fit."""
+
+    length: int
+
+    @property
+    def capacity(self) -> int: ...
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store what new tokens add to a layer, two tensors of shape (kv_heads, new, head_dim), behind what is stored.
+
+        All keys and all values of the layer come back, the new ones included, shape (kv_heads, length + new, head_dim).
+        """
+
+    def advance(self, new: int) -> None:
+        """Every layer has stored `new` tokens."""
+
 
 class KVCache:
-    """Keys and values of one sequence, shape (layers, 2, heads, capacity, head_dim); `length` tokens are stored."""
+    """Keys and values of one sequence side by side, shape (layers, 2, kv_heads, capacity, head_dim)."""
 
     def __init__(self, config: DecoderConfig, capacity: int) -> None:
-        self.data = torch.zeros(config.layers, 2, config.heads, capacity, config.head_dim)
+        self.data = torch.zeros(config.layers, 2, config.groups, capacity, config.head_dim)
         self.length = 0
 
+    @property
+    def capacity(self) -> int:
+        return self.data.shape[3]
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """See Cache."""
+        end = self.length + keys.shape[1]
+        self.data[layer, 0, :, self.length : end] = keys
+        self.data[layer, 1, :, self.length : end] = values
+        return self.data[layer, 0, :, :end], self.data[layer, 1, :, :end]
+
+    def advance(self, new: int) -> None:
+        """See Cache."""
+        self.length += new
+
     def stored(self) -> Tensor:
-        """What is stored, contiguous, shape (layers, 2, heads, length, head_dim): what a migration sends."""
+        """What is stored, contiguous, shape (layers, 2, kv_heads, length, head_dim): what a migration sends."""
         return self.data[:, :, :, : self.length].contiguous()
 
     @classmethod
@@ -53,40 +97,55 @@ class Layer(nn.Module):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.heads, self.head_dim = config.heads, config.head_dim
-        self.attention_norm = nn.RMSNorm(config.hidden)
-        self.qkv = nn.Linear(config.hidden, 3 * config.hidden, bias=False)
+        self.heads, self.groups, self.head_dim = config.heads, config.groups, config.head_dim
+        self.attention_norm = nn.RMSNorm(config.hidden, config.norm_eps)
+        self.qkv = nn.Linear(config.hidden, (config.heads + 2 * config.groups) * config.head_dim, bias=False)
         self.out = nn.Linear(config.hidden, config.hidden, bias=False)
-        self.mlp_norm = nn.RMSNorm(config.hidden)
+        self.mlp_norm = nn.RMSNorm(config.hidden, config.norm_eps)
         self.up = nn.Linear(config.hidden, 2 * config.intermediate, bias=False)
         self.down = nn.Linear(config.intermediate, config.hidden, bias=False)
 
     def forward(
-        self, x: Tensor, lengths: list[int], caches: list[KVCache], index: int, rotation: Tensor
+        self, x: Tensor, lengths: list[int], caches: Sequence[Cache], index: int, rotation: Tensor
     ) -> Tensor:
         """x: packed new tokens, shape (sum of lengths, hidden); each sequence's keys and values join its cache."""
-        q, k, v = self.qkv(self.attention_norm(x)).view(len(x), 3, self.heads, self.head_dim).unbind(1)
-        q, k = _rotate(q, rotation), _rotate(k, rotation)
+        qkv = self.qkv(self.attention_norm(x)).view(len(x), -1, self.head_dim)
+        turned = _rotate(qkv[:, : self.heads + self.groups], rotation).transpose(0, 1)
+        queries, keys = turned[: self.heads], turned[self.heads :]
+        values = qkv[:, self.heads + self.groups :].transpose(0, 1)
         mixed = []
         start = 0
         for new, cache in zip(lengths, caches, strict=True):
             rows = slice(start, start + new)
-            past = cache.length
-            cache.data[index, 0, :, past : past + new] = k[rows].transpose(0, 1)
-            cache.data[index, 1, :, past : past + new] = v[rows].transpose(0, 1)
-            keys, values = cache.data[index, :, :, : past + new]
-            mask = None
-            if new > 1 and past:  # a later chunk of a prompt sees all earlier tokens and its own past
-                mask = torch.ones(new, past + new, dtype=torch.bool).tril(past)
-            mixed.append(
-                F.scaled_dot_product_attention(
-                    q[rows].transpose(0, 1), keys, values, attn_mask=mask, is_causal=new > 1 and not past
-                ).transpose(0, 1)
-            )
+            all_keys, all_values = cache.append(index, keys[:, rows], values[:, rows])
+            mixed.append(attend(queries[:, rows], all_keys, all_values))
             start += new
-        x = x + self.out(torch.cat(mixed).reshape(len(x), -1))
+        x = x + self.out(torch.cat(mixed, dim=1).transpose(0, 1).reshape(len(x), -1))
         gate, up = self.up(self.mlp_norm(x)).chunk(2, dim=-1)
         return x + self.down(F.silu(gate) * up)
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Causal attention of the last tokens of a sequence, shape (heads, new, head_dim).
+
+    queries: (heads, new, head_dim). keys, values: of all tokens so far, the new ones last, (kv_heads, total, head_dim).
+    """
+    heads, new, dim = queries.shape
+    groups, total, _ = keys.shape
+    if new == 1:  # one query sees everything, so the heads of a group can be its rows
+        rows = queries.reshape(1, groups, heads // groups, dim)
+        return F.scaled_dot_product_attention(rows, keys[None], values[None]).reshape(heads, 1, dim)
+    mask = None
+    if new < total:  # a later chunk of a prompt sees all earlier tokens and its own past
+        mask = torch.ones(new, total, dtype=torch.bool, device=queries.device).tril(total - new)
+    return F.scaled_dot_product_attention(
+        queries[None],
+        keys[None],
+        values[None],
+        attn_mask=mask,
+        is_causal=mask is None,
+        enable_gqa=groups != heads,
+    )[0]
 
 
 class Decoder(nn.Module):
@@ -99,7 +158,7 @@ class Decoder(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.vocab, config.hidden)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
-        self.norm = nn.RMSNorm(config.hidden)
+        self.norm = nn.RMSNorm(config.hidden, config.norm_eps)
         self.register_buffer("rotations", _rotations(config), persistent=False)
         with torch.no_grad():
             for parameter in self.parameters():
@@ -107,34 +166,44 @@ class Decoder(nn.Module):
                     parameter.normal_(0.0, config.hidden**-0.5, generator=generator)
 
     @torch.inference_mode()
-    def forward(self, tokens: list[Tensor], caches: list[KVCache]) -> Tensor:
+    def forward(self, tokens: Sequence[Tensor], caches: Sequence[Cache]) -> Tensor:
         """Logits after the last new token of each sequence, shape (sequences, vocab).
 
         tokens: new tokens of each sequence, int64 of shape (n,): a prompt, a chunk of one, or the one token to decode
         from. caches: their caches, which grow by n. Raises ValueError where a cache has no room for them.
         """
         lengths = [len(new) for new in tokens]
+        last = torch.tensor(lengths).cumsum(0) - 1
+        return self.head(self.hidden(tokens, caches)[last])
+
+    @torch.inference_mode()
+    def hidden(self, tokens: Sequence[Tensor], caches: Sequence[Cache]) -> Tensor:
+        """Hidden values after the last layer of all new tokens, shape (sum of n, hidden); see forward."""
+        lengths = [len(new) for new in tokens]
         for new, cache in zip(lengths, caches, strict=True):
-            if cache.length + new > cache.data.shape[3]:
+            if cache.length + new > cache.capacity:
                 raise ValueError(
-                    f"{new} tokens do not fit behind {cache.length} in a cache of {cache.data.shape[3]}"
+                    f"{new} tokens do not fit behind {cache.length} in a cache of {cache.capacity}"
                 )
         positions = torch.cat([
             torch.arange(cache.length, cache.length + new) for new, cache in zip(lengths, caches, strict=True)
         ])  # fmt: skip
         rotation = self.rotations[positions]
-        x = self.embedding(torch.cat(tokens))
+        x = self.embedding(torch.cat(list(tokens)))
         for index, layer in enumerate(self.layers):
             x = layer(x, lengths, caches, index, rotation)
         for new, cache in zip(lengths, caches, strict=True):
-            cache.length += new
-        last = torch.tensor(lengths).cumsum(0) - 1
-        return self.norm(x[last]) @ self.embedding.weight.T
+            cache.advance(new)
+        return x
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits of hidden values, shape (tokens, vocab); the embedding is the output head too."""
+        return self.norm(hidden) @ self.embedding.weight.T
 
 
 def _rotations(config: DecoderConfig) -> Tensor:
     """Rotary angles as complex numbers, shape (positions, head_dim / 2)."""
-    frequency = 10_000.0 ** (-torch.arange(0, config.head_dim, 2) / config.head_dim)
+    frequency = config.rotary_base ** (-torch.arange(0, config.head_dim, 2) / config.head_dim)
     angle = torch.outer(torch.arange(config.positions, dtype=torch.float32), frequency)
     return torch.polar(torch.ones_like(angle), angle)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from common.models.decoder import Decoder, DecoderConfig, KVCache
+from common.models.decoder import Decoder, DecoderConfig, KVCache, attend
 
 CONFIG = DecoderConfig(vocab=64, hidden=32, layers=2, heads=4, intermediate=48, positions=64)
 
@@ -61,3 +61,24 @@ def test_position_matters(model):
 def test_a_full_cache_is_refused(model):
     with pytest.raises(ValueError, match="do not fit behind 0 in a cache of 4"):
         model([torch.arange(5)], [KVCache(CONFIG, 4)])
+
+
+def test_grouped_queries_equal_heads_with_repeated_keys_and_values():
+    generator = torch.Generator().manual_seed(4)
+    queries = torch.randn(6, 5, 8, generator=generator)
+    keys, values = torch.randn(2, 2, 9, 8, generator=generator)
+    repeated = [each.repeat_interleave(3, dim=0) for each in (keys, values)]
+    torch.testing.assert_close(attend(queries, keys, values), attend(queries, *repeated))
+    one = queries[:, -1:]
+    torch.testing.assert_close(attend(one, keys, values), attend(queries, keys, values)[:, -1:])
+
+
+def test_attention_of_a_chunk_is_softmax_over_its_past():
+    generator = torch.Generator().manual_seed(5)
+    queries = torch.randn(2, 3, 4, generator=generator)
+    keys, values = torch.randn(2, 2, 7, 4, generator=generator)
+    for row in range(3):
+        seen = 7 - 3 + row + 1
+        weights = torch.softmax(torch.einsum("hd,hkd->hk", queries[:, row], keys[:, :seen]) / 4**0.5, dim=-1)
+        expected = torch.einsum("hk,hkd->hd", weights, values[:, :seen])
+        torch.testing.assert_close(attend(queries, keys, values)[:, row], expected)
