@@ -1,0 +1,125 @@
+"""Copies between GPU and host as events: what is in flight, what must wait for what, and who waits.
+
+vLLM waits for the copies of an iteration before it computes it. The Multithreading Swap Manager hands copies to worker
+threads and goes on: a group of GPU blocks that is being copied out is nobody's until its own copy has ended, a request
+that is being copied in joins the batch when its copy has ended, and an iteration that lacks blocks waits for just those
+groups that give it enough.
+"""
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+
+from common.hardware.copies import CopyCost
+from papers.fastswitch.block_groups import Piece, Run
+
+HISTORY = 8  # swap-ins whose batch size and seconds the adaptive choice looks back on (inferred)
+
+
+@dataclass(frozen=True)
+class KVLayout:
+    """A block's bytes: `unit_bytes` for K or V of one layer, 2 * `layers` of them, each its own copy call."""
+
+    layers: int
+    unit_bytes: int
+
+    def calls(self, pieces: int) -> int:
+        """Copy calls of so many pieces."""
+        return 2 * self.layers * pieces
+
+    def size(self, blocks: int) -> int:
+        """Bytes of so many blocks."""
+        return 2 * self.layers * self.unit_bytes * blocks
+
+    def seconds(self, cost: CopyCost, pieces: list[Piece]) -> float:
+        """Seconds of copying these pieces in one direction."""
+        return cost.seconds(self.calls(len(pieces)), self.size(sum(piece.length for piece in pieces)))
+
+
+@dataclass
+class Stream:
+    """One direction of the wire: copies follow one another."""
+
+    cost: CopyCost
+    layout: KVLayout
+    _free: float = field(default=0.0, init=False)
+
+    def send(self, now: float, batches: list[list[Piece]]) -> list[float]:
+        """When each batch of pieces has arrived, seconds; the batches are one swap, one after another."""
+        start = max(now, self._free)
+        ends = []
+        together: list[Piece] = []
+        for batch in batches:
+            together = together + batch
+            ends.append(start + self.layout.seconds(self.cost, together))
+        self._free = ends[-1] if ends else self._free
+        return ends
+
+
+@dataclass
+class Leaving:
+    """A run of GPU blocks whose copy to the host ends at `end`; until then nobody may have it."""
+
+    end: float
+    run: Run
+
+
+class InFlight:
+    """Runs of GPU blocks under copy, by the end of their copies."""
+
+    def __init__(self) -> None:
+        self._leaving: list[Leaving] = []
+
+    def __len__(self) -> int:
+        return len(self._leaving)
+
+    def add(self, end: float, run: Run) -> None:
+        self._leaving.append(Leaving(end, run))
+
+    def ended(self, now: float) -> list[Run]:
+        """Take out the runs whose copies have ended by `now`, in the order of their ends."""
+        done = sorted((one for one in self._leaving if one.end <= now), key=lambda one: (one.end, one.run))
+        if done:
+            self._leaving = [one for one in self._leaving if one.end > now]
+        return [one.run for one in done]
+
+    def until(self, blocks: int) -> float | None:
+        """When the first copies to end will have freed `blocks` blocks; None if all together are fewer."""
+        for one in sorted(self._leaving, key=lambda one: (one.end, one.run)):
+            blocks -= one.run.length
+            if blocks <= 0:
+                return one.end
+        return None
+
+    @property
+    def blocks(self) -> int:
+        """Blocks that are not free yet."""
+        return sum(one.run.length for one in self._leaving)
+
+    @property
+    def last(self) -> float:
+        """When the last of them ends."""
+        return max((one.end for one in self._leaving), default=0.0)
+
+
+class AdaptiveChoice:
+    """Whether a swap-in should run beside the batch or be waited for, from a short history.
+
+    Waiting costs every running request the seconds of the copy; running beside costs the newcomer the same, rounded up
+    to whole iterations, for it can only join between two of them (inferred).
+    """
+
+    def __init__(self) -> None:
+        self._recent: deque[tuple[int, float]] = deque(maxlen=HISTORY)
+
+    def note(self, running: int, seconds: float) -> None:
+        """A swap-in of `seconds` beside `running` requests."""
+        self._recent.append((running, seconds))
+
+    def beside(self, running: int, seconds: float, iteration: float) -> bool:
+        """Whether to go on meanwhile. seconds: the copy expected; iteration: seconds of one with today's batch."""
+        if not running:
+            return False
+        batch = (running + sum(n for n, _ in self._recent)) / (len(self._recent) + 1)
+        expected = (seconds + sum(s for _, s in self._recent)) / (len(self._recent) + 1)
+        return batch * expected > iteration * math.ceil(expected / iteration)

@@ -1,0 +1,338 @@
+"""Which physical KV blocks each request holds: runs of neighbours (FastSwitch), or one block at a time (vLLM).
+
+A copy call moves neighbours together, so the fewer pieces a request's blocks lie in, the fewer calls a swap takes. Both
+allocators count usage a block at a time: what a group holds in reserve, beyond what its request uses, stays free for
+everybody and is taken away when somebody needs it. Admission is therefore the same with both.
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+INITIAL_TARGET = 60  # blocks of a first group; about what the paper starts with (unverified)
+MOST_TARGET = 4 * INITIAL_TARGET  # however much is free (inferred)
+SCARCE, PLENTY = (
+    0.10,
+    0.30,
+)  # free shares below which groups get half as long, above which twice as long (inferred)
+
+
+class Run(NamedTuple):
+    """Neighbouring blocks start .. start + length - 1."""
+
+    start: int
+    length: int
+
+
+class Piece(NamedTuple):
+    """What one copy call moves a layer and K or V: `length` blocks, neighbours on both sides."""
+
+    source: int
+    target: int
+    length: int
+
+
+class BlockTables(Protocol):
+    """The physical blocks of every owner, in the order of its tokens."""
+
+    capacity: int
+
+    @property
+    def free(self) -> int:
+        """Blocks that nobody uses, reserved or not."""
+
+    def allocate(self, owner: Hashable, blocks: int) -> None:
+        """Give `owner` so many more blocks. Raises MemoryError where fewer are free."""
+
+    def runs(self, owner: Hashable) -> list[Run]:
+        """The used blocks of an owner, as the runs that are copied as one."""
+
+    def used(self, owner: Hashable) -> int:
+        """How many blocks an owner uses."""
+
+    def detach(self, owner: Hashable) -> list[Run]:
+        """Take all from an owner, without freeing it: the used runs, which somebody may still read."""
+
+    def give_back(self, runs: Iterable[Run]) -> None:
+        """Free runs that were detached."""
+
+    def truncate(self, owner: Hashable, blocks: int) -> None:
+        """Free an owner's blocks beyond its first `blocks`."""
+
+
+class FreeRuns:
+    """Free blocks as maximal runs: neighbours merge, and the best fit is found by size."""
+
+    def __init__(self, blocks: int) -> None:
+        self._length: dict[int, int] = {}  # by start
+        self._start: dict[int, int] = {}  # by the block behind the run's last
+        self._by_size: list[tuple[int, int]] = []  # (length, start), ascending
+        self.blocks = 0
+        if blocks:
+            self.add(0, blocks)
+
+    def __iter__(self) -> Iterator[Run]:
+        return iter(Run(start, length) for start, length in sorted(self._length.items()))
+
+    def __len__(self) -> int:
+        return len(self._length)
+
+    def add(self, start: int, length: int) -> None:
+        """Free a run, which merges with the free runs before and behind it."""
+        self.blocks += length
+        if start in self._start:
+            before = self._start[start]
+            length += self._length[before]
+            self._drop(before)
+            start = before
+        if start + length in self._length:
+            behind = start + length
+            length += self._length[behind]
+            self._drop(behind)
+        self._keep(start, length)
+
+    def take(self, blocks: int) -> Run:
+        """The start of the best fit: the smallest run of at least `blocks`, else all of the largest run."""
+        place = bisect_left(self._by_size, (blocks, -1))
+        length, start = self._by_size[min(place, len(self._by_size) - 1)]
+        return self._cut(start, min(length, blocks))
+
+    def take_at(self, start: int, most: int) -> int:
+        """Take up to `most` blocks from the run that begins at `start`: how many there were (0: no such run)."""
+        length = self._length.get(start, 0)
+        return self._cut(start, min(length, most)).length if length else 0
+
+    def _cut(self, start: int, blocks: int) -> Run:
+        length = self._length[start]
+        self._drop(start)
+        if length > blocks:
+            self._keep(start + blocks, length - blocks)
+        self.blocks -= blocks
+        return Run(start, blocks)
+
+    def _keep(self, start: int, length: int) -> None:
+        self._length[start] = length
+        self._start[start + length] = start
+        insort(self._by_size, (length, start))
+
+    def _drop(self, start: int) -> None:
+        length = self._length.pop(start)
+        del self._start[start + length]
+        del self._by_size[bisect_left(self._by_size, (length, start))]
+
+
+@dataclass
+class Group:
+    """A run of blocks of one request, of which the first `used` store tokens."""
+
+    start: int
+    length: int
+    used: int
+
+
+class BlockGroups:
+    """The Dynamic Block Group Manager: each request's blocks in few long runs, the last of them "active".
+
+    target: blocks that a new group asks for beyond its immediate need's; it adapts to how much is free. longest: the
+    longest group; 1 leaves nothing of the idea, a fixed one ends adaptation's reach.
+    """
+
+    def __init__(self, capacity: int, target: int = INITIAL_TARGET, longest: int | None = None) -> None:
+        if capacity < 1 or target < 1 or (longest is not None and longest < 1):
+            raise ValueError(
+                f"capacity ({capacity}), target ({target}) and longest ({longest}) must be at least one block"
+            )
+        self.capacity = capacity
+        self._free = capacity
+        self.longest = longest or capacity
+        self.target = min(target, self.longest)
+        self.stolen = 0  # blocks taken from reserves
+        self._unused = FreeRuns(capacity)
+        self._groups: dict[Hashable, list[Group]] = {}
+
+    @property
+    def free(self) -> int:
+        return self._free
+
+    def allocate(self, owner: Hashable, blocks: int) -> None:
+        """See BlockTables: the active group's reserve first, then the run behind it, then new groups."""
+        if blocks > self.free:
+            raise MemoryError(f"{blocks} blocks asked for, {self.free} free")
+        self._free -= blocks
+        groups = self._groups.setdefault(owner, [])
+        while blocks:
+            if not (groups and groups[-1].used < groups[-1].length) and not self._extend(groups, blocks):
+                groups.append(self._new_group(blocks))
+            active = groups[-1]
+            taken = min(blocks, active.length - active.used)
+            active.used += taken
+            blocks -= taken
+
+    def _extend(self, groups: list[Group], blocks: int) -> bool:
+        """Lengthen the active group by free neighbours behind it; False where there are none."""
+        if not groups or groups[-1].length >= self.longest:
+            return False
+        active = groups[-1]
+        wanted = min(max(blocks, self._adapted()), self.longest - active.length)
+        found = self._unused.take_at(active.start + active.length, wanted)
+        active.length += found
+        return found > 0
+
+    def _new_group(self, blocks: int) -> Group:
+        wanted = min(max(blocks, self._adapted()), self.longest)
+        run = self._unused.take(wanted) if len(self._unused) else self._steal()
+        return Group(run.start, run.length, 0)
+
+    def _adapted(self) -> int:
+        """The target after a look at the free share of all blocks."""
+        share = self.free / self.capacity
+        if share < SCARCE:
+            self.target = max(1, self.target // 2)
+        elif share > PLENTY:
+            self.target = min(2 * self.target, max(MOST_TARGET, self.target), self.longest)
+        return self.target
+
+    def _steal(self) -> Run:
+        """The second half of the longest reserve of any request (the whole of a single block)."""
+        donor = max(
+            (groups[-1] for groups in self._groups.values() if groups), key=lambda g: g.length - g.used
+        )
+        taken = (donor.length - donor.used + 1) // 2
+        donor.length -= taken
+        self.stolen += taken
+        return Run(donor.start + donor.length, taken)
+
+    def runs(self, owner: Hashable) -> list[Run]:
+        return [Run(group.start, group.used) for group in self._groups.get(owner, ()) if group.used]
+
+    def used(self, owner: Hashable) -> int:
+        return sum(group.used for group in self._groups.get(owner, ()))
+
+    def detach(self, owner: Hashable) -> list[Run]:
+        """See BlockTables; the reserve is free at once, for nobody reads it."""
+        held = self._groups.pop(owner, [])
+        for group in held:
+            self._free_tail(group)
+        return [Run(group.start, group.used) for group in held if group.used]
+
+    def give_back(self, runs: Iterable[Run]) -> None:
+        for start, length in runs:
+            self._unused.add(start, length)
+            self._free += length
+
+    def truncate(self, owner: Hashable, blocks: int) -> None:
+        groups = self._groups.get(owner, [])
+        surplus = self.used(owner) - blocks
+        while surplus > 0:
+            last = groups[-1]
+            freed = min(surplus, last.used)
+            last.used -= freed
+            self._free += freed
+            surplus -= freed
+            self._free_tail(last)
+            if not last.used:
+                groups.pop()
+
+    def _free_tail(self, group: Group) -> None:
+        if group.length > group.used:
+            self._unused.add(group.start + group.used, group.length - group.used)
+            group.length = group.used
+
+    def audit(self) -> None:
+        """Every block is in exactly one place, free runs are maximal, and the counts are right; AssertionError else.
+
+        Blocks that are detached and not yet given back are nobody's: give them back first.
+        """
+        held = [Run(g.start, g.length) for groups in self._groups.values() for g in groups]
+        free = list(self._unused)
+        covered = sorted([*held, *free])
+        assert all(run.length > 0 for run in covered)
+        assert all(a.start + a.length <= b.start for a, b in zip(covered, covered[1:], strict=False)), (
+            "overlap"
+        )
+        assert sum(run.length for run in covered) == self.capacity, "lost blocks"
+        assert all(a.start + a.length < b.start for a, b in zip(free, free[1:], strict=False)), "not merged"
+        used = sum(group.used for groups in self._groups.values() for group in groups)
+        assert self.free == self.capacity - used
+        assert self._unused.blocks == sum(run.length for run in free)
+        assert all(g.used == g.length for groups in self._groups.values() for g in groups[:-1])
+
+
+class SingleBlocks:
+    """vLLM's block tables: blocks one at a time from a stack of free ones, and one copy call a block.
+
+    Source: vLLM 0.3.3, vllm/core/block_manager.py (BlockAllocator: `free_blocks.pop()`), csrc/cache_kernels.cu
+    (`swap_blocks`: a cudaMemcpyAsync a block).
+    """
+
+    def __init__(self, capacity: int) -> None:
+        if capacity < 1:
+            raise ValueError(f"capacity must be at least one block, not {capacity}")
+        self.capacity = capacity
+        self._stack = list(range(capacity))
+        self._blocks: dict[Hashable, list[int]] = {}
+
+    @property
+    def free(self) -> int:
+        return len(self._stack)
+
+    def allocate(self, owner: Hashable, blocks: int) -> None:
+        if blocks > len(self._stack):
+            raise MemoryError(f"{blocks} blocks asked for, {len(self._stack)} free")
+        held = self._blocks.setdefault(owner, [])
+        for _ in range(blocks):
+            held.append(self._stack.pop())
+
+    def runs(self, owner: Hashable) -> list[Run]:
+        """See BlockTables: no call moves more than one block, even where neighbours follow one another."""
+        return [Run(block, 1) for block in self._blocks.get(owner, ())]
+
+    def used(self, owner: Hashable) -> int:
+        return len(self._blocks.get(owner, ()))
+
+    def detach(self, owner: Hashable) -> list[Run]:
+        return [Run(block, 1) for block in self._blocks.pop(owner, ())]
+
+    def give_back(self, runs: Iterable[Run]) -> None:
+        self._stack.extend(run.start for run in runs)
+
+    def truncate(self, owner: Hashable, blocks: int) -> None:
+        held = self._blocks.get(owner, [])
+        self._stack.extend(held[blocks:])
+        del held[blocks:]
+
+    def audit(self) -> None:
+        """Every block is in exactly one place; AssertionError else. Give detached ones back first."""
+        everything = self._stack + [block for held in self._blocks.values() for block in held]
+        assert sorted(everything) == list(range(self.capacity))
+
+
+def pieces(source: Iterable[Run], target: Iterable[Run], first: int = 0) -> list[Piece]:
+    """The copy calls, a layer and K or V, that bring blocks `first`, `first` + 1, ... from source to target.
+
+    Both sides are the runs of one request from its first block on; they are copied up to the shorter side's end. A call
+    never reaches over the end of a run on either side.
+    """
+    found = []
+    left, right = _from(source, first), _from(target, first)
+    while left and right:
+        (a, n), (b, m) = left.pop(), right.pop()
+        length = min(n, m)
+        found.append(Piece(a, b, length))
+        if n > length:
+            left.append(Run(a + length, n - length))
+        if m > length:
+            right.append(Run(b + length, m - length))
+    return found
+
+
+def _from(runs: Iterable[Run], first: int) -> list[Run]:
+    """The runs without their first `first` blocks, last run first."""
+    rest = []
+    for start, length in runs:
+        cut = min(first, length)
+        first -= cut
+        if length > cut:
+            rest.append(Run(start + cut, length - cut))
+    return rest[::-1]

@@ -1,0 +1,72 @@
+"""Multi-turn conversations: who asks when, how much, and what each turn must still know."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.serving.clients import Sessions
+from common.serving.workload import Lengths, Workload, poisson
+
+MEAN_TURNS = 5.5  # of the paper's Multi-Round ShareGPT
+MEAN_THINK = 30.0  # s between an answer and the next question, exponential (inferred)
+
+
+@dataclass(frozen=True)
+class Conversations:
+    """Turns in order of their conversation's arrival.
+
+    workload: what each turn adds. session: whose turn it is, shape (turns,). history: tokens of the turns before it,
+    prompts and answers, shape (turns,). think: seconds from the answer before to this turn, shape (turns,).
+    """
+
+    workload: Workload
+    session: np.ndarray
+    history: np.ndarray
+    think: np.ndarray
+
+    @property
+    def count(self) -> int:
+        return int(self.session[-1]) + 1 if len(self.session) else 0
+
+    @property
+    def last(self) -> np.ndarray:
+        """Whether a turn is the last of its conversation, shape (turns,)."""
+        return np.append(self.session[1:] != self.session[:-1], True)
+
+    def clients(self) -> Sessions:
+        return Sessions(self.session, self.think)
+
+
+def draw_conversations(
+    rng: np.random.Generator,
+    count: int,
+    rate: float,
+    turns: Lengths,
+    longest: int,
+    mean_turns: float = MEAN_TURNS,
+    mean_think: float = MEAN_THINK,
+) -> Conversations:
+    """`count` conversations that begin as a Poisson process of `rate` a second.
+
+    turns: prompt and output tokens of single exchanges, drawn with replacement. The number of turns is geometric,
+    `mean_turns` on average (1: always one); a conversation ends before a turn that would bring it over `longest` tokens.
+    """
+    if not mean_turns >= 1 or not rate > 0 or count < 1:
+        raise ValueError(f"need at least one conversation ({count}), turn ({mean_turns}) and a rate ({rate})")
+    drawn = rng.geometric(1 / mean_turns, count) if mean_turns > 1 else np.ones(count, dtype=np.int64)
+    arrivals = poisson(rng, count) / rate
+    total = int(drawn.sum())
+    exchanges = turns.within(longest).sample(rng, total)
+    think = rng.exponential(mean_think, total)
+    whose = np.repeat(np.arange(count), drawn)
+    added = exchanges.prompt + exchanges.output
+    before = np.cumsum(added) - added
+    first = np.cumsum(drawn) - drawn
+    history = before - before[first][whose]
+    keep = history + added <= longest  # history only grows, so what is cut is the end of a conversation
+    return Conversations(
+        Workload(arrivals[whose][keep], exchanges.prompt[keep], exchanges.output[keep]),
+        whose[keep],
+        history[keep],
+        np.where(history == 0, 0.0, think)[keep],
+    )

@@ -1,0 +1,127 @@
+"""One simulated run of one system, and what is read off it."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from common.hardware.copies import h100
+from common.serving.engine import simulate
+from common.serving.loop import EventLoop
+from common.serving.metrics import token_gaps
+from papers.fastswitch.async_swaps import KVLayout
+from papers.fastswitch.conversations import Conversations
+from papers.fastswitch.deployments import DEPLOYMENTS
+from papers.fastswitch.priorities import PATTERNS
+from papers.fastswitch.server import PrioritySwitching, Setup, Swap, SwitchingInstance
+
+# The ladder: each system adds one part of FastSwitch to the one before.
+SYSTEMS: dict[str, dict[str, Any]] = {
+    "vLLM": {"groups": False, "reuse": False, "asynchronous": False},
+    "+DBG": {"groups": True, "reuse": False, "asynchronous": False},
+    "+DBG+Reuse": {"groups": True, "reuse": True, "asynchronous": False},
+    "FastSwitch": {"groups": True, "reuse": True, "asynchronous": True},
+}
+TAILS = {"ttft_p95": 0.95, "ttft_p99": 0.99, "ttft_p999": 0.999, "tbt_p99": 0.99, "tbt_p999": 0.999}
+STALL_QUANTILE = 0.99
+UNITS = {"switch_gain_32kib": 32 << 10, "switch_gain_128kib": 128 << 10}  # bytes of a copy call of one block
+
+
+@dataclass(frozen=True)
+class Job:
+    """A system on one seed's conversations under one pattern of priorities."""
+
+    deployment: str
+    system: str
+    pattern: str
+    frequency: float
+    seed: int
+    conversations: Conversations
+    priorities: np.random.Generator
+    kv_tokens: int = 0  # of the GPU; 0: as many as the deployment has
+    host_seconds: float = 0.0
+    free_calls: bool = False
+    longest_group: int | None = None  # of systems with groups
+    keep_copies: bool = True  # of systems with reuse
+    wait_for_all: bool = False
+
+    def setup(self) -> Setup:
+        deployment = DEPLOYMENTS[self.deployment]
+        if self.kv_tokens:
+            deployment = replace(deployment, kv_tokens=self.kv_tokens)
+        setup = replace(deployment.setup(self.host_seconds, self.free_calls), **SYSTEMS[self.system])
+        return replace(
+            setup,
+            longest_group=self.longest_group if setup.groups else None,
+            reuse=setup.reuse and self.keep_copies,
+            wait_for_all=setup.asynchronous and self.wait_for_all,
+        )
+
+
+def serve(job: Job) -> dict[str, float]:
+    """Serve the conversations, and say what came out: see the keys."""
+    built: list[SwitchingInstance] = []
+    conversations = job.conversations
+
+    def build(loop: EventLoop) -> SwitchingInstance:
+        update = PATTERNS[job.pattern](job.priorities, conversations.count)
+        policy = PrioritySwitching(update, job.frequency)
+        latency = DEPLOYMENTS[job.deployment].latency()
+        built.append(SwitchingInstance(loop, latency, job.setup(), conversations, policy))
+        return built[0]
+
+    trace = simulate(conversations.workload, build, conversations.clients())
+    ledger, gaps = built[0].ledger, token_gaps(trace)
+    seen = {name: tail(trace.ttft if "ttft" in name else gaps, quantile) for name, quantile in TAILS.items()}
+    begun = float(conversations.workload.arrival[-1])  # from then on the load ebbs
+    tokens = sum(int(np.searchsorted(times, begun, side="right")) for times in trace.token_times)
+    seconds, stall = ledger.iterations()
+    late = seconds >= np.quantile(seconds, STALL_QUANTILE)
+    return (
+        seen
+        | {
+            "tokens_per_s": tokens / begun if begun else 0.0,
+            "tokens": float(len(gaps)),
+            "swapped_share": ledger.swapped_share,
+            "preemptions": float(trace.preemptions.sum()),
+            "recomputed": float(ledger.recomputed),
+            "stall_share": float(stall.sum() / seconds.sum()),
+            "stall_share_p99": 100 * float(stall[late].sum() / seconds[late].sum()),
+            "granularity": granularity(ledger.swaps),
+            "saving": saving(ledger.swaps),
+            "out_blocks": float(sum(swap.blocks for swap in ledger.swaps if swap.out)),
+            "evicted_blocks": float(built[0].host.evicted_blocks),
+        }
+        | {name: switch_gain(ledger.swaps, unit) for name, unit in UNITS.items()}
+    )
+
+
+def tail(values: np.ndarray, quantile: float) -> float:
+    """A quantile as an order statistic: the smallest value that so many of them do not exceed."""
+    return float(np.quantile(values, quantile, method="inverted_cdf")) if len(values) else 0.0
+
+
+def granularity(swaps: list[Swap]) -> float:
+    """Mean blocks that one copy call moves (of a layer, K or V); 1 where nothing was copied."""
+    calls = sum(swap.pieces for swap in swaps)
+    return sum(swap.blocks for swap in swaps) / calls if calls else 1.0
+
+
+def saving(swaps: list[Swap]) -> float:
+    """Share of the blocks of all swap-outs that needed no copy, because the host had them; 0 without a swap-out."""
+    held = sum(swap.held for swap in swaps if swap.out)
+    return 1 - sum(swap.blocks for swap in swaps if swap.out) / held if held else 0.0
+
+
+def switch_gain(swaps: list[Swap], unit_bytes: int, layers: int = 32) -> float:
+    """Seconds of these swaps with a copy call a block, over those with a call a piece, on the measured H100.
+
+    unit_bytes: of a block, for K or V of one layer. 1 where nothing was copied.
+    """
+    layout = KVLayout(layers, unit_bytes)
+    by_block = by_piece = 0.0
+    for swap in swaps:
+        cost, size = h100("d2h" if swap.out else "h2d"), layout.size(swap.blocks)
+        by_block += cost.seconds(layout.calls(swap.blocks), size)
+        by_piece += cost.seconds(layout.calls(swap.pieces), size)
+    return by_block / by_piece if by_piece else 1.0

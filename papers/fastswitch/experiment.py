@@ -1,0 +1,230 @@
+"""What the claims of FastSwitch read: a ladder of systems on the same conversations, and three real mechanisms.
+
+    vLLM         priorities by swapping: a block a copy call, waited for, everything copied out every time
+    +DBG         block groups: one copy call moves a run of blocks
+    +DBG+Reuse   host copies stay valid, only new blocks are copied out
+    FastSwitch   copies run beside computing
+
+Every system sees the same conversations and the same priorities, and admits by the same count of blocks.
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+from statistics import geometric_mean
+from typing import Any
+
+import numpy as np
+import torch
+
+from common.lab.runtime import Observations, Runtime
+from common.serving.workload import draw_lengths
+from papers.fastswitch.allocator_replay import CAPACITY, operations, replay
+from papers.fastswitch.block_groups import BlockGroups, BlockTables, SingleBlocks
+from papers.fastswitch.conversations import MEAN_TURNS, Conversations, draw_conversations
+from papers.fastswitch.copy_threads import StallComparison, compare
+from papers.fastswitch.deployments import DEPLOYMENTS
+from papers.fastswitch.evaluation import SYSTEMS, Job, serve
+from papers.fastswitch.model_swap import Swapped, answer_swapped
+
+GAINS = ("ttft_p95", "ttft_p99", "ttft_p999", "tbt_p999")  # vLLM's over FastSwitch's
+SHARED = ("tokens_per_s", "swapped_share", "stall_share", "tbt_p99", "preemptions", "tokens", "out_blocks")
+NEEDED = {  # systems whose runs a metric is read off
+    **{f"{name}_gain": ("vLLM", "FastSwitch") for name in GAINS},
+    "ttft_gain": ("vLLM", "FastSwitch"),
+    "tbt_gain": ("vLLM", "FastSwitch"),
+    "throughput_gain": ("vLLM", "FastSwitch"),
+    "stall_share_p99": ("vLLM",),
+    "switch_gain_32kib": ("+DBG",),
+    "switch_gain_128kib": ("+DBG",),
+    "granularity": ("+DBG",),
+    "reuse_saving": ("+DBG+Reuse",),
+    "asynchronous_tbt_gain": ("+DBG+Reuse", "FastSwitch"),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes and switches. Profiles change the sizes, a control changes switches."""
+
+    deployments: list[str] = field(default_factory=lambda: ["llama-3-8b"])  # the claims read the first
+    conversations: int = 300
+    rate: float = (
+        0.40  # conversations/s at which vLLM has a fifth of the live requests swapped out (brief: 10-30%)
+    )
+    mean_turns: float = MEAN_TURNS
+    longest: int = (
+        4096  # tokens of a conversation, which brings live ones to the 1,000 to 2,000 tokens of the brief
+    )
+    patterns: list[str] = field(default_factory=lambda: ["random", "markov"])
+    frequency: float = -1.0  # priority updates an iteration; -1: the deployment's
+    sweep: list[float] = field(default_factory=lambda: [0.0, 0.01])  # other frequencies, for the figure
+    sweep_seeds: int = 3
+    kv_tokens: int = 0  # of the GPU; 0: the deployment's
+    host_seconds: list[float] = field(
+        default_factory=lambda: [0.0]
+    )  # more of every copy call; claims read the first
+    free_calls: bool = False  # copy calls cost nothing but their bytes
+    longest_group: int = 0  # blocks; 0: no limit
+    keep_copies: bool = True  # False: host copies are invalid once they are swapped in
+    wait_for_all: bool = False  # whoever allocates waits for every copy in flight
+    replayed: int = 100_000  # operations on each allocator
+    copied_blocks: int = 128  # MiB of a real copy beside a real decode loop; 0 leaves it out
+    copy_repeats: int = 5
+    copy_worker: bool = True  # a thread that copies; False: the loop does it itself
+    answered_rounds: int = 12  # turns of every conversation with the real model; 0 leaves it out
+    trust_copies: bool = False  # of the real model: take any host copy for complete
+
+
+def run(config: Config, lab: Runtime) -> Observations:
+    """Serve every seed's conversations with every system that somebody asks about, then run the real mechanisms."""
+    seen = Observations()
+    jobs = chosen_jobs(config, lab)
+    results = dict(zip(jobs, lab.map(serve, jobs.values(), "servers"), strict=True))
+    observe(config, lab, results, seen)
+    if config.answered_rounds and lab.wants("changed_answers"):
+        rounds = partial(answers, config)
+        seeds = [(seed, lab.rng(seed, "answers")) for seed in lab.seeds]
+        for (seed, _), found in zip(seeds, lab.map(rounds, seeds, "answers"), strict=True):
+            seen.add("changed_answers", found.changed, seed)
+            seen.add("answers_saving", found.saving, seed)
+            seen.add("answers_compared", found.rows, seed)
+    if config.copied_blocks and lab.wants("real_gap_gain"):
+        for seed in lab.seeds:  # one at a time: two would time each other
+            (gap,) = lab.map(partial(copies, config), [lab.rng(seed, "copies")], "copies")
+            seen.add("real_gap_gain", gap.gain, seed)
+            seen.add("real_gap", gap.waiting, seed, system="waiting")
+            seen.add("real_gap", gap.beside, seed, system="beside")
+            seen.add("real_iterations", gap.meanwhile, seed)
+    if config.replayed and lab.wants("replay_seconds"):
+        work = list(operations(lab.rng(0, "replay"), config.replayed))
+        allocators: dict[str, BlockTables] = {
+            "groups": BlockGroups(CAPACITY),
+            "blocks": SingleBlocks(CAPACITY),
+        }
+        for name, tables in allocators.items():
+            replayed = replay(tables, work)
+            seen.add("replay_seconds", replayed.seconds, None, allocator=name)
+            seen.add("replay_run", replayed.mean_run, None, allocator=name)
+            seen.add("replay_leaked", replayed.leaked, None, allocator=name)
+    return seen
+
+
+Key = tuple[str, str, float, float, int, str]  # deployment, pattern, frequency, host seconds, seed, system
+
+
+def chosen_jobs(config: Config, lab: Runtime) -> dict[Key, Job]:
+    """The runs behind the metrics that are asked for."""
+    systems = [
+        name
+        for name in SYSTEMS
+        if any(lab.wants(metric) and name in needed for metric, needed in NEEDED.items())
+    ]
+    jobs: dict[Key, Job] = {}
+    for deployment in config.deployments if lab.wants("tail") else config.deployments[:1]:
+        own = DEPLOYMENTS[deployment].frequency if config.frequency < 0 else config.frequency
+        for seed in lab.seeds:
+            conversations = draw(config, lab, seed)
+            frequencies = [own]
+            if lab.wants("tail") and seed in lab.seeds[: config.sweep_seeds]:
+                frequencies += [f for f in config.sweep if f != own]
+            for frequency in frequencies:
+                for host_seconds in config.host_seconds if lab.wants("tail") else config.host_seconds[:1]:
+                    for pattern in config.patterns:
+                        for system in systems:
+                            key = (deployment, pattern, frequency, host_seconds, seed, system)
+                            jobs[key] = Job(
+                                deployment,
+                                system,
+                                pattern,
+                                frequency,
+                                seed,
+                                conversations,
+                                lab.rng(seed, "priorities", pattern),
+                                config.kv_tokens,
+                                host_seconds,
+                                config.free_calls,
+                                config.longest_group or None,
+                                config.keep_copies,
+                                config.wait_for_all,
+                            )
+    return jobs
+
+
+def draw(config: Config, lab: Runtime, seed: int) -> Conversations:
+    """Conversations whose turns have the lengths of ShareGPT's first turns, from its table of quantiles."""
+    turns = draw_lengths("sharegpt", lab.rng(seed, "turns"), 20_000, lab.data("nanoflow-sharegpt-lengths"))
+    return draw_conversations(
+        lab.rng(seed, "conversations"),
+        config.conversations,
+        config.rate,
+        turns,
+        config.longest,
+        config.mean_turns,
+    )
+
+
+def observe(config: Config, lab: Runtime, results: dict[Key, dict[str, float]], seen: Observations) -> None:
+    """What each run gave, and the claims' metrics of the first deployment at its own frequency."""
+    for (deployment, pattern, frequency, host, seed, system), found in results.items():
+        at: dict[str, Any] = {
+            "deployment": deployment, "pattern": pattern, "frequency": frequency, "host_seconds": host,
+            "system": system,
+        }  # fmt: skip
+        for name in (*GAINS, *SHARED):
+            seen.add("tail", found[name], seed, kind=name, **at)
+    first = config.deployments[0]
+    own = DEPLOYMENTS[first].frequency if config.frequency < 0 else config.frequency
+    for seed in lab.seeds:
+        by = {
+            (key[1], key[5]): found
+            for key, found in results.items()
+            if key[0] == first and key[2:5] == (own, config.host_seconds[0], seed)
+        }
+        observe_claims(config, by, seed, seen)
+
+
+def observe_claims(
+    config: Config, by: dict[tuple[str, str], dict[str, float]], seed: int, seen: Observations
+) -> None:
+    """The claims' metrics of one seed. by: what a run gave, for (pattern, system)."""
+
+    def has(*systems: str) -> bool:
+        return all((pattern, system) in by for pattern in config.patterns for system in systems)
+
+    def ratios(name: str, above: str, below: str) -> list[float]:
+        return [by[pattern, above][name] / by[pattern, below][name] for pattern in config.patterns]
+
+    if has("vLLM", "FastSwitch"):
+        for name in GAINS:
+            seen.add(f"{name}_gain", geometric_mean(ratios(name, "vLLM", "FastSwitch")), seed)
+        for pattern in config.patterns:
+            ours, theirs = by[pattern, "FastSwitch"], by[pattern, "vLLM"]
+            for name in GAINS:
+                kind = "ttft_gain" if name.startswith("ttft") else "tbt_gain"
+                seen.add(kind, theirs[name] / ours[name], seed, pattern=pattern, quantile=name)
+            seen.add("throughput_gain", ours["tokens_per_s"] / theirs["tokens_per_s"], seed, pattern=pattern)
+    if has("+DBG+Reuse", "FastSwitch"):
+        gain = geometric_mean(ratios("tbt_p999", "+DBG+Reuse", "FastSwitch"))
+        seen.add("asynchronous_tbt_gain", gain, seed)
+    if has("vLLM"):
+        for pattern in config.patterns:
+            seen.add("stall_share_p99", by[pattern, "vLLM"]["stall_share_p99"], seed, pattern=pattern)
+    if has("+DBG"):
+        for name in ("switch_gain_32kib", "switch_gain_128kib", "granularity"):
+            mean = float(np.mean([by[pattern, "+DBG"][name] for pattern in config.patterns]))
+            seen.add(name, mean, seed)
+    if has("+DBG+Reuse"):
+        mean = float(np.mean([by[pattern, "+DBG+Reuse"]["saving"] for pattern in config.patterns]))
+        seen.add("reuse_saving", mean, seed)
+
+
+def copies(config: Config, rng: np.random.Generator) -> StallComparison:
+    """A real decode loop beside a real copy."""
+    return compare(rng, config.copied_blocks, config.copy_repeats, config.copy_worker)
+
+
+def answers(config: Config, one: tuple[int, np.random.Generator]) -> Swapped:
+    """The real model's conversations of one seed."""
+    seed, rng = one
+    generator = torch.Generator().manual_seed(seed)
+    return answer_swapped(generator, rng, rounds=config.answered_rounds, trust=config.trust_copies)

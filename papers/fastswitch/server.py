@@ -1,0 +1,519 @@
+"""One GPU that serves conversations under changing priorities, with real block tables and counted copies.
+
+`SwitchingInstance` is the engine's instance with the mechanism: where each block is, what a swap copies, and when its
+blocks are free again. `PrioritySwitching` is the policy, the same for every system: who runs. The ladder of systems
+(vLLM, + block groups, + reuse, + asynchronous copies) differs in `Setup` alone.
+"""
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from common.hardware.copies import CopyCost
+from common.serving.batch import Plan, Slot
+from common.serving.engine import Instance
+from common.serving.latency import LatencyModel
+from common.serving.loop import COPY, EventLoop
+from common.serving.memory import PagedMemory, blocks_of
+from common.serving.sequence import DecodeGroup, Sequence
+from papers.fastswitch.async_swaps import AdaptiveChoice, InFlight, KVLayout, Stream
+from papers.fastswitch.block_groups import (
+    INITIAL_TARGET,
+    BlockGroups,
+    BlockTables,
+    Piece,
+    SingleBlocks,
+    pieces,
+)
+from papers.fastswitch.conversations import Conversations
+from papers.fastswitch.kv_reuse import HostCopies
+from papers.fastswitch.priorities import Update
+
+BLOCK_TOKENS = 16  # vLLM's default
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A GPU's memory and wire, and which parts of FastSwitch are on."""
+
+    kv_blocks: int  # on the GPU
+    host_blocks: int  # of swap space
+    layout: KVLayout
+    to_host: CopyCost
+    to_device: CopyCost
+    memory_bandwidth: float  # bytes/s of the GPU's memory, which copies share with computing
+    groups: bool = True  # block groups; False: a block at a time
+    target: int = INITIAL_TARGET  # blocks of a first group
+    longest_group: int | None = None
+    reuse: bool = True  # keep host copies valid
+    asynchronous: bool = True  # copy beside computing
+    wait_for_all: bool = False  # whoever allocates while copies are in flight waits for every one of them
+
+    def tables(self, blocks: int) -> BlockTables:
+        return BlockGroups(blocks, self.target, self.longest_group) if self.groups else SingleBlocks(blocks)
+
+
+@dataclass(frozen=True)
+class Swap:
+    """One swap, counted from the block tables.
+
+    blocks: moved. pieces: that they lay in, each a copy call a layer and K or V. held: blocks of the whole request.
+    """
+
+    out: bool
+    blocks: int
+    pieces: int
+    held: int
+    turn_ended: bool = False  # not a preemption: an answer is complete, and its KV leaves for the next turn
+
+
+@dataclass
+class Ledger:
+    """What a run counted."""
+
+    swaps: list[Swap] = field(default_factory=list)
+    stepped: list[tuple[float, float]] = field(
+        default_factory=list
+    )  # (seconds, stall in them) of one iteration
+    stretches: list[tuple[float, float, int]] = field(default_factory=list)  # first, increment, iterations
+    live_seconds: float = 0.0  # requests x seconds
+    swapped_seconds: float = 0.0
+    recomputed: int = 0  # preemptions without room on the host
+
+    def iterations(self) -> tuple[np.ndarray, np.ndarray]:
+        """Seconds of every iteration, stall included, and the stall in it, arrays of shape (iterations,)."""
+        smooth = [first + increment * np.arange(n) for first, increment, n in self.stretches]
+        stepped = np.array(self.stepped).reshape(-1, 2)
+        seconds = np.concatenate([stepped[:, 0], *smooth])
+        stall = np.concatenate([stepped[:, 1], np.zeros(len(seconds) - len(stepped))])
+        return seconds, stall
+
+    @property
+    def swapped_share(self) -> float:
+        """Share of the live requests that were swapped out, on average over time."""
+        return self.swapped_seconds / self.live_seconds if self.live_seconds else 0.0
+
+
+class TabledGroup(DecodeGroup):
+    """Decoding sequences whose new blocks are taken from the tables in the order a stepped engine would take them."""
+
+    def __init__(self, block_tokens: int, take: Callable[[Sequence], None]) -> None:
+        super().__init__(block_tokens, grows=True)
+        self.block_tokens = block_tokens
+        self.take = take
+
+    def advance(self, steps: int) -> list[Sequence]:
+        block, step = self.block_tokens, self.step
+        needed = [
+            (later, order, member)
+            for order, member in enumerate(self.members)
+            for later in range(-(member.base + step) % block, steps, block)
+        ]
+        needed.sort(key=lambda one: one[:2])
+        for _, _, member in needed:
+            self.take(member)
+        return super().advance(steps)
+
+
+class SwitchingInstance(Instance):
+    """An instance that swaps whole requests out and in, keyed by conversation.
+
+    Blocks under copy count neither as free nor as held. Everything that a copy's end brings about waits for the next
+    iteration boundary, where the server polls its events.
+    """
+
+    def __init__(
+        self,
+        loop: EventLoop,
+        latency: LatencyModel,
+        setup: Setup,
+        conversations: Conversations,
+        policy: "PrioritySwitching",
+    ) -> None:
+        self.setup = setup
+        self.policy = policy
+        self.tables = setup.tables(setup.kv_blocks)
+        memory = PagedMemory(setup.kv_blocks * BLOCK_TOKENS, BLOCK_TOKENS)
+        self.reserve = memory.reserve
+        super().__init__(loop, latency, memory, policy, records_tokens=True)
+        self.session: list[int] = conversations.session.tolist()
+        self.history: list[int] = conversations.history.tolist()
+        self.ends: list[bool] = conversations.last.tolist()
+        self.host = HostCopies(setup.tables(setup.host_blocks), BLOCK_TOKENS, setup.reuse, policy.priority)
+        self.to_host = Stream(setup.to_host, setup.layout)
+        self.to_device = Stream(setup.to_device, setup.layout)
+        self.leaving = InFlight()
+        self.choice = AdaptiveChoice()
+        self.ledger = Ledger()
+        self.arriving: dict[Sequence, float] = {}  # being copied in, until then
+        self._written: list[
+            tuple[float, int, int, bool]
+        ] = []  # copies out: end, conversation, tokens, needed
+        self._live = 0
+        self._since = 0.0
+
+    # What the engine asks for
+
+    def new_group(self) -> DecodeGroup:
+        return TabledGroup(BLOCK_TOKENS, self.grow)
+
+    def grow(self, sequence: Sequence) -> None:
+        """One more block for a decoding sequence; the engine has counted it already."""
+        self.tables.allocate(self.key(sequence), 1)
+
+    def submit(self, sequence: Sequence) -> None:
+        """Queue a turn, which must know its conversation so far. Raises ValueError if that could never fit."""
+        sequence.goal = self.history[sequence.index] + sequence.prompt
+        tokens = sequence.goal + sequence.stop
+        if blocks_of(tokens, BLOCK_TOKENS) + self.reserve + 1 > self.memory.capacity:
+            raise ValueError(
+                f"a conversation of {tokens} tokens never fits into {self.memory.capacity} KV blocks"
+            )
+        self.tally(live=1)
+        self.host.need(self.key(sequence))
+        self.enqueue(sequence)
+
+    def _begin_iteration(self, slot: Slot, plan: Plan) -> None:
+        begun, stall = self.busy_seconds, slot.copy_seconds
+        super()._begin_iteration(slot, plan)
+        self.ledger.stepped.append((self.busy_seconds - begun, stall))
+
+    def _end_stretch(self, version: int) -> None:
+        if version == self._version and self._stretch is not None:
+            self.ledger.stretches.append((self._stretch.first, self._stretch.increment, self._steps))
+        super()._end_stretch(version)
+
+    def _finish(self, slot: Slot, sequence: Sequence) -> None:
+        held, sequence.blocks = sequence.blocks, 0  # not free yet: the answer's KV leaves for the next turn
+        super()._finish(slot, sequence)
+        self.tally(live=-1)
+        key = self.key(sequence)
+        if self.ends[sequence.index]:
+            self._free(held, key)
+            self.host.drop(key)
+        else:
+            self._copy_out(slot, key, sequence.context, turn_ended=True)
+
+    # The mechanism
+
+    def key(self, sequence: Sequence) -> int:
+        """Whose blocks a sequence has: its conversation's."""
+        return self.session[sequence.index]
+
+    def ready(self, sequence: Sequence) -> bool:
+        """Whether its KV is not just being copied to the host."""
+        key = self.key(sequence)
+        return all(key != other for _, other, _, _ in self._written)
+
+    def settle(self, slot: Slot, now: float) -> None:
+        """Poll the copies: blocks of those that ended by `now` are free, requests copied in join the batch."""
+        for run in self.leaving.ended(now):
+            self.tables.give_back([run])
+            self.memory.free += run.length
+        for record in [record for record in self._written if record[0] <= now]:
+            self._written.remove(record)
+            _, key, tokens, needed = record
+            self.host.end(key)
+            self.host.written(key, tokens, needed or self._waits(key))
+        for sequence in [sequence for sequence, end in self.arriving.items() if end <= now]:
+            del self.arriving[sequence]
+            self.host.end(self.key(sequence))
+            self._join(slot, sequence)
+
+    def swap_out(self, slot: Slot, sequence: Sequence) -> None:
+        """Preempt a decoding sequence: its KV leaves for the host, or is dropped where that is full."""
+        slot.stop_decoding(sequence)
+        sequence.preemptions += 1
+        sequence.blocks = 0
+        if self._copy_out(slot, self.key(sequence), sequence.context, turn_ended=False):
+            self.swapped.append(sequence)
+            self.tally(swapped=1)
+        else:
+            self.ledger.recomputed += 1
+            sequence.goal = sequence.context + 1  # the newest token has no KV yet
+            sequence.context = 0
+            self.waiting.appendleft(sequence)
+
+    def bring_in(self, slot: Slot, sequence: Sequence) -> None:
+        """Give a swapped or waiting sequence its blocks, and copy in what the host has of it."""
+        key = self.key(sequence)
+        decodes = sequence in self.swapped
+        if decodes:
+            self.swapped.remove(sequence)
+            self.tally(swapped=-1)
+            tokens, blocks = sequence.context, blocks_of(sequence.context, BLOCK_TOKENS)
+        else:
+            self.waiting.remove(sequence)
+            tokens, blocks = (
+                min(self.host.valid(key), sequence.goal - 1),
+                blocks_of(sequence.goal, BLOCK_TOKENS),
+            )
+            sequence.context = tokens
+        if sequence.started < 0:
+            sequence.started = self.loop.now
+        sequence.blocks = blocks
+        self.memory.free -= blocks
+        self.tables.allocate(key, blocks)
+        if not tokens:
+            self._join(slot, sequence)
+            return
+        stored = blocks_of(tokens, BLOCK_TOKENS)
+        moved = _first_blocks(pieces(self.host.runs(key), self.tables.runs(key)), stored)
+        self.ledger.swaps.append(Swap(False, stored, len(moved), blocks))
+        self.copied(key, moved, out=False)
+        self.host.begin(key)
+        seconds = self.setup.layout.seconds(self.setup.to_device, moved)
+        running = len(slot.group.members)
+        beside = False
+        if self.setup.asynchronous:
+            iteration = (
+                self.latency.iteration([], running, slot.group.context + running)[0] if running else 1.0
+            )
+            beside = self.choice.beside(running, seconds, iteration)
+            self.choice.note(running, seconds)
+        if beside:
+            end = self.to_device.send(self.loop.now, [moved])[0]
+            self.arriving[sequence] = end
+            self._share_memory(slot, moved)
+            self._poll_at(end)
+        else:
+            self._stall(slot, self.to_device.send(self.loop.now + slot.copy_seconds, [moved])[0])
+            self.host.end(key)
+            self._join(slot, sequence)
+
+    def wait_for_blocks(self, slot: Slot, blocks: int) -> bool:
+        """Let the next iteration wait until `blocks` more blocks are free; False if no copy in flight frees so many."""
+        end = self.leaving.until(blocks)
+        if end is None:
+            return False
+        self._stall(slot, end)
+        for run in self.leaving.ended(end):
+            self.tables.give_back([run])
+            self.memory.free += run.length
+        return True
+
+    def wait_for_all(self, slot: Slot) -> None:
+        """Let the next iteration wait for every copy in flight, and settle them."""
+        ends = [end for end, *_ in self._written] + list(self.arriving.values()) + [self.leaving.last]
+        self._stall(slot, max(ends))
+        self.settle(slot, max(ends))
+
+    @property
+    def copying(self) -> bool:
+        return bool(self._written or self.arriving or len(self.leaving))
+
+    def copied(self, key: int, moved: list[Piece], out: bool) -> None:
+        """A copy of these pieces has been ordered; for tests that move real contents."""
+
+    def tally(self, live: int = 0, swapped: int = 0) -> None:
+        """Integrate the counts up to now, then change them."""
+        now, ledger = self.loop.now, self.ledger
+        ledger.live_seconds += self._live * (now - self._since)
+        ledger.swapped_seconds += (len(self.swapped) - max(swapped, 0) + max(-swapped, 0)) * (
+            now - self._since
+        )
+        self._since = now
+        self._live += live
+
+    def _copy_out(self, slot: Slot, key: int, tokens: int, turn_ended: bool) -> bool:
+        """Bring a conversation's first `tokens` tokens to the host and free its blocks; False if the host is full."""
+        first = self.host.make_room(key, tokens)
+        held = self.tables.used(key)
+        if first is None:
+            self._free(held, key)
+            self.host.drop(key)
+            return False
+        moved = pieces(self.tables.runs(key), self.host.runs(key), first)
+        self.ledger.swaps.append(
+            Swap(True, sum(piece.length for piece in moved), len(moved), held, turn_ended)
+        )
+        self.copied(key, moved, out=True)
+        if not moved or not self.setup.asynchronous:
+            self._stall(
+                slot, self.to_host.send(self.loop.now + slot.copy_seconds, [moved])[0] if moved else 0.0
+            )
+            self._free(held, key)
+            self.host.written(key, tokens, needed=not turn_ended)
+            return True
+        runs = self.tables.detach(key)
+        batches = [
+            [piece for piece in moved if run.start <= piece.source < run.start + run.length] for run in runs
+        ]
+        ends = iter(self.to_host.send(self.loop.now, [batch for batch in batches if batch]))
+        last = self.loop.now
+        for run, batch in zip(runs, batches, strict=True):
+            if batch:
+                last = next(ends)
+                self.leaving.add(last, run)
+                self._poll_at(last)
+            else:  # valid on the host already: nobody reads these blocks
+                self.tables.give_back([run])
+                self.memory.free += run.length
+        self.host.begin(key)
+        self._written.append((last, key, tokens, not turn_ended))
+        self._share_memory(slot, moved)
+        return True
+
+    def _waits(self, key: int) -> bool:
+        return any(self.key(sequence) == key for sequence in self.waiting)
+
+    def _join(self, slot: Slot, sequence: Sequence) -> None:
+        """Its KV is on the GPU, as far as it exists: decode, or prefill the rest."""
+        if sequence.context:
+            self.host.read(self.key(sequence))
+        if (
+            sequence.generated
+            and sequence.context == sequence.prompt + self.history[sequence.index] + sequence.generated - 1
+        ):
+            slot.start_decoding(sequence)
+        else:
+            slot.prefilling.append(sequence)
+
+    def _free(self, blocks: int, key: int) -> None:
+        self.tables.give_back(self.tables.detach(key))
+        self.memory.free += blocks
+
+    def _stall(self, slot: Slot, until: float) -> None:
+        slot.copy_seconds = max(slot.copy_seconds, until - self.loop.now)
+
+    def _share_memory(self, slot: Slot, moved: list[Piece]) -> None:
+        """An asynchronous copy takes its bytes' share of the memory's bandwidth from the next iteration."""
+        size = self.setup.layout.size(sum(piece.length for piece in moved))
+        slot.copy_seconds += size / self.setup.memory_bandwidth
+
+    def _poll_at(self, end: float) -> None:
+        self.loop.at(end, COPY, lambda _: self.at_boundary(lambda: None))
+
+
+def _first_blocks(moved: list[Piece], blocks: int) -> list[Piece]:
+    """The pieces of the first `blocks` blocks."""
+    kept = []
+    for piece in moved:
+        if blocks <= 0:
+            break
+        kept.append(Piece(piece.source, piece.target, min(piece.length, blocks)))
+        blocks -= piece.length
+    return kept
+
+
+class PrioritySwitching:
+    """vLLM's iteration scheduling under priorities that an outside rule changes every `1 / frequency` iterations.
+
+    At an update the requests of the highest priority that fit together become the running set; the others are swapped
+    out. Between updates whoever waits is taken by priority while it fits; where blocks run out, the lowest priority is
+    preempted. Waiting prompts run alone, before decoding goes on (vLLM 0.3.3). frequency 0: priorities never change.
+    """
+
+    head_only = False
+
+    def __init__(
+        self, update: Update, frequency: float, max_sequences: int = 256, max_tokens: int = 2560
+    ) -> None:
+        self.update = update
+        self.every = round(1 / frequency) if frequency else 0
+        self.max_sequences = max_sequences
+        self.max_tokens = max_tokens
+        self.updates = 0
+        self._now: dict[Hashable, float] = dict(enumerate(update(0).tolist()))
+
+    def priority(self, key: Hashable) -> float:
+        """Of a conversation, now; higher goes first."""
+        return self._now[key]
+
+    def plan(self, slot: Slot) -> Plan:
+        """See Scheduler."""
+        server = slot.instance
+        assert isinstance(server, SwitchingInstance)
+        server.settle(slot, server.loop.now)
+        if server.setup.wait_for_all and server.copying and self._allocates(slot, server):
+            server.wait_for_all(slot)
+        if self.every and server.iterations >= (self.updates + 1) * self.every:
+            self.updates = server.iterations // self.every
+            self._now = dict(enumerate(self.update(self.updates).tolist()))
+            self._rebalance(slot, server)
+        waits = self._admit(slot, server)
+        preempted = False if slot.prefilling else self._make_room(slot, server)
+        chunks = self._prompts(slot)
+        if not chunks and not slot.group.members:
+            slot.copy_seconds = 0.0  # nobody is here to wait
+        steps = (self.updates + 1) * self.every - server.iterations if self.every else None
+        if waits or (server.setup.wait_for_all and server.copying):
+            steps = 1
+        return Plan(chunks, not chunks, steady=not preempted, steps=steps)
+
+    def _order(self, server: SwitchingInstance, sequence: Sequence) -> tuple[float, int]:
+        return -self._now[server.key(sequence)], sequence.index
+
+    def _candidates(self, server: SwitchingInstance) -> list[Sequence]:
+        """Who waits or is swapped out, and is not just being copied; the most important first."""
+        outside = [s for s in (*server.swapped, *server.waiting) if server.ready(s)]
+        return sorted(outside, key=lambda sequence: self._order(server, sequence))
+
+    def _needs(self, server: SwitchingInstance, sequence: Sequence) -> int:
+        """Blocks of somebody outside the batch, and one to grow by."""
+        tokens = sequence.context if sequence in server.swapped else sequence.goal
+        return blocks_of(tokens, BLOCK_TOKENS) + 1
+
+    def _rebalance(self, slot: Slot, server: SwitchingInstance) -> None:
+        """Swap out who is not among the most important requests that fit together."""
+        running = {member: server.tables.used(server.key(member)) + 1 for member in slot.group.members}
+        pinned = [*server.arriving, *slot.prefilling]
+        left = server.memory.capacity - server.reserve - sum(sequence.blocks + 1 for sequence in pinned)
+        room = self.max_sequences - len(pinned)
+        needs = running | {sequence: self._needs(server, sequence) for sequence in self._candidates(server)}
+        chosen: set[Sequence] = set()
+        for sequence in sorted(needs, key=lambda sequence: self._order(server, sequence)):
+            if needs[sequence] <= left and room > 0:
+                chosen.add(sequence)
+                left -= needs[sequence]
+                room -= 1
+        for sequence in running:
+            if sequence not in chosen:
+                server.swap_out(slot, sequence)
+
+    def _admit(self, slot: Slot, server: SwitchingInstance) -> bool:
+        """Bring in who fits, the most important first; True if somebody waits for blocks that are being copied out.
+
+        Nobody takes the blocks that copies are about to free for somebody more important; who would not fit even then
+        is passed over.
+        """
+        for sequence in self._candidates(server):
+            held = slot.group.growth() + len(server.arriving) + len(slot.prefilling)
+            needs = self._needs(server, sequence) + held
+            if slot.size + len(server.arriving) >= self.max_sequences:
+                break
+            if server.memory.admits(needs):
+                server.bring_in(slot, sequence)
+            elif server.memory.admits(needs - server.leaving.blocks):
+                return True
+        return False
+
+    def _allocates(self, slot: Slot, server: SwitchingInstance) -> bool:
+        """Whether the next iteration would take blocks: for tokens, or for somebody who waits."""
+        if slot.group.growth() or slot.prefilling:
+            return True
+        return any(server.memory.admits(self._needs(server, s)) for s in self._candidates(server))
+
+    def _make_room(self, slot: Slot, server: SwitchingInstance) -> bool:
+        """Until the running ones can store one more token each: wait for copies, else preempt the least important."""
+        preempted = False
+        while not slot.group.fits(server.memory.free):
+            missing = slot.group.growth() - server.memory.free
+            if server.wait_for_blocks(slot, missing):
+                continue
+            victim = max(slot.group.members, key=lambda sequence: self._order(server, sequence))
+            server.swap_out(slot, victim)
+            preempted = True
+        return preempted
+
+    def _prompts(self, slot: Slot) -> list[tuple[Sequence, int]]:
+        chunks: list[tuple[Sequence, int]] = []
+        tokens = 0
+        for sequence in slot.prefilling:
+            new = sequence.goal - sequence.context
+            if chunks and tokens + new > self.max_tokens:
+                break
+            chunks.append((sequence, new))
+            tokens += new
+        return chunks
