@@ -7,7 +7,9 @@ CONTEXT = 4096
 TILE = 128  # tokens that a GEMM kernel of the profile computes together; a budget off this grid wastes part of one
 
 
-def iteration_seconds(latency: LatencyModel, tokens: int, decodes: int = DECODES, context: int = CONTEXT) -> float:
+def iteration_seconds(
+    latency: LatencyModel, tokens: int, decodes: int = DECODES, context: int = CONTEXT
+) -> float:
     """Of `tokens` tokens, decodes among them, whose chunk stands at the end of a prompt of `context` tokens.
 
     With pipeline stages a token waits for all of them.

@@ -5,6 +5,7 @@ of CodeLlama-34B and Falcon-180B those of Llama-2-70B, scaled by their parameter
 its sliding window is not modelled; Llama-2-70B runs on A100s, for the paper's A40s have no profile.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from common.hardware.specs import gpu, link
@@ -20,7 +21,9 @@ MAX_SEQUENCES = 128  # running at once, max_batch_size in the authors' scripts
 BLOCK_TOKENS = 16  # vLLM's default
 WATERMARK = 0.01  # of the blocks, kept from admissions (vLLM and Sarathi)
 CARD = "a100-80gb-sxm"
-BETWEEN_NODES = link("ethernet-100g")  # Section 5: two nodes of four A100s each, 100 Gbit/s Ethernet between them
+BETWEEN_NODES = link(
+    "ethernet-100g"
+)  # Section 5: two nodes of four A100s each, 100 Gbit/s Ethernet between them
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ def scheduler(system: str, deployment: Deployment, kind: str, budget: int) -> Sc
     """
     longest = KINDS[kind.removesuffix("-real")].longest
     sequences = MAX_SEQUENCES // deployment.stages
-    policies = {
+    policies: dict[str, Callable[[], Scheduler]] = {
         "sarathi": lambda: StallFree(budget, sequences),
         "hybrid-only": lambda: StallFree(longest, sequences),
         "swapped": lambda: StallFree(budget, sequences, decodes_first=False),
@@ -88,8 +91,7 @@ def scheduler(system: str, deployment: Deployment, kind: str, budget: int) -> Sc
         "vllm": lambda: PrefillFirst(longest, sequences),
         "orca": lambda: IterationLevel(deployment.orca_sequences // deployment.stages),
     }
-    policy: Scheduler = policies[system]()
-    return policy
+    return policies[system]()
 
 
 def memory(system: str, deployment: Deployment, kind: str) -> KVMemory:

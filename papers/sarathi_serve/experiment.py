@@ -6,6 +6,7 @@ from functools import partial
 
 import numpy as np
 
+from common.hardware.operators import H100, read_table
 from common.lab.runtime import Observations, Runtime
 from common.serving.latency import LatencyModel
 from common.serving.profiled import HOST_SECONDS, profiled_latency
@@ -41,12 +42,17 @@ def run(config: Config, lab: Runtime) -> Observations:
     """Observe every metric that the card's claims read, one row a seed."""
     seen = Observations()
     search_capacities(config, lab, seen)
-    for seed in lab.progress(lab.seeds, "seeds"):
-        if lab.wants(*ABLATION):
-            ablate(config, lab, seen, seed)
-        if config.pipeline_requests and lab.wants("bubbles_removed", "tp8_tbt_ratio"):
-            run_pipelines(config, lab, seen, seed)
-        if config.load_rates and lab.wants("p99_tbt"):
+    if lab.wants(*ABLATION):
+        loads = [(seed, ablation_loads(lab, seed)) for seed in lab.seeds]
+        for rows in lab.map(partial(ablate, config.system), loads, "ablation"):
+            seen.extend(rows)
+    if config.pipeline_requests and lab.wants(*PIPELINE):
+        busy = [(seed, load(lab, "chat", seed, config.pipeline_requests)) for seed in lab.seeds]
+        pipelined = partial(run_pipelines, config, lab.wants("tp8_tbt_ratio"))
+        for rows in lab.map(pipelined, busy, "pipelines"):
+            seen.extend(rows)
+    if config.load_rates and lab.wants("p99_tbt"):
+        for seed in lab.seeds:
             load_curves(config, lab, seen, seed)
     analyse_iterations(config, lab, seen)
     if lab.wants("chunking_error", *TIMED):
@@ -154,31 +160,43 @@ ABLATION = tuple(
 )
 
 
-def ablate(config: Config, lab: Runtime, seen: Observations, seed: int) -> None:
-    """P50 TTFT and P99 TBT of each technique alone and of both, and their ratios."""
-    for kind in ablation.RATES:
-        at_one = load(lab, kind, seed, ablation.REQUESTS)
+def ablation_loads(lab: Runtime, seed: int) -> dict[str, Workload]:
+    """The requests of the ablation by kind, one a second."""
+    return {kind: load(lab, kind, seed, ablation.REQUESTS) for kind in ablation.RATES}
+
+
+def ablate(ours: str, job: tuple[int, dict[str, Workload]]) -> Observations:
+    """P50 TTFT and P99 TBT of each technique alone and of both, and their ratios. job: a seed and its requests."""
+    seed, loads = job
+    seen = Observations()
+    for kind, at_one in loads.items():
         rate = ablation.calm_rate(at_one, kind)
         seen.add("ablation_rate", rate, seed, lengths=kind)
         found = {}
-        for system in dict.fromkeys(("hybrid-only", "chunked-only", config.system, "vllm", "swapped")):
+        for system in dict.fromkeys(("hybrid-only", "chunked-only", ours, "vllm", "swapped")):
             found[system] = one = ablation.latencies(at_one.scaled(rate), kind, system)
             seen.add("ablation_ttft", one.ttft, seed, lengths=kind, system=system)
             seen.add("ablation_tbt", one.tbt, seed, lengths=kind, system=system)
-        both, hybrid, chunked = (found[name] for name in (config.system, "hybrid-only", "chunked-only"))
+        both, hybrid, chunked = (found[name] for name in (ours, "hybrid-only", "chunked-only"))
         seen.add(f"tbt_hybrid_only_{kind}", hybrid.tbt / both.tbt, seed)
         seen.add(f"tbt_chunked_only_{kind}", chunked.tbt / both.tbt, seed)
         seen.add(f"ttft_chunked_only_{kind}", chunked.ttft / both.ttft, seed)
         seen.add(f"ttft_over_hybrid_only_{kind}", both.ttft / hybrid.ttft, seed)
+    return seen
 
 
+PIPELINE = ("bubbles_removed", "tp8_tbt_ratio")
 BUBBLE_RATE = 1.0  # requests/s, about Sarathi-Serve's capacity on Falcon-180B and chat
 TP8_RATE = 0.75  # requests/s, osdi-experiments/figure-8
 
 
-def run_pipelines(config: Config, lab: Runtime, seen: Observations, seed: int) -> None:
-    """Bubbles by policy under the strict budget, and the median TBT of both ways to use eight GPUs."""
-    at_one = load(lab, "chat", seed, config.pipeline_requests)
+def run_pipelines(config: Config, tensor_parallel: bool, job: tuple[int, Workload]) -> Observations:
+    """Bubbles by policy under the strict budget; with `tensor_parallel` also the median TBT of eight GPUs either way.
+
+    job: a seed and its requests, one a second.
+    """
+    seed, at_one = job
+    seen = Observations()
     busy, budget = at_one.scaled(BUBBLE_RATE), DEPLOYMENTS["falcon"].budget("strict")
     shares = {}
     for system in dict.fromkeys((config.system, "vllm", "hybrid-only")):
@@ -186,16 +204,20 @@ def run_pipelines(config: Config, lab: Runtime, seen: Observations, seed: int) -
         shares[system] = pipeline.bubble_share(spans, float(busy.arrival[-1]))
         seen.add("bubble_share", shares[system], seed, system=system)
     seen.add("bubbles_removed", shares["vllm"] - shares[config.system], seed)
-    if not lab.wants("tp8_tbt_ratio"):
-        return
-    one_node = profiled_latency("falcon-180b", "a100", 8, network="a100-dgx", host_seconds=config.host_seconds)
-    across = times(config, "falcon-tp8") if config.between_nodes else one_node
+    if not tensor_parallel:
+        return seen
+    across = times(config, "falcon-tp8")
+    if not config.between_nodes:
+        across = profiled_latency(
+            "falcon-180b", "a100", 8, network="a100-dgx", host_seconds=config.host_seconds
+        )
     medians = []
     for name, latency in (("falcon-tp8", across), ("falcon", times(config, "falcon"))):
         trace, _ = serve(at_one.scaled(TP8_RATE), name, "chat", config.system, budget, latency)
         medians.append(pipeline.median_tbt(trace))
         seen.add("median_tbt", medians[-1], seed, deployment=name)
     seen.add("tp8_tbt_ratio", medians[0] / medians[1], seed)
+    return seen
 
 
 def load_curves(config: Config, lab: Runtime, seen: Observations, seed: int) -> None:
@@ -240,6 +262,11 @@ def analyse_iterations(config: Config, lab: Runtime, seen: Observations) -> None
         chunk = min(config.prompt, 1021)
         alone = yi.iteration([], 4, 4 * 1024)[0] / 4
         seen.add("piggyback_gain", alone / (yi.iteration([(chunk, 0)], 3, 3 * 1024)[0] / (chunk + 3)))
+    if lab.wants("piggyback_gain_h100", "stall_h100"):
+        with_prompt = h100_seconds("1024/1024" if config.prompt >= 1024 else "", 8, 512)
+        tokens = 8 + (1024 if config.prompt >= 1024 else 0)
+        seen.add("piggyback_gain_h100", h100_seconds("", 4, 1024) / 4 / (with_prompt / tokens))
+        seen.add("stall_h100", with_prompt / h100_seconds("", 8, 512))
     if lab.wants("chunk_overhead"):
         for prompt in (2048, 4096, 8192, 16384):
             seen.add("chunk_overhead_by_prompt", overhead(yi, prompt, config.chunk), prompt=prompt)
@@ -253,6 +280,21 @@ def analyse_iterations(config: Config, lab: Runtime, seen: Observations) -> None
             seen.add("iteration_seconds", iteration_seconds(yi, tokens), tokens=tokens)
 
 
+def h100_seconds(prefill: str, decodes: int, context: int) -> float:
+    """Measured seconds of four layers like Llama-2-7B's on an H100 (common/hardware/tables, layers_bf16.csv).
+
+    prefill: prompt as "new tokens/all its tokens", or nothing; decodes: sequences of `context` tokens. Raises
+    KeyError for a batch that was not measured.
+    """
+    for row in read_table(H100 / "layers_bf16.csv"):
+        batch = (row["prefill"], int(row["decode_batch"]), int(row["decode_kv_len"]))
+        if batch == (prefill, decodes, context):
+            return float(row["seconds_graph"])
+    raise KeyError(
+        f"no measured H100 batch with prefill {prefill!r} and {decodes} decodes of {context} tokens"
+    )
+
+
 def overhead(latency: LatencyModel, prompt: int, chunk: int) -> float:
     """Seconds of a prompt's chunks, one an iteration, over those of the prompt in one."""
     parts = sum(
@@ -264,7 +306,11 @@ def overhead(latency: LatencyModel, prompt: int, chunk: int) -> float:
 # On this machine ----------------------------------------------------------------------------------------------------
 
 TIMED = ("chunk_overhead_cpu", "stall_cpu", "piggyback_gain_cpu")
-REAL_DECODES, REAL_CONTEXT, REAL_CHUNK = 4, 1024, 253  # the published batch of 1,021 + 3 tokens, a quarter of it
+REAL_DECODES, REAL_CONTEXT, REAL_CHUNK = (
+    4,
+    1024,
+    253,
+)  # the published batch of 1,021 + 3 tokens, a quarter of it
 
 
 def run_chunks(config: Config, lab: Runtime, seen: Observations) -> None:
@@ -281,7 +327,9 @@ def run_chunks(config: Config, lab: Runtime, seen: Observations) -> None:
             if lab.wants("chunking_error"):
                 model = chunking.Decoder(chunking.TINY, generator)
                 tokens = torch.randint(model.config.vocab, (300,), generator=generator)
-                error = max(chunking.chunking_error(model, tokens, c, config.keeps_past) for c in (1, 7, 64, 100))
+                error = max(
+                    chunking.chunking_error(model, tokens, c, config.keeps_past) for c in (1, 7, 64, 100)
+                )
                 seen.add("chunking_error", error, seed)
             if not config.real_prompt or not lab.wants(*TIMED):
                 continue
