@@ -329,14 +329,18 @@ class System(Protocol):
 
 
 def simulate(
-    workload: Workload, build: Callable[[EventLoop], System], clients: Clients | None = None
+    workload: Workload,
+    build: Callable[[EventLoop], System],
+    clients: Clients | None = None,
+    loop: EventLoop | None = None,
 ) -> Trace:
     """Run a workload to its end on the system that `build` makes on an event loop.
 
     clients: who sends the requests; None sends each at its arrival. The trace holds when they were really sent.
+    loop: the clock, where it is not a simulated one (live.py).
     Raises ValueError for a request that never fits, RuntimeError if the system stalls with requests unfinished.
     """
-    loop = EventLoop()
+    loop = EventLoop() if loop is None else loop
     sequences = [
         Sequence(index, *request)
         for index, request in enumerate(
