@@ -49,7 +49,7 @@ def draw_conversations(
     """`count` conversations that begin as a Poisson process of `rate` a second.
 
     turns: prompt and output tokens of single exchanges, drawn with replacement. The number of turns is geometric,
-    `mean_turns` on average (1: always one); a conversation ends before a turn that would bring it over `longest` tokens.
+    `mean_turns` on average (1: always one); a conversation ends before a turn that would bring it above `longest`.
     """
     if not mean_turns >= 1 or not rate > 0 or count < 1:
         raise ValueError(f"need at least one conversation ({count}), turn ({mean_turns}) and a rate ({rate})")

@@ -12,8 +12,10 @@ from common.serving.metrics import token_gaps
 from papers.fastswitch.async_swaps import KVLayout
 from papers.fastswitch.conversations import Conversations
 from papers.fastswitch.deployments import DEPLOYMENTS
+from papers.fastswitch.ledger import Swap
 from papers.fastswitch.priorities import PATTERNS
-from papers.fastswitch.server import PrioritySwitching, Setup, Swap, SwitchingInstance
+from papers.fastswitch.priority_switching import PrioritySwitching
+from papers.fastswitch.server import Setup, SwitchingInstance
 
 # The ladder: each system adds one part of FastSwitch to the one before.
 SYSTEMS: dict[str, dict[str, Any]] = {

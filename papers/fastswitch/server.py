@@ -1,14 +1,13 @@
 """One GPU that serves conversations under changing priorities, with real block tables and counted copies.
 
 `SwitchingInstance` is the engine's instance with the mechanism: where each block is, what a swap copies, and when its
-blocks are free again. `PrioritySwitching` is the policy, the same for every system: who runs. The ladder of systems
-(vLLM, + block groups, + reuse, + asynchronous copies) differs in `Setup` alone.
+blocks are free again. Who runs is the policy's affair (priority_switching.py), the same for every system: the ladder
+of systems (vLLM, + block groups, + reuse, + asynchronous copies) differs in `Setup` alone.
 """
 
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
-
-import numpy as np
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from common.hardware.copies import CopyCost
 from common.serving.batch import Plan, Slot
@@ -28,7 +27,10 @@ from papers.fastswitch.block_groups import (
 )
 from papers.fastswitch.conversations import Conversations
 from papers.fastswitch.kv_reuse import HostCopies
-from papers.fastswitch.priorities import Update
+from papers.fastswitch.ledger import Ledger, Swap
+
+if TYPE_CHECKING:
+    from papers.fastswitch.priority_switching import PrioritySwitching
 
 BLOCK_TOKENS = 16  # vLLM's default
 
@@ -52,47 +54,6 @@ class Setup:
 
     def tables(self, blocks: int) -> BlockTables:
         return BlockGroups(blocks, self.target, self.longest_group) if self.groups else SingleBlocks(blocks)
-
-
-@dataclass(frozen=True)
-class Swap:
-    """One swap, counted from the block tables.
-
-    blocks: moved. pieces: that they lay in, each a copy call a layer and K or V. held: blocks of the whole request.
-    """
-
-    out: bool
-    blocks: int
-    pieces: int
-    held: int
-    turn_ended: bool = False  # not a preemption: an answer is complete, and its KV leaves for the next turn
-
-
-@dataclass
-class Ledger:
-    """What a run counted."""
-
-    swaps: list[Swap] = field(default_factory=list)
-    stepped: list[tuple[float, float]] = field(
-        default_factory=list
-    )  # (seconds, stall in them) of one iteration
-    stretches: list[tuple[float, float, int]] = field(default_factory=list)  # first, increment, iterations
-    live_seconds: float = 0.0  # requests x seconds
-    swapped_seconds: float = 0.0
-    recomputed: int = 0  # preemptions without room on the host
-
-    def iterations(self) -> tuple[np.ndarray, np.ndarray]:
-        """Seconds of every iteration, stall included, and the stall in it, arrays of shape (iterations,)."""
-        smooth = [first + increment * np.arange(n) for first, increment, n in self.stretches]
-        stepped = np.array(self.stepped).reshape(-1, 2)
-        seconds = np.concatenate([stepped[:, 0], *smooth])
-        stall = np.concatenate([stepped[:, 1], np.zeros(len(seconds) - len(stepped))])
-        return seconds, stall
-
-    @property
-    def swapped_share(self) -> float:
-        """Share of the live requests that were swapped out, on average over time."""
-        return self.swapped_seconds / self.live_seconds if self.live_seconds else 0.0
 
 
 class TabledGroup(DecodeGroup):
@@ -147,9 +108,11 @@ class SwitchingInstance(Instance):
         self.choice = AdaptiveChoice()
         self.ledger = Ledger()
         self.arriving: dict[Sequence, float] = {}  # being copied in, until then
+        self._read: list[tuple[float, int]] = []  # copies in: end, conversation
         self._written: list[
             tuple[float, int, int, bool]
         ] = []  # copies out: end, conversation, tokens, needed
+        self._busy_until = 0.0  # an idle server's last wait
         self._live = 0
         self._since = 0.0
 
@@ -188,6 +151,7 @@ class SwitchingInstance(Instance):
         held, sequence.blocks = sequence.blocks, 0  # not free yet: the answer's KV leaves for the next turn
         super()._finish(slot, sequence)
         self.tally(live=-1)
+        self._end_reads(self.loop.now)
         key = self.key(sequence)
         if self.ends[sequence.index]:
             self._free(held, key)
@@ -208,9 +172,11 @@ class SwitchingInstance(Instance):
 
     def settle(self, slot: Slot, now: float) -> None:
         """Poll the copies: blocks of those that ended by `now` are free, requests copied in join the batch."""
+        slot.copy_seconds = max(slot.copy_seconds, self._busy_until - self.loop.now)
         for run in self.leaving.ended(now):
             self.tables.give_back([run])
             self.memory.free += run.length
+        self._end_reads(now)
         for record in [record for record in self._written if record[0] <= now]:
             self._written.remove(record)
             _, key, tokens, needed = record
@@ -218,8 +184,13 @@ class SwitchingInstance(Instance):
             self.host.written(key, tokens, needed or self._waits(key))
         for sequence in [sequence for sequence, end in self.arriving.items() if end <= now]:
             del self.arriving[sequence]
-            self.host.end(self.key(sequence))
             self._join(slot, sequence)
+
+    def _end_reads(self, now: float) -> None:
+        for done in [done for done in self._read if done[0] <= now]:
+            self._read.remove(done)
+            self.host.end(done[1])
+            self.host.read(done[1])
 
     def swap_out(self, slot: Slot, sequence: Sequence) -> None:
         """Preempt a decoding sequence: its KV leaves for the host, or is dropped where that is full."""
@@ -272,15 +243,18 @@ class SwitchingInstance(Instance):
             )
             beside = self.choice.beside(running, seconds, iteration)
             self.choice.note(running, seconds)
+        # its blocks may come from copies that the next iteration waits for: it begins no earlier
+        end = self.to_device.send(self.loop.now + slot.copy_seconds, [moved])[0]
+        self._read.append((end if self.setup.asynchronous else self.loop.now, key))
         if beside:
-            end = self.to_device.send(self.loop.now, [moved])[0]
             self.arriving[sequence] = end
             self._share_memory(slot, moved)
             self._poll_at(end)
         else:
-            self._stall(slot, self.to_device.send(self.loop.now + slot.copy_seconds, [moved])[0])
-            self.host.end(key)
+            self._stall(slot, end)
             self._join(slot, sequence)
+        if not self.setup.asynchronous:
+            self.settle(slot, self.loop.now)
 
     def wait_for_blocks(self, slot: Slot, blocks: int) -> bool:
         """Let the next iteration wait until `blocks` more blocks are free; False if no copy in flight frees so many."""
@@ -295,13 +269,18 @@ class SwitchingInstance(Instance):
 
     def wait_for_all(self, slot: Slot) -> None:
         """Let the next iteration wait for every copy in flight, and settle them."""
-        ends = [end for end, *_ in self._written] + list(self.arriving.values()) + [self.leaving.last]
+        ends = [end for end, *_ in (*self._written, *self._read)] + [self.leaving.last]
         self._stall(slot, max(ends))
         self.settle(slot, max(ends))
 
+    def idle(self, slot: Slot) -> None:
+        """Nobody is here to wait for the copies of the next iteration: remember until when it must."""
+        self._busy_until = max(self._busy_until, self.loop.now + slot.copy_seconds)
+        slot.copy_seconds = 0.0
+
     @property
     def copying(self) -> bool:
-        return bool(self._written or self.arriving or len(self.leaving))
+        return bool(self._written or self._read or len(self.leaving))
 
     def copied(self, key: int, moved: list[Piece], out: bool) -> None:
         """A copy of these pieces has been ordered; for tests that move real contents."""
@@ -360,8 +339,6 @@ class SwitchingInstance(Instance):
 
     def _join(self, slot: Slot, sequence: Sequence) -> None:
         """Its KV is on the GPU, as far as it exists: decode, or prefill the rest."""
-        if sequence.context:
-            self.host.read(self.key(sequence))
         if (
             sequence.generated
             and sequence.context == sequence.prompt + self.history[sequence.index] + sequence.generated - 1
@@ -395,125 +372,3 @@ def _first_blocks(moved: list[Piece], blocks: int) -> list[Piece]:
         kept.append(Piece(piece.source, piece.target, min(piece.length, blocks)))
         blocks -= piece.length
     return kept
-
-
-class PrioritySwitching:
-    """vLLM's iteration scheduling under priorities that an outside rule changes every `1 / frequency` iterations.
-
-    At an update the requests of the highest priority that fit together become the running set; the others are swapped
-    out. Between updates whoever waits is taken by priority while it fits; where blocks run out, the lowest priority is
-    preempted. Waiting prompts run alone, before decoding goes on (vLLM 0.3.3). frequency 0: priorities never change.
-    """
-
-    head_only = False
-
-    def __init__(
-        self, update: Update, frequency: float, max_sequences: int = 256, max_tokens: int = 2560
-    ) -> None:
-        self.update = update
-        self.every = round(1 / frequency) if frequency else 0
-        self.max_sequences = max_sequences
-        self.max_tokens = max_tokens
-        self.updates = 0
-        self._now: dict[Hashable, float] = dict(enumerate(update(0).tolist()))
-
-    def priority(self, key: Hashable) -> float:
-        """Of a conversation, now; higher goes first."""
-        return self._now[key]
-
-    def plan(self, slot: Slot) -> Plan:
-        """See Scheduler."""
-        server = slot.instance
-        assert isinstance(server, SwitchingInstance)
-        server.settle(slot, server.loop.now)
-        if server.setup.wait_for_all and server.copying and self._allocates(slot, server):
-            server.wait_for_all(slot)
-        if self.every and server.iterations >= (self.updates + 1) * self.every:
-            self.updates = server.iterations // self.every
-            self._now = dict(enumerate(self.update(self.updates).tolist()))
-            self._rebalance(slot, server)
-        waits = self._admit(slot, server)
-        preempted = False if slot.prefilling else self._make_room(slot, server)
-        chunks = self._prompts(slot)
-        if not chunks and not slot.group.members:
-            slot.copy_seconds = 0.0  # nobody is here to wait
-        steps = (self.updates + 1) * self.every - server.iterations if self.every else None
-        if waits or (server.setup.wait_for_all and server.copying):
-            steps = 1
-        return Plan(chunks, not chunks, steady=not preempted, steps=steps)
-
-    def _order(self, server: SwitchingInstance, sequence: Sequence) -> tuple[float, int]:
-        return -self._now[server.key(sequence)], sequence.index
-
-    def _candidates(self, server: SwitchingInstance) -> list[Sequence]:
-        """Who waits or is swapped out, and is not just being copied; the most important first."""
-        outside = [s for s in (*server.swapped, *server.waiting) if server.ready(s)]
-        return sorted(outside, key=lambda sequence: self._order(server, sequence))
-
-    def _needs(self, server: SwitchingInstance, sequence: Sequence) -> int:
-        """Blocks of somebody outside the batch, and one to grow by."""
-        tokens = sequence.context if sequence in server.swapped else sequence.goal
-        return blocks_of(tokens, BLOCK_TOKENS) + 1
-
-    def _rebalance(self, slot: Slot, server: SwitchingInstance) -> None:
-        """Swap out who is not among the most important requests that fit together."""
-        running = {member: server.tables.used(server.key(member)) + 1 for member in slot.group.members}
-        pinned = [*server.arriving, *slot.prefilling]
-        left = server.memory.capacity - server.reserve - sum(sequence.blocks + 1 for sequence in pinned)
-        room = self.max_sequences - len(pinned)
-        needs = running | {sequence: self._needs(server, sequence) for sequence in self._candidates(server)}
-        chosen: set[Sequence] = set()
-        for sequence in sorted(needs, key=lambda sequence: self._order(server, sequence)):
-            if needs[sequence] <= left and room > 0:
-                chosen.add(sequence)
-                left -= needs[sequence]
-                room -= 1
-        for sequence in running:
-            if sequence not in chosen:
-                server.swap_out(slot, sequence)
-
-    def _admit(self, slot: Slot, server: SwitchingInstance) -> bool:
-        """Bring in who fits, the most important first; True if somebody waits for blocks that are being copied out.
-
-        Nobody takes the blocks that copies are about to free for somebody more important; who would not fit even then
-        is passed over.
-        """
-        for sequence in self._candidates(server):
-            held = slot.group.growth() + len(server.arriving) + len(slot.prefilling)
-            needs = self._needs(server, sequence) + held
-            if slot.size + len(server.arriving) >= self.max_sequences:
-                break
-            if server.memory.admits(needs):
-                server.bring_in(slot, sequence)
-            elif server.memory.admits(needs - server.leaving.blocks):
-                return True
-        return False
-
-    def _allocates(self, slot: Slot, server: SwitchingInstance) -> bool:
-        """Whether the next iteration would take blocks: for tokens, or for somebody who waits."""
-        if slot.group.growth() or slot.prefilling:
-            return True
-        return any(server.memory.admits(self._needs(server, s)) for s in self._candidates(server))
-
-    def _make_room(self, slot: Slot, server: SwitchingInstance) -> bool:
-        """Until the running ones can store one more token each: wait for copies, else preempt the least important."""
-        preempted = False
-        while not slot.group.fits(server.memory.free):
-            missing = slot.group.growth() - server.memory.free
-            if server.wait_for_blocks(slot, missing):
-                continue
-            victim = max(slot.group.members, key=lambda sequence: self._order(server, sequence))
-            server.swap_out(slot, victim)
-            preempted = True
-        return preempted
-
-    def _prompts(self, slot: Slot) -> list[tuple[Sequence, int]]:
-        chunks: list[tuple[Sequence, int]] = []
-        tokens = 0
-        for sequence in slot.prefilling:
-            new = sequence.goal - sequence.context
-            if chunks and tokens + new > self.max_tokens:
-                break
-            chunks.append((sequence, new))
-            tokens += new
-        return chunks
