@@ -56,6 +56,9 @@ class Cache(Protocol):
     def advance(self, new: int) -> None:
         """Every layer has stored `new` tokens."""
 
+    def release(self) -> None:
+        """Nobody needs what is stored any more; the memory may go to another sequence."""
+
 
 class KVCache:
     """Keys and values of one sequence side by side, shape (layers, 2, kv_heads, capacity, head_dim)."""
@@ -78,6 +81,11 @@ class KVCache:
     def advance(self, new: int) -> None:
         """See Cache."""
         self.length += new
+
+    def release(self) -> None:
+        """See Cache."""
+        self.data = self.data[:, :, :, :0]
+        self.length = 0
 
     def stored(self) -> Tensor:
         """What is stored, contiguous, shape (layers, 2, kv_heads, length, head_dim): what a migration sends."""

@@ -3,7 +3,7 @@
 `LiveInstance` is the simulator's `Instance` with one thing replaced. Where the simulator asks a latency model how
 long an iteration takes, it runs the plan's prompt chunks and decodes as one ragged batch, and looks at the clock. The
 queues, the slot, the schedulers, the memory, the clients and the trace are the very same objects, so that what is
-measured here and what is simulated differ in the seconds of iterations alone.
+measured here and what is simulated differ in the seconds of iterations alone (live_fit.py compares the two).
 Recomputing a preempted sequence drops its cache; swapping copies it into another buffer and back.
 """
 
@@ -56,25 +56,34 @@ class LiveRun:
 
 
 class WallClock(EventLoop):
-    """An event loop on the wall clock: `now` is when the event was due, in seconds since `run` was called."""
+    """An event loop on the wall clock: `now` is when the event was due, in seconds since `run` was called.
 
-    def __init__(self) -> None:
+    read, sleep: the clock, seconds from any origin, and how to wait on it.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[], float] = time.perf_counter,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
         super().__init__()
-        self._origin = 0.0
+        self._read = read
+        self._sleep = sleep
+        self._origin = read()
 
     def clock(self) -> float:
         """Seconds since the run began."""
-        return time.perf_counter() - self._origin
+        return self._read() - self._origin
 
     def run(self, arrivals: Iterable[Request], submit: Callable[[Request], None]) -> None:
-        """See EventLoop; what is due in the future is slept for."""
-        self._origin = time.perf_counter()
+        """See EventLoop; what is due in the future is waited for."""
+        self._origin = self._read()
         for sequence in arrivals:
             self.at(sequence.arrival, ARRIVAL, submit, sequence)
         while self._heap:
             early = self._heap[0][0] - self.clock()
             if early > 0:
-                time.sleep(early)
+                self._sleep(early)
             self.now, _, _, callback, argument = heappop(self._heap)
             callback(argument)
 
@@ -113,7 +122,7 @@ class LiveInstance(Instance):
     """One model replica on this machine; see Instance for the queues and the memory.
 
     tokens: the prompt of each request, by its index; what is generated is appended. new_cache: makes a cache with
-    room for so many tokens (None: a contiguous one). free_cache: told of every cache that is given up.
+    room for so many tokens (None: a contiguous one); it is released when its sequence ends or is preempted.
     """
 
     def __init__(
@@ -126,7 +135,6 @@ class LiveInstance(Instance):
         *,
         host_blocks: int = 0,
         new_cache: Callable[[int], Cache] | None = None,
-        free_cache: Callable[[Cache], None] | None = None,
         on_finish: Callable[[Request], None] | None = None,
     ) -> None:
         super().__init__(loop, _Unknown(), memory, scheduler, host_blocks=host_blocks, records_tokens=True)
@@ -136,7 +144,6 @@ class LiveInstance(Instance):
         self.log: list[Iteration] = []
         self.caches: dict[Request, Cache] = {}
         self._new_cache = new_cache or (lambda capacity: KVCache(model.config, capacity))
-        self._free_cache = free_cache
         self._on_finish = on_finish
         self._host: dict[Request, list[tuple[Tensor, Tensor]]] = {}  # keys and values of each layer
         self._copied, self._copy_seconds = 0, 0.0  # before the next iteration
@@ -149,22 +156,21 @@ class LiveInstance(Instance):
         if cache is None:  # admitted, but no chunk of it has run
             return
         if keep:
-            begun = time.perf_counter()
+            begun = self.wall.clock()
             self._host[sequence] = [(k.clone(), v.clone()) for k, v in self._stored(cache)]
             self._copied += cache.length
-            self._copy_seconds += time.perf_counter() - begun
-        if self._free_cache is not None:
-            self._free_cache(cache)
+            self._copy_seconds += self.wall.clock() - begun
+        cache.release()
 
     def bring_back(self, sequence: Request) -> None:
         """Copy a sequence's keys and values from the host's buffers into a new cache."""
-        begun = time.perf_counter()
+        begun = self.wall.clock()
         cache = self._cache(sequence)
         for layer, (keys, values) in enumerate(self._host.pop(sequence)):
             cache.append(layer, keys, values)
         cache.advance(keys.shape[1])
         self._copied += cache.length
-        self._copy_seconds += time.perf_counter() - begun
+        self._copy_seconds += self.wall.clock() - begun
 
     def _stored(self, cache: Cache) -> list[tuple[Tensor, Tensor]]:
         """All keys and values of a cache: what comes back when nothing is added."""
@@ -238,8 +244,8 @@ def serve(
     clients: Clients | None = None,
     host_blocks: int = 0,
     new_cache: Callable[[int], Cache] | None = None,
-    free_cache: Callable[[Cache], None] | None = None,
     progress: Callable[[int], None] | None = None,
+    clock: WallClock | None = None,
 ) -> LiveRun:
     """Serve requests with greedy decoding, in real time, until the last has ended.
 
@@ -257,35 +263,27 @@ def serve(
         if progress is not None:
             progress(ended)
 
-    built: list[LiveInstance] = []
-
-    def build(loop: EventLoop) -> LiveInstance:
-        assert isinstance(loop, WallClock)
-        built.append(
-            LiveInstance(
-                loop,
-                model,
-                tokens,
-                memory,
-                scheduler,
-                host_blocks=host_blocks,
-                new_cache=new_cache,
-                free_cache=free_cache,
-                on_finish=on_finish,
-            )
-        )
-        return built[0]
-
+    loop = clock or WallClock()
+    instance = LiveInstance(
+        loop,
+        model,
+        tokens,
+        memory,
+        scheduler,
+        host_blocks=host_blocks,
+        new_cache=new_cache,
+        on_finish=on_finish,
+    )
     model(
         [torch.zeros(2, dtype=torch.int64)], [KVCache(model.config, 2)]
     )  # the first batch would pay for set-up
     workload = workload_of(prompts, outputs, arrivals)
-    trace = simulate(workload, build, clients, WallClock())
+    trace = simulate(workload, lambda _: instance, clients, loop)
     answers = [
         row[len(prompt) : len(prompt) + output]
         for row, prompt, output in zip(tokens, prompts, outputs, strict=True)
     ]
-    return LiveRun(trace, answers, built[0].log)
+    return LiveRun(trace, answers, instance.log)
 
 
 def workload_of(

@@ -112,9 +112,12 @@ class PrefillFirst:
             if chunks:
                 return Plan(chunks, False)
         preempted = make_room(slot, self.swap)
-        if instance.swapped and not preempted:
+        swapped = len(instance.swapped)
+        if swapped and not preempted:
             resume_swapped(slot, self.max_sequences)
-        return Plan([], True, steady=False) if preempted else DECODE
+        if preempted or len(instance.swapped) < swapped:  # once all are back, prompts may run again
+            return Plan([], True, steady=False)
+        return DECODE
 
     def _prompts(self, slot: Slot) -> list[tuple[Sequence, int]]:
         waiting, memory = slot.instance.waiting, slot.instance.memory

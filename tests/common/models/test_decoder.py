@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from common.models.decoder import Decoder, DecoderConfig, KVCache, attend
+from common.models.paged import BlockPool
 
 CONFIG = DecoderConfig(vocab=64, hidden=32, layers=2, heads=4, intermediate=48, positions=64)
 
@@ -82,3 +83,20 @@ def test_attention_of_a_chunk_is_softmax_over_its_past():
         weights = torch.softmax(torch.einsum("hd,hkd->hk", queries[:, row], keys[:, :seen]) / 4**0.5, dim=-1)
         expected = torch.einsum("hk,hkd->hd", weights, values[:, :seen])
         torch.testing.assert_close(attend(queries, keys, values)[:, row], expected)
+
+
+def test_a_paged_cache_gives_the_logits_of_a_contiguous_one_wherever_its_blocks_lie():
+    config = DecoderConfig(vocab=64, hidden=32, layers=2, heads=4, kv_heads=2, intermediate=48, positions=64)
+    model = Decoder(config, torch.Generator().manual_seed(0))
+    pool = BlockPool(config, 9, block_tokens=4)
+    left, right = pool.new(20), pool.new(16)
+    plain = KVCache(config, 20), KVCache(config, 16)
+    generator = torch.Generator().manual_seed(6)
+    for lengths in [(5, 3), (1, 6), (7, 1), (1, 1)]:  # the two take blocks in turn
+        new = [torch.randint(64, (n,), generator=generator) for n in lengths]
+        torch.testing.assert_close(model(new, [left, right]), model(new, plain))
+    assert len(left.table) == 4 and len(right.table) == 3 and len(pool.free) == 2
+    with pytest.raises(RuntimeError, match="no free KV block"):
+        model([torch.arange(12)], [pool.new(12)])
+    left.release()
+    assert len(pool.free) == 4 and left.length == 0  # the one that did not fit still holds two

@@ -5,10 +5,15 @@ import pytest
 import torch
 
 from common.models.decoder import Decoder, DecoderConfig, KVCache
+from common.models.paged import BlockPool
 from common.serving.clients import ClosedLoop
-from common.serving.live import serve
+from common.serving.latency import INFINITY, Line
+from common.serving.live import Iteration, WallClock, serve
+from common.serving.live_fit import LiveLatency, compare, copy_seconds_per_token, fit, predict
 from common.serving.memory import PagedMemory, ReservedMemory
+from common.serving.metrics import SLO
 from common.serving.schedulers import ChunkedPrefill, IterationLevel, PrefillFirst, RequestLevel
+from common.serving.workload import Workload
 
 CONFIG = DecoderConfig(vocab=64, hidden=32, layers=2, heads=4, kv_heads=2, intermediate=48, positions=128)
 MARGIN = 1e-4  # between the best logit and the second; fp32 batches differ by less than 1e-5
@@ -113,3 +118,124 @@ def test_progress_counts_to_the_end_and_long_requests_are_refused(model):
     assert seen == [1, 2]
     with pytest.raises(ValueError, match="may grow to 130 tokens; the model has 128 positions"):
         serve(model, [[1] * 100], [30], IterationLevel(), ReservedMemory(1000))
+
+
+@pytest.mark.parametrize("name", [name for name in POLICIES if "paged" in name or "first" in name])
+def test_a_pool_of_the_blocks_that_are_counted_suffices(model, requests, expected, name):
+    """The cache really lies in as many blocks as the policies' accounting says it does."""
+    scheduler, memory, host_blocks = POLICIES[name]
+    held = memory()
+    pool = BlockPool(CONFIG, held.capacity, held.block_tokens)
+    run = serve(model, *requests, scheduler, held, host_blocks=host_blocks, new_cache=pool.new)
+    assert run.tokens == expected
+    assert len(pool.free) == held.capacity
+
+
+class FakeTime:
+    """A clock that only the model and the waiting move."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def read(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+class Linear:
+    """A decode costs what a chunk of one token costs, so that the model need not know which is which."""
+
+    stages = 1
+
+    def iteration(self, chunks, decodes, context):
+        tokens = decodes + sum(new for new, _ in chunks)
+        seconds = 1e-3 + 1e-4 * tokens + 1e-6 * (context + sum(map(sum, chunks)))
+        return seconds, seconds
+
+    def decode_line(self, decodes, context):
+        return Line(1e-3 + 1e-4 * decodes, 1e-6, INFINITY)
+
+
+class TimedDecoder(Decoder):
+    """Takes the seconds of the latency model by a fake clock."""
+
+    def __init__(self, time):
+        super().__init__(CONFIG, torch.Generator().manual_seed(0))
+        self.time = time
+
+    def forward(self, tokens, caches):
+        chunks = [(len(new), cache.length) for new, cache in zip(tokens, caches, strict=True)]
+        self.time.now += Linear().iteration(chunks, 0, 0)[0]
+        return super().forward(tokens, caches)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("clients", [None, 6])
+def test_a_live_run_is_the_simulation_but_for_the_seconds_of_iterations(requests, name, clients):
+    """With a model that takes exactly the predicted seconds, every token comes out when the simulator says."""
+    scheduler, memory, host_blocks = POLICIES[name]
+    arrivals = np.cumsum(np.random.default_rng(1).exponential(2e-3, 12))
+    time = FakeTime()
+    who = clients and ClosedLoop(clients)
+    run = serve(
+        TimedDecoder(time),
+        *requests,
+        scheduler,
+        memory(),
+        arrivals=arrivals,
+        clients=who,
+        host_blocks=host_blocks,
+        clock=WallClock(time.read, time.sleep),
+    )
+    workload = Workload(arrivals, np.array([len(prompt) for prompt in requests[0]]), np.array(requests[1]))
+    trace = predict(workload, Linear(), scheduler, memory(), clients=who, host_blocks=host_blocks)
+    for live, simulated in zip(run.trace.token_times, trace.token_times, strict=True):
+        np.testing.assert_allclose(live, simulated, rtol=0, atol=1e-9)
+    np.testing.assert_array_equal(run.trace.preemptions, trace.preemptions)
+    np.testing.assert_allclose(run.trace.started, trace.started, rtol=0, atol=1e-9)
+    assert all(abs(row.error) < 1e-9 for row in compare(run.trace, trace, SLO(0.02, 0.002)))
+
+
+def test_a_fit_finds_the_coefficients_behind_the_seconds():
+    truth = LiveLatency((3e-3, 2e-4, 1e-6), (4e-3, 5e-5, 1e-4, 2e-8, 3e-4, 2e-6))
+    rng = np.random.default_rng(2)
+    log = []
+    for step in range(200):
+        chunks = tuple((int(n), int(c)) for n, c in rng.integers(1, 200, (step % 4, 2)))
+        decodes = int(rng.integers(0 if chunks else 1, 20))
+        context = decodes * int(rng.integers(10, 500))
+        log.append(Iteration(0.0, truth.iteration(chunks, decodes, context)[0], chunks, decodes, context))
+    found = fit(log)
+    np.testing.assert_allclose(found.decode, truth.decode, rtol=1e-6)
+    np.testing.assert_allclose(found.mixed, truth.mixed, rtol=1e-6)
+    apart = fit([each for each in log if not (each.chunks and each.decodes)])
+    np.testing.assert_allclose(apart.mixed[4:], truth.decode[1:], rtol=1e-6)
+    with pytest.raises(ValueError, match="iterations that only decode"):
+        fit([each for each in log if each.chunks])
+
+
+def test_a_fit_has_no_negative_coefficient_and_survives_an_interruption():
+    truth = LiveLatency((3e-3, 2e-4, 0.0), (4e-3, 5e-5, 0.0, 0.0, 0.0, 0.0))
+    rng = np.random.default_rng(3)
+    log = []
+    for step in range(400):
+        chunks = ((int(rng.integers(1, 200)), 0),) if step % 2 else ()
+        decodes, context = (0, 0) if chunks else (int(rng.integers(1, 20)), int(rng.integers(50, 5000)))
+        seconds = truth.iteration(chunks, decodes, context)[0] * rng.normal(1, 0.02)
+        log.append(Iteration(0.0, seconds * (30 if step == 100 else 1), chunks, decodes, context))
+    found = fit(log)
+    assert min(*found.decode, *found.mixed) >= 0
+    for n in (1, 10, 20):
+        assert found.iteration([], n, 1000)[0] == pytest.approx(truth.iteration([], n, 1000)[0], rel=0.05)
+
+
+def test_copies_cost_their_mean_per_token():
+    log = [
+        Iteration(0, 1, (), 1, 1, 30, 3e-3),
+        Iteration(0, 1, (), 1, 1),
+        Iteration(0, 1, (), 1, 1, 10, 1e-3),
+    ]
+    assert copy_seconds_per_token(log) == pytest.approx(1e-4)
+    assert copy_seconds_per_token(log[1:2]) == 0
