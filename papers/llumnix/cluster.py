@@ -1,9 +1,9 @@
 """One run of the simulated cluster: requests of a trace on 16 instances of LLaMA-7B, under one of the policies.
 
-    round-robin    each instance in turn
-    infaas++       the freest instance; the same load metric as Llumnix, and no migration
-    llumnix-base   migration, priorities ignored
-    llumnix        migration and priorities
+round-robin    each instance in turn
+infaas++       the freest instance; the same load metric as Llumnix, and no migration
+llumnix-base   migration, priorities ignored
+llumnix        migration and priorities
 """
 
 from dataclasses import dataclass, replace
@@ -40,6 +40,7 @@ class Setup:
     migration: bool = True
     queued_demand: bool = True
     headroom: bool = True
+    drain_by_migration: bool = True
     scaling: Scaling | None = None
     start_seconds: float = 40.0
     bytes_per_s: float = 1.5e9  # of migration
@@ -106,7 +107,9 @@ def serve(workload: Workload, setup: Setup, priority: np.ndarray | None = None) 
 
 def instance(loop: EventLoop, loss: PreemptionLoss) -> Instance:
     """One LLaMA-7B on one A10."""
-    return Instance(loop, LlamaOnA10(), PagedMemory(KV_BLOCKS * BLOCK_TOKENS, BLOCK_TOKENS), PromptsFirst(loss))
+    return Instance(
+        loop, LlamaOnA10(), PagedMemory(KV_BLOCKS * BLOCK_TOKENS, BLOCK_TOKENS), PromptsFirst(loss)
+    )
 
 
 def system(loop: EventLoop, fleet: Fleet, setup: Setup, priorities: bool = True) -> Llumnix:
@@ -114,12 +117,15 @@ def system(loop: EventLoop, fleet: Fleet, setup: Setup, priorities: bool = True)
     known = priorities and setup.headroom and setup.policy == "llumnix"
     rules = Rules(setup.queued_demand, PRIORITY_TARGET if known else None)
     migrates = setup.migration and setup.policy in ("llumnix", "llumnix-base")
+    moving = Moving(
+        BLOCK_BYTES, lowest=setup.lowest, bytes_per_s=setup.bytes_per_s, drains=setup.drain_by_migration
+    )
     return Llumnix(
         loop,
         fleet,
         RoundRobin() if setup.policy == "round-robin" else FreestFirst(replace(rules, queued_demand=True)),
         rules,
-        Moving(BLOCK_BYTES, lowest=setup.lowest, bytes_per_s=setup.bytes_per_s) if migrates else None,
+        moving if migrates else None,
         setup.scaling,
         setup.sample_seconds,
     )

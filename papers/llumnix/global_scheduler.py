@@ -45,7 +45,8 @@ class Moving:
     lowest: freeness in blocks a request below which an instance gives requests away (3 or 10 in the artifact).
     round_seconds: between two pairings; the artifact's four status updates of an instance are about four iterations.
     bytes_per_s, seconds: of a copy over gloo between two machines (inferred: 64 Gbit/s carry 8 GB/s, gloo through
-    buffers of the CPU reaches 1 to 2), and of the messages around it (inferred). block_bytes: of a KV block.
+    buffers of the CPU reaches 1 to 2), and of the messages around it (inferred). block_bytes: of a KV block. drains:
+    whether a draining instance gives its requests away, or waits until they end.
     """
 
     block_bytes: float
@@ -53,6 +54,7 @@ class Moving:
     round_seconds: float = 0.15
     bytes_per_s: float = 1.5e9
     seconds: float = 0.005
+    drains: bool = True
     stages: Stages = Stages()
 
 
@@ -72,10 +74,15 @@ class Scaling:
 
 @dataclass
 class Sample:
-    """The cluster at one moment: share of KV blocks held, share fragmented, queued requests, and instances paid for."""
+    """The cluster at one moment, blocks as shares of its memory.
+
+    used: held. demanded: held, or asked for by queued requests. fragmented: free, and enough for queued head requests.
+    queued: requests. instances: paid for. freeness: of each running instance, at most 1,000.
+    """
 
     time: float
     used: float
+    demanded: float
     fragmented: float
     queued: int
     instances: int
@@ -122,7 +129,7 @@ class Llumnix:
         """Pair sources with destinations; each pair migrates one request now, and another in the next round."""
         assert self.moving is not None
         self._settle()
-        instances = self.fleet.running
+        instances = self.fleet.running if self.moving.drains else self.fleet.serving
         serving = len(self.fleet.serving)
         freeness, preempted = [], []
         for place, instance in enumerate(instances):
@@ -140,22 +147,36 @@ class Llumnix:
 
     def _choose(self, source: Instance, target: Instance) -> None:
         """At a boundary of the source: move its head of line if that can start at the target, else a running one."""
+        if not (source.waiting and self._move_queued(source, target)):
+            moved = self._movable(source)
+            if moved is not None and not target.waiting:  # whoever waits at the target comes first
+                assert self.moving is not None
+                link = self._links.setdefault(source, Link(self.moving.bytes_per_s, self.moving.seconds))
+                block_bytes, stages = self.moving.block_bytes, self.moving.stages
+                LiveMigration(source, target, moved, link, block_bytes, stages, self._ended).stage()
+                return
+        self._free(source, target)
+
+    def _movable(self, source: Instance) -> Sequence | None:
+        """The least important, then shortest running request (Section 4.4.3).
+
+        Headroom alone makes no high-priority request move: it is there to keep others away. They move only where
+        memory really is short, or the instance drains (the authors' scheduler.py never moves them).
+        """
         assert self.moving is not None
-        if source.waiting and self._move_queued(source, target):
-            self._free(source, target)
-            return
         group = source.slots[0].group
-        if not group.members or target.waiting:  # whoever waits there comes first
-            self._free(source, target)
-            return
-        least = min(group.members, key=lambda one: (one.priority, one.base, one.index))  # the shortest
-        link = self._links.setdefault(source, Link(self.moving.bytes_per_s, self.moving.seconds))
-        stages = self.moving.stages
-        LiveMigration(source, target, least, link, self.moving.block_bytes, stages, self._ended).stage()
+        normal = [one for one in group.members if one.priority <= 0]
+        if not normal:
+            load = load_of(source, priorities=False, draining=source in self.fleet.draining)
+            if migration_freeness(load, self.rules) >= self.moving.lowest:
+                return None
+        return min(normal or group.members, key=lambda one: (one.base, one.index), default=None)
 
     def _move_queued(self, source: Instance, target: Instance) -> bool:
-        """Move the head of the queue, which has no KV cache, where it is more urgent than all that wait there."""
+        """Move the head of a blocked queue, which has no KV cache, where it can start and nobody more urgent waits."""
         head = source.waiting[0]
+        if source.memory.admits(source.memory.needs(head)):
+            return False  # it starts here, now
         memory = target.memory
         reserve = getattr(memory, "reserve", 0)
         if target.waiting and urgency(target.waiting[0]) < urgency(head):
@@ -193,7 +214,10 @@ class Llumnix:
             fleet.start(instances_needed(loads, rules))
         elif not fleet.draining and len(fleet.serving) > rules.least:
             last = loads[-1]
-            without = [*loads[:-1], Load(0, last.free - last.total, 0, last.running, last.queued, last.queued_blocks)]
+            without = [
+                *loads[:-1],
+                Load(0, last.free - last.total, 0, last.running, last.queued, last.queued_blocks),
+            ]
             if cluster_freeness(without, dispatch=False) > rules.low + rules.width:
                 fleet.drain(fleet.serving[-1])
 
@@ -205,17 +229,19 @@ class Llumnix:
 
     def _sample(self) -> None:
         instances = self.fleet.running
-        free = [blocks_free(one) for one in instances]
-        total = sum(one.memory.capacity for one in instances)
+        loads = [load_of(one, self.rules.target is not None) for one in instances]
         blocked = [one.memory.needs(one.waiting[0]) for one in instances if one.waiting]
+        free = sum(load.free for load in loads)
+        total = sum(load.total for load in loads)
         self.samples.append(
             Sample(
                 self.loop.now,
-                1 - sum(free) / total,
-                fragmented_blocks(sum(free), blocked) / total,
-                sum(len(one.waiting) for one in instances),
+                1 - free / total,
+                1 - (free - sum(load.queued_blocks for load in loads)) / total,
+                fragmented_blocks(free, blocked) / total,
+                sum(load.queued for load in loads),
                 self.fleet.changes[-1][1],
-                [min(migration_freeness(load_of(one), self.rules), 1e3) for one in instances],
+                [min(migration_freeness(load, self.rules), 1e3) for load in loads],
             )
         )
 

@@ -244,7 +244,9 @@ class Source:
             if say(RECOMPUTE, blocks(len(stored)), len(stored)):
                 dist.send(stored, 1)
                 self.outcome = "committed"
-        elif say(LAST, sum(b not in self.sent for b in dirty), len(dirty), request.cache.length, request.last):
+        elif say(
+            LAST, sum(b not in self.sent for b in dirty), len(dirty), request.cache.length, request.last
+        ):
             self._send(dirty)
             self.outcome = "committed"
         if not self.outcome:

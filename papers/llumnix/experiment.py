@@ -1,0 +1,239 @@
+"""What the claims of Llumnix read: sixteen simulated instances under load, and requests moved between two processes.
+
+Simulated, from the same latency model and the same requests for all policies: latencies and preemption at the
+knee of each trace (Sections 6.3), priorities (6.4) and auto-scaling (6.5). Measured, in two processes on this machine:
+what a client feels of a migration, by method and length (6.2).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from common.lab.runtime import Observations, Runtime
+from papers.llumnix import priority_study, scaling_study, serving_study
+from papers.llumnix.cluster import Setup
+from papers.llumnix.global_scheduler import Scaling
+from papers.llumnix.lengths import draw_trace, means
+from papers.llumnix.serving_study import AUTHORS_RATES, THRESHOLDS, Job, Search, Summary, rate_at, run_job
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes and switches. A control changes one switch; profiles change the sizes."""
+
+    traces: list[str] = field(default_factory=lambda: ["512-512", "256-256", "128-512", "512-128"])
+    levels: list[float] = field(default_factory=lambda: [0.85, 0.95])  # memory held or asked for, INFaaS++
+    requests: int = 3000  # of each run; twice as many where outputs are shorter than 512 tokens
+    instances: int = 16
+    priority_cvs: list[float] = field(default_factory=lambda: [2.0, 4.0, 8.0])
+    priority_requests: int = 6000
+    scaling_cvs: list[float] = field(default_factory=lambda: [1.0, 4.0])  # besides the sweep's 2
+    scaling_thresholds: list[float] = field(default_factory=lambda: [5.0, 10.0, 25.0, 45.0, 65.0, 85.0])
+    scaling_requests: int = 2000
+    start_seconds: float = 40.0  # until an ordered instance serves (inferred: 20 to 60)
+    bytes_per_s: float = 1.5e9  # of migration in the simulation (inferred: gloo between machines)
+    migration_lengths: list[int] = field(default_factory=lambda: [64, 256, 512, 1024, 2048])  # tokens
+    migration_repeats: int = 2
+    migration: bool = True  # False: Llumnix without migration
+    queued_demand: bool = True  # False: queued requests have no virtual usage
+    homogeneous: bool = False  # True: every request has the trace's mean lengths
+    headroom: bool = True  # False: high-priority requests use what they hold, no more
+    drain_by_migration: bool = True  # False: a draining instance waits until its requests end
+    high_share: float = 0.1  # of high-priority requests; priority_ratio of the artifact
+    move: str = "live"  # how the real migration moves a request; see two_instances.METHODS
+    append_only: bool = True  # False: the real KV cache is rewritten at every step
+
+
+SERVING = (
+    "ttft_p99_gain",
+    "ttft_mean_gain",
+    "ttft_p99_gain_typical",
+    "request_mean_gain",
+    "request_p99_gain",
+    "decode_p99_gain",
+    "preemption_loss_cut",
+    "preemption_seconds_saved",
+    "fragmentation_gain",
+    "time_migrating",
+)
+PRIORITY = (
+    "priority_request_mean_gain",
+    "priority_ttft_mean_gain",
+    "priority_ttft_p99_gain",
+    "normal_request_mean_slower",
+)
+SCALING = ("instances_saved", "scaling_ttft_p99_gain", "instances_saved_at_equal_ttft")
+MIGRATION = ("gap_growth", "gap_gain_over_recompute", "moved_and_identical", "step_slowdown")
+
+
+def run(config: Config, lab: Runtime) -> Observations:
+    """Observe every metric that the card's claims read, one row a seed and setting."""
+    seen = Observations()
+    if config.traces and lab.wants(*SERVING):
+        observe_serving(config, lab, seen)
+    if config.priority_cvs and lab.wants(*PRIORITY):
+        observe_priorities(config, lab, seen)
+    if config.scaling_thresholds and lab.wants(*SCALING):
+        observe_scaling(config, lab, seen)
+    if config.migration_lengths and lab.wants(*MIGRATION):
+        observe_migrations(config, lab, seen)
+    return seen
+
+
+def setup_of(config: Config, policy: str) -> Setup:
+    """The cluster that a policy runs on."""
+    return Setup(
+        policy=policy,
+        instances=config.instances,
+        migration=config.migration,
+        queued_demand=config.queued_demand,
+        headroom=config.headroom,
+        drain_by_migration=config.drain_by_migration,
+        start_seconds=config.start_seconds,
+        bytes_per_s=config.bytes_per_s,
+    )
+
+
+def requests_of(config: Config, trace: str) -> int:
+    """Requests of a run: twice as many where outputs are short, for such a run is over sooner."""
+    return config.requests * (1 if means(trace)[1] == 512 else 2)
+
+
+_FOUND: dict[tuple[str, float, int, int, bool], float] = {}  # rates searched before in this process
+
+
+def find_rates(
+    config: Config, lab: Runtime, wanted: Iterable[tuple[str, float]]
+) -> dict[tuple[str, float], float]:
+    """Requests/s of (trace, level), searched on requests that no seed evaluates."""
+    keys = {
+        (trace, level): (trace, level, requests_of(config, trace), config.instances, config.homogeneous)
+        for trace, level in wanted
+    }
+    missing = [key for key in keys.values() if key not in _FOUND]
+    searches = []
+    for trace, level, n, instances, homogeneous in missing:
+        workload = draw_trace(trace, lab.rng(0, "knee", trace), n, homogeneous=homogeneous)
+        start = AUTHORS_RATES[trace] * instances / 16
+        searches.append(Search(trace, level, workload, Setup("infaas++", instances), start))
+    _FOUND.update(zip(missing, lab.map(rate_at, searches, "rates at the knee"), strict=True))
+    return {asked: _FOUND[key] for asked, key in keys.items()}
+
+
+def observe_serving(config: Config, lab: Runtime, seen: Observations) -> None:
+    """Each trace at each level under round-robin, INFaaS++ and Llumnix."""
+    rates = find_rates(config, lab, [(trace, level) for trace in config.traces for level in config.levels])
+    for (trace, level), rate in rates.items():
+        seen.add("rate", rate, trace=trace, level=level)
+        seen.add("rate_factor", rate / AUTHORS_RATES[trace], trace=trace, level=level)
+    policies = ("infaas++", "llumnix") + (("round-robin",) if lab.wants("ttft_mean") else ())
+    jobs = []
+    for seed in lab.seeds:
+        for trace in config.traces:
+            rng = lab.rng(seed, "serving", trace)
+            workload = draw_trace(trace, rng, requests_of(config, trace), homogeneous=config.homogeneous)
+            for level in config.levels:
+                for policy in policies:
+                    setup = replace(setup_of(config, policy), lowest=THRESHOLDS[trace])
+                    jobs.append(Job(trace, level, rates[trace, level], setup, workload, seed))
+    summaries = lab.map(run_job, jobs, "serving")
+    for seed in lab.seeds:
+        by_policy: dict[str, dict[tuple[str, float], Summary]] = {policy: {} for policy in policies}
+        for job, summary in zip(jobs, summaries, strict=True):
+            if job.seed == seed:
+                by_policy[job.setup.policy][job.trace, job.level] = summary
+                for name, value, at in serving_study.rows_of(job, summary):
+                    seen.add(name, value, seed, **at)
+        pairs = {
+            place: (by_policy["infaas++"][place], by_policy["llumnix"][place])
+            for place in by_policy["llumnix"]
+        }
+        for name, value, at in serving_study.claims_of(pairs):
+            seen.add(name, value, seed, **at)
+
+
+def observe_priorities(config: Config, lab: Runtime, seen: Observations) -> None:
+    """Bursts of requests, some of them important, under Llumnix-base and Llumnix."""
+    trace = priority_study.TRACE
+    level = min(config.levels)
+    rate = find_rates(config, lab, [(trace, level)])[trace, level]
+    rate *= priority_study.AUTHORS_RATE / AUTHORS_RATES[trace]  # as far below the knee as the authors' rate
+    seen.add("priority_rate", rate)
+    n = config.priority_requests
+    jobs = []
+    for seed in lab.seeds:
+        for cv in config.priority_cvs:
+            rng = lab.rng(seed, "priorities", str(cv))
+            workload = draw_trace(trace, rng, n, cv, config.homogeneous)
+            priority = (rng.random(n) < config.high_share).astype(np.int64)
+            for policy in ("llumnix-base", "llumnix"):
+                setup = replace(setup_of(config, policy), lowest=THRESHOLDS[trace])
+                jobs.append(priority_study.Job(cv, rate, setup, workload, priority, seed))
+    results = dict(zip(map(id, jobs), lab.map(priority_study.run_job, jobs, "priorities"), strict=True))
+    for seed in lab.seeds:
+        found = {(job.cv, job.setup.policy): results[id(job)] for job in jobs if job.seed == seed}
+        pairs = {cv: (found[cv, "llumnix-base"], found[cv, "llumnix"]) for cv in config.priority_cvs}
+        for name, value, at in priority_study.claims_of(pairs):
+            seen.add(name, value, seed, **at)
+        for (cv, policy), (high, normal) in found.items():
+            for kind, summary in (("high", high), ("normal", normal)):
+                for name, value in vars(summary).items():
+                    seen.add(f"class_{name}", value, seed, cv=cv, policy=policy, requests=kind)
+
+
+def observe_scaling(config: Config, lab: Runtime, seen: Observations) -> None:
+    """Auto-scaled fleets under INFaaS++ and Llumnix: a sweep of thresholds at CV 2, and other CVs at the usual one."""
+    trace = scaling_study.TRACE
+    level = min(config.levels)
+    rate = find_rates(config, lab, [(trace, level)])[trace, level]
+    rate *= scaling_study.AUTHORS_RATE / AUTHORS_RATES[trace]
+    seen.add("scaling_rate", rate)
+    settings = [(2.0, threshold) for threshold in config.scaling_thresholds]
+    settings += [(cv, scaling_study.THRESHOLD) for cv in config.scaling_cvs]
+    jobs = []
+    for seed in lab.seeds:
+        for cv, threshold in settings:
+            workload = draw_trace(
+                trace, lab.rng(seed, "scaling", str(cv)), config.scaling_requests, cv, config.homogeneous
+            )
+            scaling = Scaling(threshold, most=config.instances)
+            for policy in ("infaas++", "llumnix"):
+                first = min(scaling_study.FIRST_INSTANCES, config.instances)
+                setup = replace(setup_of(config, policy), instances=first, scaling=scaling)
+                jobs.append(scaling_study.Job(cv, rate, threshold, setup, workload, seed))
+    summaries = lab.map(scaling_study.run_job, jobs, "auto-scaling")
+    for seed in lab.seeds:
+        ran = [(job, summary) for job, summary in zip(jobs, summaries, strict=True) if job.seed == seed]
+        pairs = [(job, theirs, ours) for (job, theirs), (_, ours) in zip(ran[::2], ran[1::2], strict=True)]
+        sweep = len(config.scaling_thresholds)
+        for name, value, at in scaling_study.claims_of(pairs[:sweep], pairs[sweep:]):
+            seen.add(name, value, seed, **at)
+        for job, summary in ran:
+            place = {"cv": job.cv, "threshold": job.threshold, "policy": job.setup.policy}
+            seen.add("scaled_instances", summary.instances, seed, **place)
+            seen.add("scaled_ttft_p99", summary.ttft_p99, seed, **place)
+            if seed == lab.seeds[0] and job.threshold == scaling_study.THRESHOLD:
+                for time, instances in summary.over_time:
+                    seen.add("instances_at", instances, seed, time=round(time, 3), **place)
+
+
+def observe_migrations(config: Config, lab: Runtime, seen: Observations) -> None:
+    """Move requests between two real processes, by every method that an asked-for metric needs."""
+    from papers.llumnix import migration_study  # brings torch, which the simulations do without
+
+    methods = ["live"]
+    if lab.wants("gap_gain_over_recompute"):
+        methods.append("recompute")
+    if lab.wants("token_gap"):
+        methods += ["blocking", "live on the decoding thread"]
+    plan = migration_study.Plan(
+        tuple(config.migration_lengths),
+        tuple(methods),
+        lab.seeds,
+        config.migration_repeats,
+        config.move,
+        config.append_only,
+    )
+    for name, value, seed, at in migration_study.measure(plan):
+        seen.add(name, value, seed, **at)
