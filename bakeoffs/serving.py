@@ -1,0 +1,196 @@
+"""All schedulers of the serving papers on equal terms: one workload, one model, the same GPUs, the same latencies.
+
+The papers compare themselves each with its own engine, its own traces and a rival of its own choosing. Here every
+system gets the same requests in the same order, the same GPUs with the same operator times and KV memory, the same
+dispatch (least load) where it has replicas, and differs in its scheduling, its memory or its placement alone. What a
+paper gains by better kernels is therefore not in this table.
+
+Three questions are asked of every system, at Poisson arrivals:
+
+    attainment     share of requests within TTFT and TPOT objectives, over the rate
+    goodput        the highest rate at which 90% of requests are (DistServe's question)
+    capacity       the highest rate with P99 of all token gaps within an objective and a bounded queue (Sarathi-Serve's)
+
+and the cost of a request is what the GPUs cost while it is served at the goodput: GPU-seconds a request.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import numpy as np
+
+from bakeoffs.serving_systems import SYSTEMS, Terms, distserve
+from common.lab.runtime import Observations, Runtime
+from common.serving.engine import simulate
+from common.serving.metrics import SLO, attainment, goodput, keeps_pace, normalised_latency, token_gaps
+from common.serving.trace import Trace
+from common.serving.workload import Workload, draw_lengths, poisson
+
+TRACES = {"azure-conversation": "azure-2023-conversation", "sharegpt": "nanoflow-sharegpt-lengths"}
+LOWEST, LOW, HIGHEST = 0.005, 0.05, 100.0  # requests/s and GPU: where a search may end, begin, and end
+
+
+@dataclass(frozen=True)
+class Config:
+    """The terms, and how finely the rates are searched."""
+
+    systems: list[str] = field(default_factory=lambda: list(SYSTEMS))  # names in serving_systems.py
+    model: str = "llama-2-70b"
+    gpu: str = "a100"  # whose operator profile
+    tensor_parallel: int = 4  # GPUs of an instance
+    instances: int = 8
+    lengths: str = "azure-conversation"  # a trace or distribution of common/serving/workload.py
+    requests: int = 400  # fewest of each run
+    seconds: float = 120.0  # of arrivals in each run, where that takes more requests
+    most_requests: int = 8000  # of each run, whatever the rate
+    # Objectives as multiples of an idle GPU's times. Sarathi-Serve (Section 5.1) sets its strict bound on token gaps at
+    # 5 decode iterations of 32 sequences with 4k tokens each; the same bound serves as TPOT objective.
+    ttft_factor: float = 10.0  # of the prefill of a prompt of mean length
+    gap_factor: float = 5.0  # of a decode iteration of 32 sequences of 4,096 tokens
+    target: float = 0.9  # share of requests within both objectives
+    resolution: float = 0.03  # relative, of every rate that is searched
+    loads: list[float] = field(
+        default_factory=lambda: [0.25, 0.5, 0.75, 1.0, 1.25, 1.5]
+    )  # rates of the curves, over vLLM's goodput
+
+
+@dataclass(frozen=True)
+class Job:
+    """One system on one seed's requests."""
+
+    config: Config
+    system: str
+    seed: int
+    workload: Workload  # at one request a second
+    split: int = 0  # DistServe's prefill instances
+    reference: float = 0.0  # requests/s and GPU that `loads` multiply, once it is known
+
+
+Row = tuple[str, float, dict[str, str | float]]
+
+
+def run(config: Config, lab: Runtime) -> Observations:
+    """Serve every seed's requests on every system; all rates are of requests/s and GPU."""
+    seen = Observations()
+    terms = terms_of(config)
+    mean_prompt, slo = objectives(config, terms, lab)
+    seen.add("mean_prompt", mean_prompt)
+    seen.add("ttft_objective", slo.ttft)
+    seen.add("gap_objective", slo.tpot)
+    split = best_split(config, slo, lab) if "DistServe" in config.systems else 0
+    seen.add("distserve_prefills", split)
+    jobs = [
+        Job(config, system, seed, requests(config, lab, seed), split)
+        for seed in lab.seeds
+        for system in config.systems
+    ]
+    limits = lab.map(Search(slo), jobs, "rates")
+    for job, rows in zip(jobs, limits, strict=True):
+        for metric, value, at in rows:
+            seen.add(metric, value, job.seed, system=job.system, **at)
+    # the curves are drawn at the same rates for every system, which the first system of the list sets
+    reference = float(np.mean(seen.values("goodput", system=config.systems[0])))
+    curves = [replace(job, reference=reference) for job in jobs]
+    for job, rows in zip(curves, lab.map(Curve(slo), curves, "curves"), strict=True):
+        for metric, value, at in rows:
+            seen.add(metric, value, job.seed, system=job.system, **at)
+    return seen
+
+
+def best_split(config: Config, slo: SLO, lab: Runtime) -> int:
+    """The prefill instances with which DistServe's goodput is highest, on requests that no seed serves."""
+    workload = requests(config, lab, 0, "planning")
+    jobs = [Job(config, "DistServe", 0, workload, n) for n in range(1, config.instances)]
+    found = lab.map(Search(slo, goodput_only=True), jobs, "placement")
+    return max(zip(found, jobs, strict=True), key=lambda one: one[0][0][1])[1].split
+
+
+def requests(config: Config, lab: Runtime, seed: int, stream: str = "requests") -> Workload:
+    """The requests of a seed, arriving at one a second in the mean."""
+    name = TRACES.get(config.lengths)
+    path = lab.data(name) if name else None
+    rng = lab.rng(seed, stream)
+    lengths = draw_lengths(config.lengths, rng, config.most_requests, path)
+    return Workload(poisson(rng, config.most_requests), lengths.prompt, lengths.output)
+
+
+def objectives(config: Config, terms: Terms, lab: Runtime) -> tuple[float, SLO]:
+    """The mean prompt (tokens) of requests that no seed serves, and the objectives in seconds."""
+    name = TRACES.get(config.lengths)
+    path = lab.data(name) if name else None
+    prompt = float(draw_lengths(config.lengths, lab.rng(0, "objectives"), 20_000, path).prompt.mean())
+    idle = terms.latency.iteration([(round(prompt), 0)], 0, 0)[0]
+    step = terms.latency.iteration([], 32, 32 * 4096)[0]
+    return prompt, SLO(config.ttft_factor * idle, config.gap_factor * step)
+
+
+@dataclass(frozen=True)
+class Search:
+    """Finds what a job's system sustains; picklable, as work for other processes must be."""
+
+    slo: SLO
+    goodput_only: bool = False
+
+    def __call__(self, job: Job) -> list[Row]:
+        gpus = terms_of(job.config).gpus
+        serve = server(job)
+        target, slo = job.config.target, self.slo
+
+        def highest(sustains: Callable[[Trace], bool]) -> float:
+            # from below, for under overload prompts stop interrupting decodes and gaps get short again
+            return goodput(
+                lambda rate: sustains(serve(rate * gpus)), LOW, job.config.resolution, LOWEST, HIGHEST
+            )
+
+        within = highest(lambda trace: attainment(trace, slo) >= target)
+        rows: list[Row] = [("goodput", within, {})]
+        if within > 0:
+            rows.append(("gpu_seconds_per_request", 1 / within, {}))
+        if not self.goodput_only:
+            rows.append(("capacity", highest(lambda trace: keeps_pace(trace, slo.tpot)), {}))
+        return rows
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Latencies of a job's system over the rate."""
+
+    slo: SLO
+
+    def __call__(self, job: Job) -> list[Row]:
+        serve = server(job)
+        rows: list[Row] = []
+        for load in job.config.loads:
+            trace = serve(load * job.reference * terms_of(job.config).gpus)
+            gaps = token_gaps(trace)
+            at: dict[str, str | float] = {"rate": round(load * job.reference, 6)}
+            rows += [
+                ("attainment", attainment(trace, self.slo), at),
+                ("ttft_p50", float(np.quantile(trace.ttft, 0.5)), at),
+                ("ttft_p99", float(np.quantile(trace.ttft, 0.99)), at),
+                ("gap_p99", float(np.quantile(gaps, 0.99)), at),
+                ("normalised_latency", float(np.mean(normalised_latency(trace))), at),
+                ("preemptions", float(trace.preemptions.mean()), at),
+            ]
+        return rows
+
+
+def terms_of(config: Config) -> Terms:
+    """The terms that all systems share."""
+    return Terms.of(config.model, config.gpu, config.tensor_parallel, config.instances)
+
+
+def server(job: Job) -> Callable[[float], Trace]:
+    """What serves a job's requests at a rate, requests/s; a rate that was served before is not served again."""
+    config, terms = job.config, terms_of(job.config)
+    build = partial(distserve, prefills=job.split) if job.system == "DistServe" else SYSTEMS[job.system]
+    known: dict[float, Trace] = {}
+
+    def serve(rate: float) -> Trace:
+        if rate not in known:
+            count = min(config.most_requests, max(config.requests, round(rate * config.seconds)))
+            known[rate] = simulate(job.workload.first(count).scaled(rate), lambda loop: build(terms, loop))
+        return known[rate]
+
+    return serve
