@@ -70,7 +70,7 @@ test: $(READY) ## lint, types, import rules and the whole test suite (TESTS=path
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -c 'from importlinter.cli import lint_imports_command as lint; lint()'
-	$(PY) -m mypy common papers
+	$(PY) -m mypy common papers bakeoffs
 	$(PY) -m pytest -q -n 2 $(TESTS)
 
 gpu-profile: $(READY) ## measure operator and copy tables of this machine's GPU (OUT=folder)
