@@ -12,6 +12,7 @@ from common.serving.workload import Workload
 from papers.sarathi_serve.deployments import DEPLOYMENTS, memory, scheduler
 
 DELAY = 2.0  # seconds, median (Section 5.1)
+LOWEST = 0.01  # requests/s, below which a capacity counts as none
 RESOLUTION = 0.025  # of the search, as in the authors' capacity_search
 
 
@@ -65,7 +66,7 @@ def serve(
 
 
 def capacity(search: Search) -> float:
-    """Requests/s at which the cell's system still keeps pace."""
+    """Requests/s at which the cell's system still keeps pace; 0 where it does not even at LOWEST."""
     cell = search.cell
 
     def sustains(rate: float) -> bool:
@@ -73,4 +74,4 @@ def capacity(search: Search) -> float:
         trace, _ = serve(load, cell.deployment, cell.kind, cell.system, search.budget, search.latency)
         return keeps_pace(trace, search.objective, DELAY)
 
-    return goodput(sustains, start=1.0, resolution=RESOLUTION, lowest=1e-2)
+    return goodput(sustains, start=1.0, resolution=RESOLUTION, lowest=LOWEST)

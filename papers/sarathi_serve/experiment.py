@@ -4,8 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
-import numpy as np
-
 from common.hardware.operators import H100, read_table
 from common.lab.runtime import Observations, Runtime
 from common.serving.latency import LatencyModel
@@ -13,7 +11,7 @@ from common.serving.profiled import HOST_SECONDS, profiled_latency
 from common.serving.workload import Workload
 from papers.sarathi_serve import ablation, pipeline
 from papers.sarathi_serve.budget import TILE, iteration_seconds, token_budget
-from papers.sarathi_serve.capacity import Cell, Search, capacity, serve
+from papers.sarathi_serve.capacity import LOWEST, Cell, Search, capacity, serve
 from papers.sarathi_serve.deployments import DEPLOYMENTS
 from papers.sarathi_serve.lengths import REAL, draw
 
@@ -25,8 +23,9 @@ class Config:
     system: str = "sarathi"  # what stands for the paper's method: a name of deployments.SYSTEMS
     models: list[str] = field(default_factory=lambda: ["mistral", "yi"])  # names in deployments.py
     kinds: list[str] = field(default_factory=lambda: ["chat", "arxiv"])  # of lengths
-    requests: int = 400  # of each run of the models above
-    pipeline_requests: int = 150  # of each run of Falcon-180B; 0 leaves it out
+    every_setting: bool = False  # both objectives and rivals for every model, not for Yi-34B alone
+    requests: int = 300  # of each run of the models above
+    pipeline_requests: int = 200  # of each run of Falcon-180B; 0 leaves it out
     objective: float = 0.0  # seconds of P99 TBT instead of every deployment's own; 0: their own
     host_seconds: float = HOST_SECONDS  # fixed cost of an iteration
     equal_work: bool = False  # True: every micro-batch takes equally long
@@ -35,6 +34,8 @@ class Config:
     chunk: int = 512  # tokens, of the chunking overhead
     prompt: int = 8192  # tokens, the longest that joins a decode batch
     real_prompt: int = 1024  # tokens, of the real prefills on the CPU; 0 leaves out all that is timed
+    live_requests: int = 10  # of each run of the real engine; 0 leaves it out
+    pretrained_prompt: int = 96  # tokens that SmolLM2-135M prefills in chunks; 0 leaves it out
     keeps_past: bool = True  # False: a chunk does not see the chunks before it
 
 
@@ -55,9 +56,29 @@ def run(config: Config, lab: Runtime) -> Observations:
         for seed in lab.seeds:
             load_curves(config, lab, seen, seed)
     analyse_iterations(config, lab, seen)
-    if lab.wants("chunking_error", *TIMED):
-        run_chunks(config, lab, seen)
+    if lab.wants(*REAL_METRICS):
+        from papers.sarathi_serve import real_runs  # brings torch, which the simulations do without
+
+        real_runs.run(
+            real_runs.Sizes(
+                config.real_prompt,
+                config.prompt,
+                config.chunk,
+                config.live_requests,
+                config.pretrained_prompt,
+                config.keeps_past,
+                config.system,
+            ),
+            lab,
+            seen,
+        )
     return seen
+
+
+REAL_METRICS = (
+    "chunking_error", "chunking_error_smollm2", "chunk_overhead_cpu", "stall_cpu", "piggyback_gain_cpu",
+    "live_tbt_ratio",
+)  # fmt: skip
 
 
 # Capacities ---------------------------------------------------------------------------------------------------------
@@ -75,11 +96,12 @@ class Gain:
 
 
 def gains(config: Config) -> Iterator[Gain]:
-    """The gains that a configuration can show; those of a claim first."""
+    """The gains that a configuration can show: all settings of Yi-34B, and those of the others that a claim reads."""
     for name in config.models:
+        every = name == "yi" or config.every_setting
         for kind in config.kinds:
-            for slo in ("strict", "relaxed"):
-                for rival in ("vllm", "orca"):
+            for slo in ("strict", "relaxed") if every else ("strict",):
+                for rival in ("vllm", "orca") if every else ("vllm",):
                     yield Gain(f"gain_{name}_{slo}_over_{rival}_{kind}", name, kind, slo, rival)
     if config.pipeline_requests:
         for kind, slo in (("chat", "strict"), ("arxiv", "strict"), ("chat", "relaxed")):
@@ -121,7 +143,7 @@ def search_capacities(config: Config, lab: Runtime, seen: Observations) -> None:
                 found[Cell(gain.deployment, gain.kind, gain.slo, system), seed]
                 for system in (config.system, gain.rival)
             )
-            ratios[gain.metric] = ours / theirs if theirs else np.nan
+            ratios[gain.metric] = max(ours, LOWEST) / max(theirs, LOWEST)
             seen.add(gain.metric, ratios[gain.metric], seed)
             if gain.slo == "strict" and gain.rival == "vllm" and gain.deployment in BEST:
                 seen.add(BEST[gain.deployment], ratios[gain.metric], seed, lengths=gain.kind)
@@ -301,51 +323,3 @@ def overhead(latency: LatencyModel, prompt: int, chunk: int) -> float:
         latency.iteration([(min(chunk, prompt - start), start)], 0, 0)[0] for start in range(0, prompt, chunk)
     )
     return parts / latency.iteration([(prompt, 0)], 0, 0)[0]
-
-
-# On this machine ----------------------------------------------------------------------------------------------------
-
-TIMED = ("chunk_overhead_cpu", "stall_cpu", "piggyback_gain_cpu")
-REAL_DECODES, REAL_CONTEXT, REAL_CHUNK = (
-    4,
-    1024,
-    253,
-)  # the published batch of 1,021 + 3 tokens, a quarter of it
-
-
-def run_chunks(config: Config, lab: Runtime, seen: Observations) -> None:
-    """Prefill real prompts in chunks, and time them and hybrid batches, on one thread."""
-    import torch
-
-    from papers.sarathi_serve import chunking  # brings torch, which the simulations do without
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        for seed in lab.seeds:
-            generator = torch.Generator().manual_seed(int(lab.rng(seed, "decoder").integers(2**31)))
-            if lab.wants("chunking_error"):
-                model = chunking.Decoder(chunking.TINY, generator)
-                tokens = torch.randint(model.config.vocab, (300,), generator=generator)
-                error = max(
-                    chunking.chunking_error(model, tokens, c, config.keeps_past) for c in (1, 7, 64, 100)
-                )
-                seen.add("chunking_error", error, seed)
-            if not config.real_prompt or not lab.wants(*TIMED):
-                continue
-            model = chunking.Decoder(chunking.SMALL, generator)
-            if lab.wants("chunk_overhead_cpu"):
-                tokens = torch.randint(model.config.vocab, (config.real_prompt,), generator=generator)
-                sizes = [config.chunk, *(size for size in (64, 128, 256) if size < config.chunk)]
-                for size, ratio in chunking.chunking_overheads(model, tokens, sizes).items():
-                    seen.add("chunk_overhead_cpu_by_chunk", ratio, seed, chunk=size)
-                    if size == config.chunk:
-                        seen.add("chunk_overhead_cpu", ratio, seed)
-            if lab.wants("stall_cpu", "piggyback_gain_cpu"):
-                prompt, chunk = min(config.prompt, config.real_prompt), min(config.prompt, REAL_CHUNK)
-                took = chunking.hybrid_seconds(model, generator, REAL_DECODES, REAL_CONTEXT, prompt, chunk)
-                seen.add("stall_cpu", took.with_prompt / took.decodes, seed)
-                per_token = took.with_chunk / (chunk + REAL_DECODES)
-                seen.add("piggyback_gain_cpu", took.decodes / REAL_DECODES / per_token, seed)
-    finally:
-        torch.set_num_threads(before)
