@@ -1,5 +1,21 @@
-"""FastSwitch: Optimizing Context Switching Efficiency in Fairness-aware Large Language Model Serving
+"""FastSwitch: fast context switching for serving whose priorities change while requests run.
 
-The idea in ten lines: the problem, what others do about it, what this paper does instead, and why that works.
-One module a mechanism, named after it; experiment.py says what is measured.
+A fair server re-ranks its users all the time. Who falls behind is swapped out, KV cache and all, and later back in.
+With paged KV that is one copy call for each block of 16 tokens, each layer, and K or V: issuing the calls costs more
+than the wire, the GPU waits meanwhile, and a conversation's old tokens are copied out again every time. FastSwitch
+allocates runs of blocks (a call moves a run), copies beside computing, and keeps what the host already has.
+
+block_groups.py        which physical blocks a request holds: runs (FastSwitch) or single blocks (vLLM)
+async_swaps.py         copies as events: what is in flight, and who waits for what
+kv_reuse.py            host copies: what is valid, what must be copied, who is evicted
+priorities.py          the two patterns of changing priorities
+server.py              the mechanism in the serving engine; priority_switching.py: who runs
+ledger.py              what a run counts
+conversations.py       multi-turn workloads
+deployments.py         the paper's models and GPUs
+allocator_replay.py    both allocators under a long history
+copy_threads.py        a real decode loop beside real copies
+model_swap.py          a real model's answers, swapped out and in
+evaluation.py          one run of one system
+experiment.py          Config and run(): everything the claims in paper.yaml read
 """

@@ -270,8 +270,8 @@ class SingleBlocks:
         if capacity < 1:
             raise ValueError(f"capacity must be at least one block, not {capacity}")
         self.capacity = capacity
-        self._stack = list(range(capacity))
-        self._blocks: dict[Hashable, list[int]] = {}
+        self._stack = [Run(block, 1) for block in range(capacity)]
+        self._blocks: dict[Hashable, list[Run]] = {}
 
     @property
     def free(self) -> int:
@@ -280,22 +280,22 @@ class SingleBlocks:
     def allocate(self, owner: Hashable, blocks: int) -> None:
         if blocks > len(self._stack):
             raise MemoryError(f"{blocks} blocks asked for, {len(self._stack)} free")
-        held = self._blocks.setdefault(owner, [])
-        for _ in range(blocks):
-            held.append(self._stack.pop())
+        if blocks:
+            self._blocks.setdefault(owner, []).extend(self._stack[: -blocks - 1 : -1])
+            del self._stack[-blocks:]
 
     def runs(self, owner: Hashable) -> list[Run]:
         """See BlockTables: no call moves more than one block, even where neighbours follow one another."""
-        return [Run(block, 1) for block in self._blocks.get(owner, ())]
+        return list(self._blocks.get(owner, ()))
 
     def used(self, owner: Hashable) -> int:
         return len(self._blocks.get(owner, ()))
 
     def detach(self, owner: Hashable) -> list[Run]:
-        return [Run(block, 1) for block in self._blocks.pop(owner, ())]
+        return self._blocks.pop(owner, [])
 
     def give_back(self, runs: Iterable[Run]) -> None:
-        self._stack.extend(run.start for run in runs)
+        self._stack.extend(runs)
 
     def truncate(self, owner: Hashable, blocks: int) -> None:
         held = self._blocks.get(owner, [])
@@ -304,35 +304,39 @@ class SingleBlocks:
 
     def audit(self) -> None:
         """Every block is in exactly one place; AssertionError else. Give detached ones back first."""
-        everything = self._stack + [block for held in self._blocks.values() for block in held]
-        assert sorted(everything) == list(range(self.capacity))
+        everything = self._stack + [run for held in self._blocks.values() for run in held]
+        assert sorted(everything) == [Run(block, 1) for block in range(self.capacity)]
 
 
-def pieces(source: Iterable[Run], target: Iterable[Run], first: int = 0) -> list[Piece]:
-    """The copy calls, a layer and K or V, that bring blocks `first`, `first` + 1, ... from source to target.
+def pieces(source: list[Run], target: list[Run], first: int = 0, blocks: int | None = None) -> list[Piece]:
+    """The copy calls, a layer and K or V, that bring blocks `first` .. `blocks` - 1 from source to target.
 
-    Both sides are the runs of one request from its first block on; they are copied up to the shorter side's end. A call
-    never reaches over the end of a run on either side.
+    Both sides are the runs of one request from its first block on; they are copied up to the shorter side's end, or to
+    `blocks`. A call never reaches over the end of a run on either side.
     """
-    found = []
-    left, right = _from(source, first), _from(target, first)
-    while left and right:
-        (a, n), (b, m) = left.pop(), right.pop()
-        length = min(n, m)
-        found.append(Piece(a, b, length))
-        if n > length:
-            left.append(Run(a + length, n - length))
-        if m > length:
-            right.append(Run(b + length, m - length))
+    found: list[Piece] = []
+    left = sum(run.length for run in source) if blocks is None else blocks
+    left -= first
+    i, x = _at(source, first)  # run, and blocks of it that are done
+    j, y = _at(target, first)
+    while left > 0 and i < len(source) and j < len(target):
+        (a, n), (b, m) = source[i], target[j]
+        length = min(n - x, m - y, left)
+        found.append(Piece(a + x, b + y, length))
+        left -= length
+        x += length
+        y += length
+        if x == n:
+            i, x = i + 1, 0
+        if y == m:
+            j, y = j + 1, 0
     return found
 
 
-def _from(runs: Iterable[Run], first: int) -> list[Run]:
-    """The runs without their first `first` blocks, last run first."""
-    rest = []
-    for start, length in runs:
-        cut = min(first, length)
-        first -= cut
-        if length > cut:
-            rest.append(Run(start + cut, length - cut))
-    return rest[::-1]
+def _at(runs: list[Run], block: int) -> tuple[int, int]:
+    """The run that holds the `block`-th block, and its place in it."""
+    for index, run in enumerate(runs):
+        if block < run.length:
+            return index, block
+        block -= run.length
+    return len(runs), 0

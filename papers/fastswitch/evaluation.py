@@ -94,7 +94,7 @@ def serve(job: Job) -> dict[str, float]:
             "out_blocks": float(sum(swap.blocks for swap in ledger.swaps if swap.out)),
             "evicted_blocks": float(built[0].host.evicted_blocks),
         }
-        | {name: switch_gain(ledger.swaps, unit) for name, unit in UNITS.items()}
+        | {name: switch_gain(ledger.swaps, unit, free_calls=job.free_calls) for name, unit in UNITS.items()}
     )
 
 
@@ -115,15 +115,17 @@ def saving(swaps: list[Swap]) -> float:
     return 1 - sum(swap.blocks for swap in swaps if swap.out) / held if held else 0.0
 
 
-def switch_gain(swaps: list[Swap], unit_bytes: int, layers: int = 32) -> float:
+def switch_gain(swaps: list[Swap], unit_bytes: int, layers: int = 32, free_calls: bool = False) -> float:
     """Seconds of these swaps with a copy call a block, over those with a call a piece, on the measured H100.
 
-    unit_bytes: of a block, for K or V of one layer. 1 where nothing was copied.
+    unit_bytes: of a block, for K or V of one layer. free_calls: as if only bytes cost. 1 where nothing was copied.
     """
     layout = KVLayout(layers, unit_bytes)
     by_block = by_piece = 0.0
     for swap in swaps:
         cost, size = h100("d2h" if swap.out else "h2d"), layout.size(swap.blocks)
+        if free_calls:
+            cost = cost.without_calls()
         by_block += cost.seconds(layout.calls(swap.blocks), size)
         by_piece += cost.seconds(layout.calls(swap.pieces), size)
     return by_block / by_piece if by_piece else 1.0

@@ -230,7 +230,7 @@ class SwitchingInstance(Instance):
             self._join(slot, sequence)
             return
         stored = blocks_of(tokens, BLOCK_TOKENS)
-        moved = _first_blocks(pieces(self.host.runs(key), self.tables.runs(key)), stored)
+        moved = pieces(self.host.runs(key), self.tables.runs(key), blocks=stored)
         self.ledger.swaps.append(Swap(False, stored, len(moved), blocks))
         self.copied(key, moved, out=False)
         self.host.begin(key)
@@ -361,14 +361,3 @@ class SwitchingInstance(Instance):
 
     def _poll_at(self, end: float) -> None:
         self.loop.at(end, COPY, lambda _: self.at_boundary(lambda: None))
-
-
-def _first_blocks(moved: list[Piece], blocks: int) -> list[Piece]:
-    """The pieces of the first `blocks` blocks."""
-    kept = []
-    for piece in moved:
-        if blocks <= 0:
-            break
-        kept.append(Piece(piece.source, piece.target, min(piece.length, blocks)))
-        blocks -= piece.length
-    return kept
