@@ -22,9 +22,9 @@ from papers.llumnix.serving_study import AUTHORS_RATES, THRESHOLDS, Job, Search,
 class Config:
     """Sizes and switches. A control changes one switch; profiles change the sizes."""
 
-    traces: list[str] = field(default_factory=lambda: ["512-512", "256-256", "128-512", "512-128"])
+    traces: list[str] = field(default_factory=lambda: ["512-512", "256-256", "128-512"])
     levels: list[float] = field(default_factory=lambda: [0.85, 0.95])  # memory held or asked for, INFaaS++
-    requests: int = 3000  # of each run; twice as many where outputs are shorter than 512 tokens
+    requests: int = 2500  # of each run whose outputs have a mean of 512 tokens; more where they are shorter
     instances: int = 16
     priority_cvs: list[float] = field(default_factory=lambda: [2.0, 4.0, 8.0])
     priority_requests: int = 6000
@@ -70,6 +70,7 @@ MIGRATION = ("gap_growth", "gap_gain_over_recompute", "moved_and_identical", "st
 def run(config: Config, lab: Runtime) -> Observations:
     """Observe every metric that the card's claims read, one row a seed and setting."""
     seen = Observations()
+    find_rates(config, lab, wanted_rates(config, lab))
     if config.traces and lab.wants(*SERVING):
         observe_serving(config, lab, seen)
     if config.priority_cvs and lab.wants(*PRIORITY):
@@ -95,9 +96,12 @@ def setup_of(config: Config, policy: str) -> Setup:
     )
 
 
+MOST_REQUESTS = 10_000  # of a run: the artifact's num_prompts
+
+
 def requests_of(config: Config, trace: str) -> int:
-    """Requests of a run: twice as many where outputs are short, for such a run is over sooner."""
-    return config.requests * (1 if means(trace)[1] == 512 else 2)
+    """Requests of a run: more where outputs are short, for such a run is over sooner."""
+    return min(MOST_REQUESTS, config.requests * 512 // means(trace)[1])
 
 
 _FOUND: dict[tuple[str, float, int, int, bool], float] = {}  # rates searched before in this process
@@ -119,6 +123,18 @@ def find_rates(
         searches.append(Search(trace, level, workload, Setup("infaas++", instances), start))
     _FOUND.update(zip(missing, lab.map(rate_at, searches, "rates at the knee"), strict=True))
     return {asked: _FOUND[key] for asked, key in keys.items()}
+
+
+def wanted_rates(config: Config, lab: Runtime) -> list[tuple[str, float]]:
+    """All (trace, level) whose rate the run will need, so that they are searched side by side."""
+    wanted = []
+    if lab.wants(*SERVING):
+        wanted += [(trace, level) for trace in config.traces for level in config.levels]
+    if config.priority_cvs and lab.wants(*PRIORITY):
+        wanted.append((priority_study.TRACE, min(config.levels)))
+    if config.scaling_thresholds and lab.wants(*SCALING):
+        wanted.append((scaling_study.TRACE, min(config.levels)))
+    return list(dict.fromkeys(wanted))
 
 
 def observe_serving(config: Config, lab: Runtime, seen: Observations) -> None:
@@ -227,8 +243,13 @@ def observe_migrations(config: Config, lab: Runtime, seen: Observations) -> None
         methods.append("recompute")
     if lab.wants("token_gap"):
         methods += ["blocking", "live on the decoding thread"]
+    lengths = config.migration_lengths
+    if not lab.wants("token_gap"):  # a control needs the ends, and one between that takes several stages
+        lengths = sorted(
+            {min(lengths), max(lengths), *(one for one in lengths if one == migration_study.LONG)}
+        )
     plan = migration_study.Plan(
-        tuple(config.migration_lengths),
+        tuple(lengths),
         tuple(methods),
         lab.seeds,
         config.migration_repeats,

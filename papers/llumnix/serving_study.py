@@ -91,7 +91,7 @@ class Search:
     workload: Workload
     setup: Setup
     start: float  # requests/s
-    steps: int = 5
+    steps: int = 4
 
 
 def rate_at(search: Search) -> float:

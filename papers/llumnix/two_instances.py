@@ -268,7 +268,7 @@ class Target:
         self.free = 0
 
     def serve(self, room: int, after: int) -> tuple[Request | None, float]:
-        """Answer the source until the migration is over: the request that came, with `after` tokens, and when it began."""
+        """Answer the source until the migration is over: the request that came, with `after` tokens, and its start."""
         self.free = room
         held = 0
         cache = KVCache(MODEL, MODEL.positions)
