@@ -7,16 +7,22 @@ from functools import cache, partial
 from common.hardware.specs import gpu as device
 from common.hardware.specs import link
 from common.serving.batch import Scheduler
-from common.serving.cluster import LeastLoad, Replicas
+from common.serving.cluster import Fleet, LeastLoad, Replicas
 from common.serving.engine import Instance, System
 from common.serving.loop import EventLoop
 from common.serving.memory import KVMemory, PagedMemory, ReservedMemory
 from common.serving.profiled import CARDS, SHAPES, ProfiledLatency, profiled_latency
-from common.serving.schedulers import ChunkedPrefill, IterationLevel, PrefillFirst, RequestLevel
+from common.serving.schedulers import IterationLevel, PrefillFirst, RequestLevel
 from papers.distserve.deployment import Parallelism, Placement, Profile, disaggregated
+from papers.fastgen.splitfuse import DynamicSplitFuse
+from papers.llumnix.freeness import Rules
+from papers.llumnix.global_scheduler import FreestFirst, Llumnix, Moving
+from papers.llumnix.local_scheduler import PreemptionLoss, PromptsFirst
+from papers.sarathi_serve.schedulers import StallFree
 
 MEMORY_SHARE = 0.9  # of a GPU for weights and KV cache: vLLM's default gpu_memory_utilization
 MAX_SEQUENCES = 256  # of a batch: vLLM's default max_num_seqs
+BLOCK_TOKENS = 16  # of a KV block, where a system has blocks
 LONGEST = 2048  # tokens of a request: the bound of the length tables
 
 
@@ -76,12 +82,36 @@ def distserve(terms: Terms, loop: EventLoop, prefills: int = 0) -> System:
     return disaggregated(profile, Placement(one, one, prefills, terms.instances - prefills), loop)
 
 
+def llumnix(terms: Terms, loop: EventLoop, migrates: bool) -> System:
+    """vLLM's batches behind dispatch by freeness; with `migrates`, running requests move to the freer instances.
+
+    Caches move over the network between machines, at the rate that papers/llumnix assumes for gloo.
+    """
+    loss = PreemptionLoss()
+
+    def instance() -> Instance:
+        memory = PagedMemory(terms.kv_tokens)
+        return Instance(loop, terms.latency, memory, PromptsFirst(loss), records_tokens=True)
+
+    rules = Rules(target=None)  # no request has priority here
+    moving = Moving(BLOCK_TOKENS * terms.latency.shape.kv_bytes_per_token()) if migrates else None
+    return Llumnix(loop, Fleet(loop, instance, terms.instances), FreestFirst(rules), rules, moving)
+
+
 SYSTEMS: dict[str, Build] = {
     "vLLM": partial(replicas, scheduler=PrefillFirst, memory=PagedMemory),
     "static": partial(replicas, scheduler=partial(RequestLevel, 32), memory=ReservedMemory),
     "Orca": partial(replicas, scheduler=IterationLevel, memory=partial(ReservedMemory, longest=LONGEST)),
-    "Sarathi-Serve": partial(replicas, scheduler=partial(ChunkedPrefill, 512), memory=PagedMemory),
+    "Sarathi-Serve": partial(replicas, scheduler=partial(StallFree, 512, MAX_SEQUENCES), memory=PagedMemory),
+    **{
+        f"FastGen {budget}": partial(
+            replicas, scheduler=partial(DynamicSplitFuse, budget), memory=partial(PagedMemory, watermark=0.0)
+        )
+        for budget in (512, 768)
+    },
     "DistServe": distserve,
+    "INFaaS++": partial(llumnix, migrates=False),
+    "Llumnix": partial(llumnix, migrates=True),
 }
 
 # What each of them is, in a line, for the reader of the table.
@@ -90,5 +120,9 @@ ABOUT: dict[str, str] = {
     "static": "request-level batches of up to 32: nobody joins or leaves before the longest is done",
     "Orca": "iteration-level batches, whole prompts beside decodes; every request reserves the longest length",
     "Sarathi-Serve": "chunked prefills beside all decodes, 512 tokens an iteration",
+    "FastGen 512": "Dynamic SplitFuse: decodes, then split and fused prompts, 512 tokens a pass",
+    "FastGen 768": "the same with its authors' default of 768 tokens a pass",
     "DistServe": "prefill and decode on different instances, split for the best goodput; caches move over NVLink",
+    "INFaaS++": "vLLM's batches, requests go to the instance with most free memory a request",
+    "Llumnix": "the same, and running requests migrate between instances",
 }

@@ -27,6 +27,8 @@ from common.serving.schedulers import ChunkedPrefill, IterationLevel, PrefillFir
 from common.serving.trace import Trace
 from common.serving.workload import Workload
 from papers.distserve.deployment import Parallelism, Placement, Profile, disaggregated
+from papers.fastgen.splitfuse import DynamicSplitFuse
+from papers.sarathi_serve.schedulers import StallFree
 
 KV_TOKENS = a100_kv_tokens("opt-13b", 1, 1) or 0
 RATE = 2.0  # requests/s on one A100: below the capacity of every policy but request-level batching
@@ -50,6 +52,8 @@ POLICIES = {
     "iteration-level (Orca)": (IterationLevel(), ReservedMemory),
     "prefill-first (vLLM)": (PrefillFirst(), PagedMemory),
     "chunked prefill (Sarathi)": (ChunkedPrefill(budget=512), PagedMemory),
+    "stall-free (Sarathi-Serve)": (StallFree(512), PagedMemory),
+    "dynamic SplitFuse (FastGen)": (DynamicSplitFuse(), lambda tokens: PagedMemory(tokens, 16, 0.0)),
 }
 
 
