@@ -7,10 +7,8 @@ measured here and what is simulated differ in the seconds of iterations alone (l
 Recomputing a preempted sequence drops its cache; swapping copies it into another buffer and back.
 """
 
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from heapq import heappop
 from typing import NamedTuple
 
 import numpy as np
@@ -22,10 +20,10 @@ from common.serving.batch import Plan, Scheduler, Slot
 from common.serving.clients import Clients
 from common.serving.engine import Instance, simulate
 from common.serving.latency import Line
-from common.serving.loop import ARRIVAL, EventLoop
 from common.serving.memory import KVMemory
 from common.serving.sequence import Sequence as Request
 from common.serving.trace import Trace
+from common.serving.wall_clock import WallClock
 from common.serving.workload import Workload
 
 
@@ -53,39 +51,6 @@ class LiveRun:
     trace: Trace
     tokens: list[list[int]]
     iterations: list[Iteration]
-
-
-class WallClock(EventLoop):
-    """An event loop on the wall clock: `now` is when the event was due, in seconds since `run` was called.
-
-    read, sleep: the clock, seconds from any origin, and how to wait on it.
-    """
-
-    def __init__(
-        self,
-        read: Callable[[], float] = time.perf_counter,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        super().__init__()
-        self._read = read
-        self._sleep = sleep
-        self._origin = read()
-
-    def clock(self) -> float:
-        """Seconds since the run began."""
-        return self._read() - self._origin
-
-    def run(self, arrivals: Iterable[Request], submit: Callable[[Request], None]) -> None:
-        """See EventLoop; what is due in the future is waited for."""
-        self._origin = self._read()
-        for sequence in arrivals:
-            self.at(sequence.arrival, ARRIVAL, submit, sequence)
-        while self._heap:
-            early = self._heap[0][0] - self.clock()
-            if early > 0:
-                self._sleep(early)
-            self.now, _, _, callback, argument = heappop(self._heap)
-            callback(argument)
 
 
 class _Unknown:
@@ -251,7 +216,8 @@ def serve(
 
     prompts: token ids of each request; outputs: how many tokens each asks for. arrivals: seconds, ascending (None:
     all at once); clients: who sends them instead (ClosedLoop, Sessions). host_blocks: KV blocks that may be swapped
-    out at a time. progress: called with the number of requests that have ended. Raises as `simulate` does, and
+    out at a time. progress: called with the number of requests that have ended. clock: a fresh one; None is the wall's
+    own. Raises as `simulate` does, and
     ValueError for a request that is longer than the model's positions.
     """
     tokens = [list(prompt) for prompt in prompts]

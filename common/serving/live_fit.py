@@ -1,7 +1,7 @@
 """Does the simulator predict a live run? Fit the seconds of its iterations, simulate, and set the two side by side.
 
-The fit is by least squares on relative errors, so that an iteration that something else on the machine held up does not
-bend it. Fit on one run and predict another one: that the simulator repeats the run it was fitted to says little.
+The fit is by least squares on relative errors, without iterations that something else on the machine held up. Fit on
+one run and predict another one: that the simulator repeats the run it was fitted to says little.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,6 +18,9 @@ from common.serving.memory import KVMemory
 from common.serving.metrics import SLO, attainment, token_gaps
 from common.serving.trace import Trace
 from common.serving.workload import Workload
+
+INTERRUPTED = 2.0  # times its fitted seconds: an iteration that took longer shared the core with somebody
+ROUNDS = 6  # of fitting; four give three digits
 
 
 @dataclass(frozen=True)
@@ -74,19 +77,33 @@ def fit(iterations: Iterable[Iteration]) -> LiveLatency:
 
 
 def _least_squares(rows: Sequence[Sequence[float]] | np.ndarray, iterations: list[Iteration]) -> list[float]:
-    """Coefficients that give the iterations' seconds; one that would be negative is left out (zero)."""
+    """Coefficients of the iterations' seconds by least squares on measured over fitted seconds.
+
+    Weighted by the fitted seconds of the round before; what took over twice these was interrupted, and is left out.
+    """
+    design = np.asarray(rows, dtype=float)
     seconds = np.array([each.seconds for each in iterations])
-    design = np.asarray(rows, dtype=float) / seconds[:, None]
+    fitted = seconds
+    for _ in range(ROUNDS):
+        used = seconds < INTERRUPTED * fitted
+        weight = 1 / fitted[used]
+        coefficients = _not_negative(design[used] * weight[:, None], seconds[used] * weight)
+        fitted = design @ coefficients
+    return [float(each) for each in coefficients]
+
+
+def _not_negative(design: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Least squares without negative coefficients: the worst one is left out (zero) until there is none."""
     scale = np.maximum(np.abs(design).max(axis=0), 1e-30)
     kept = np.arange(design.shape[1])
     while True:
-        found, *_ = np.linalg.lstsq(design[:, kept] / scale[kept], np.ones(len(seconds)), rcond=1e-10)
+        found, *_ = np.linalg.lstsq(design[:, kept] / scale[kept], wanted, rcond=1e-10)
         if np.all(found >= 0):
             break
         kept = np.delete(kept, np.argmin(found))
     coefficients = np.zeros(design.shape[1])
     coefficients[kept] = found / scale[kept]
-    return [float(each) for each in coefficients]
+    return coefficients
 
 
 def copy_seconds_per_token(iterations: Iterable[Iteration]) -> float:

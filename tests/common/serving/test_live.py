@@ -1,5 +1,7 @@
 """The live engine: greedy tokens do not depend on the policy, and its memory is what the accounting says."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -8,11 +10,12 @@ from common.models.decoder import Decoder, DecoderConfig, KVCache
 from common.models.paged import BlockPool
 from common.serving.clients import ClosedLoop
 from common.serving.latency import INFINITY, Line
-from common.serving.live import Iteration, WallClock, serve
+from common.serving.live import Iteration, serve
 from common.serving.live_fit import LiveLatency, compare, copy_seconds_per_token, fit, predict
 from common.serving.memory import PagedMemory, ReservedMemory
 from common.serving.metrics import SLO
 from common.serving.schedulers import ChunkedPrefill, IterationLevel, PrefillFirst, RequestLevel
+from common.serving.wall_clock import ProcessorClock, WallClock
 from common.serving.workload import Workload
 
 CONFIG = DecoderConfig(vocab=64, hidden=32, layers=2, heads=4, kv_heads=2, intermediate=48, positions=128)
@@ -177,17 +180,17 @@ def test_a_live_run_is_the_simulation_but_for_the_seconds_of_iterations(requests
     """With a model that takes exactly the predicted seconds, every token comes out when the simulator says."""
     scheduler, memory, host_blocks = POLICIES[name]
     arrivals = np.cumsum(np.random.default_rng(1).exponential(2e-3, 12))
-    time = FakeTime()
+    fake = FakeTime()
     who = clients and ClosedLoop(clients)
     run = serve(
-        TimedDecoder(time),
+        TimedDecoder(fake),
         *requests,
         scheduler,
         memory(),
         arrivals=arrivals,
         clients=who,
         host_blocks=host_blocks,
-        clock=WallClock(time.read, time.sleep),
+        clock=WallClock(fake.read, fake.sleep),
     )
     workload = Workload(arrivals, np.array([len(prompt) for prompt in requests[0]]), np.array(requests[1]))
     trace = predict(workload, Linear(), scheduler, memory(), clients=who, host_blocks=host_blocks)
@@ -228,7 +231,7 @@ def test_a_fit_has_no_negative_coefficient_and_survives_an_interruption():
     found = fit(log)
     assert min(*found.decode, *found.mixed) >= 0
     for n in (1, 10, 20):
-        assert found.iteration([], n, 1000)[0] == pytest.approx(truth.iteration([], n, 1000)[0], rel=0.05)
+        assert found.iteration([], n, 1000)[0] == pytest.approx(truth.iteration([], n, 1000)[0], rel=0.01)
 
 
 def test_copies_cost_their_mean_per_token():
@@ -239,3 +242,18 @@ def test_copies_cost_their_mean_per_token():
     ]
     assert copy_seconds_per_token(log) == pytest.approx(1e-4)
     assert copy_seconds_per_token(log[1:2]) == 0
+
+
+def test_the_processor_clock_skips_waiting(model):
+    begun = time.perf_counter()
+    run = serve(
+        model,
+        [[1], [2]],
+        [2, 2],
+        IterationLevel(),
+        ReservedMemory(9),
+        arrivals=[0, 600],
+        clock=ProcessorClock(),
+    )
+    assert time.perf_counter() - begun < 60
+    assert run.trace.started[1] >= 600 and 0 < run.trace.ttft[1] < 5
