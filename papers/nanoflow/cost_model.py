@@ -10,7 +10,7 @@ Tokens are counted as the paper counts them: prompt and output together. Work is
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from common.serving.models import MODELS, ModelShape
 
@@ -171,6 +171,14 @@ class Operator:
 
     def work(self, tokens: int) -> float:
         return self.fixed + self.per_token * tokens
+
+    def scaled(self, factor: float) -> "Operator":
+        """The same with `factor` times the work."""
+        return replace(self, fixed=self.fixed * factor, per_token=self.per_token * factor)
+
+    def on(self, stream: str) -> "Operator":
+        """The same on another stream."""
+        return replace(self, stream=stream)
 
 
 # Which operator feeds which (Section 4.1); "AR" is an all-reduce, "AG" an all-gather. Both chains move the same bytes.

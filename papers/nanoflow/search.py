@@ -1,0 +1,150 @@
+"""The two-stage search: number and sizes of the nano-batches, their order, and their shares (Section 4.1)."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from papers.nanoflow.cost_model import Operator
+from papers.nanoflow.interference import Interference
+from papers.nanoflow.nano_batches import UNIT, Layer, even_cuts, split_layer
+from papers.nanoflow.list_schedule import Choice
+from papers.nanoflow.polish import Schedule
+from papers.nanoflow.stage_one import best_order
+from papers.nanoflow.stage_two import Found, anneal, checked, one_after_another, order_of, staggered
+
+Cuts = Mapping[str, tuple[int, ...]]
+Map = Callable[[Callable[["Walk"], "Walked"], Sequence["Walk"], str], list["Walked"]]
+
+
+class Effort(NamedTuple):
+    """How hard to look: sizes tried by Stage I, walks of Stage II and their length, nodes of each integer program."""
+
+    splits: int = 3
+    walks: int = 6
+    evaluations: int = 2500
+    refined: int = 5000
+    nodes: int = 40
+
+
+class Structure(NamedTuple):
+    """Cuts of each operator, what Stage I makes of them."""
+
+    cuts: Cuts
+    layer: Layer
+    schedule: Schedule
+
+
+class Walk(NamedTuple):
+    """One annealing, for a process of its own."""
+
+    layer: Layer
+    curves: Interference
+    priorities: tuple[float, ...]
+    rng: np.random.Generator
+    evaluations: int
+    shares: tuple[float, ...] | None
+    nodes: int
+
+
+class Walked(NamedTuple):
+    found: Found | None  # None where the walk ended in no periodic schedule
+    period: float  # what the list schedule said
+
+
+class Pipeline(NamedTuple):
+    """What the search returns."""
+
+    cuts: Cuts
+    stage_one: Schedule
+    found: Found
+
+    @property
+    def period(self) -> float:
+        """Microseconds of one layer."""
+        return self.found.schedule.period
+
+
+def structures(ops: Mapping[str, Operator], batch: int, effort: Effort, *, dependent: bool = True) -> list[Structure]:
+    """Stage I: cuts tried and their periods without interference, the best first.
+
+    Two nano-operations each, at several sizes; then the operators in front of and behind attention in four, kept only
+    if that shortens the period (bubbles of the compute stream remain in all of them).
+    """
+
+    def solved(cuts: Cuts) -> Structure:
+        layer = split_layer(ops, batch, cuts, dependent=dependent)
+        return Structure(cuts, layer, best_order(layer, effort.nodes))
+
+    at = even_cuts(batch, 2)
+    if batch >= 8 * UNIT:
+        half = at[0]
+        at = tuple(dict.fromkeys((half, half - half // 4 // UNIT * UNIT, half - UNIT, half + UNIT)))
+    found = [solved({name: (cut,) for name in ops}) for cut in at[: effort.splits]]
+    found.sort(key=lambda one: one.schedule.period)
+    best = found[0]
+    if effort.splits > 1:
+        finer = tuple(sorted({*even_cuts(batch, 4), *best.cuts["Attn"]}))
+        for names in (("Attn",), ("KQV", "Attn")):
+            found.append(solved({**best.cuts, **{name: finer for name in names}}))
+    found.sort(key=lambda one: one.schedule.period)  # stable: fewer nano-operations first among equals
+    return found
+
+
+def walk(job: Walk) -> Walked:
+    """One annealing and its check."""
+    choice, period = anneal(job.layer, job.curves, job.priorities, job.rng, job.evaluations, job.shares)
+    return Walked(checked(job.layer, job.curves, choice, job.nodes), period)
+
+
+def search(
+    ops: Mapping[str, Operator],
+    batch: int,
+    curves: Interference,
+    rng: np.random.Generator,
+    effort: Effort,
+    run: Map,
+    *,
+    dependent: bool = True,
+    start: tuple[Cuts, Choice] | None = None,
+) -> Pipeline:
+    """Both stages. run: `lab.map`, or anything like it. start: a pipeline of the same operators and batch, which takes
+    the place of the walks' first half. Never worse than one after another without a split.
+    """
+    if start is None:
+        tried = structures(ops, batch, effort, dependent=dependent)
+        jobs = []
+        for k, child in enumerate(rng.spawn(effort.walks)):
+            structure = tried[(k // 2) % len(tried)]
+            order = order_of(structure.schedule) if k % 2 else staggered(structure.layer, batch)
+            jobs.append(Walk(structure.layer, curves, order, child, effort.evaluations, None, effort.nodes))
+        good = sorted((w.found for w in run(walk, jobs, "walks") if w.found), key=_period)[:2]
+    else:
+        cuts, choice = start
+        layer = split_layer(ops, batch, cuts, dependent=dependent)
+        tried = [Structure(cuts, layer, best_order(layer, effort.nodes))]
+        same = checked(layer, curves, choice, effort.nodes)
+        good = [same] if same else []
+    again = [
+        Walk(f.layer, curves, f.choice.priorities, child, effort.refined, f.schedule.shares, effort.nodes)
+        for f, child in zip(good, rng.spawn(len(good)), strict=True)
+    ]
+    good += [w.found for w in run(walk, again, "refined walks") if w.found]
+    cuts_of = {structure.layer: structure.cuts for structure in tried}
+    good.append(one_after_another(split_layer(ops, batch, {}, dependent=dependent)))
+    best = min(good, key=_period)
+    return Pipeline(cuts_of.get(best.layer, {}), tried[0].schedule, best)
+
+
+def _period(found: Found) -> float:
+    return found.schedule.period
+
+
+def plain(ops: Mapping[str, Operator], batch: int) -> Layer:
+    """The layer that is not split: non-overlap."""
+    return split_layer(ops, batch, {})
+
+
+def halved(ops: Mapping[str, Operator], batch: int) -> Layer:
+    """Two nano-operations of everything: nano-batch-only, where they run one after another."""
+    return split_layer(ops, batch, {name: even_cuts(batch, 2) for name in ops})
