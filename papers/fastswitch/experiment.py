@@ -88,13 +88,13 @@ def run(config: Config, lab: Runtime) -> Observations:
             seen.add("changed_answers", found.changed, seed)
             seen.add("answers_saving", found.saving, seed)
             seen.add("answers_compared", found.rows, seed)
-    if config.copied_blocks and lab.wants("real_gap_gain"):
+    if config.copied_blocks and lab.wants("iterations_meanwhile"):
         for seed in lab.seeds:  # one at a time: two would time each other
             (gap,) = lab.map(partial(copies, config), [lab.rng(seed, "copies")], "copies")
             seen.add("real_gap_gain", gap.gain, seed)
             seen.add("real_gap", gap.waiting, seed, system="waiting")
             seen.add("real_gap", gap.beside, seed, system="beside")
-            seen.add("real_iterations", gap.meanwhile, seed)
+            seen.add("iterations_meanwhile", gap.meanwhile, seed)
     if config.replayed and lab.wants("replay_seconds"):
         work = list(operations(lab.rng(0, "replay"), config.replayed))
         allocators: dict[str, BlockTables] = {
