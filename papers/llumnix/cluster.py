@@ -14,6 +14,7 @@ from common.serving.cluster import Fleet, RoundRobin
 from common.serving.engine import Instance, simulate
 from common.serving.loop import EventLoop
 from common.serving.memory import PagedMemory
+from common.serving.sequence import Sequence
 from common.serving.trace import Trace
 from common.serving.workload import Workload
 from papers.llumnix.freeness import PRIORITY_TARGET, Rules
@@ -137,7 +138,7 @@ class Prioritised:
     def __init__(self, inner: Llumnix, levels: np.ndarray, known: bool) -> None:
         self.inner, self.levels, self.known = inner, levels, known
 
-    def submit(self, sequence):  # type: ignore[no-untyped-def]
+    def submit(self, sequence: Sequence) -> None:
         if self.known:
             sequence.priority = int(self.levels[sequence.index])
         self.inner.submit(sequence)

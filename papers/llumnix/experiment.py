@@ -226,7 +226,11 @@ def observe_scaling(config: Config, lab: Runtime, seen: Observations) -> None:
         for name, value, at in scaling_study.claims_of(pairs[:sweep], pairs[sweep:]):
             seen.add(name, value, seed, **at)
         for job, summary in ran:
-            place = {"cv": job.cv, "threshold": job.threshold, "policy": job.setup.policy}
+            place: dict[str, str | float] = {
+                "cv": job.cv,
+                "threshold": job.threshold,
+                "policy": job.setup.policy,
+            }
             seen.add("scaled_instances", summary.instances, seed, **place)
             seen.add("scaled_ttft_p99", summary.ttft_p99, seed, **place)
             if seed == lab.seeds[0] and job.threshold == scaling_study.THRESHOLD:

@@ -77,7 +77,8 @@ class Sample:
     """The cluster at one moment, blocks as shares of its memory.
 
     used: held. demanded: held, or asked for by queued requests. fragmented: free, and enough for queued head requests.
-    queued: requests. instances: paid for. freeness: of each running instance, at most 1,000.
+    queued: requests. instances: paid for. Of each running instance: freeness, at most 1,000; held: its share of blocks;
+    asked: what its queue asks for, as such a share.
     """
 
     time: float
@@ -87,6 +88,8 @@ class Sample:
     queued: int
     instances: int
     freeness: list[float]
+    held: list[float]
+    asked: list[float]
 
 
 class Llumnix:
@@ -242,6 +245,8 @@ class Llumnix:
                 sum(load.queued for load in loads),
                 self.fleet.changes[-1][1],
                 [min(migration_freeness(load, self.rules), 1e3) for load in loads],
+                [1 - load.free / load.total for load in loads],
+                [load.queued_blocks / load.total for load in loads],
             )
         )
 

@@ -30,7 +30,9 @@ class Stages:
 
 @dataclass(frozen=True)
 class Migrated:
-    """How one migration went. Tokens of context at its end, seconds; downtime is -1 unless it was committed.
+    """How one migration went. Tokens of context at its end; seconds of its begin, its length and its downtime.
+
+    downtime is -1 unless it was committed.
 
     outcome: "committed", or why not: "finished", "preempted", "no room", "too many stages".
     """
@@ -38,6 +40,7 @@ class Migrated:
     outcome: str
     tokens: int
     stages: int
+    begun: float
     seconds: float
     downtime: float = -1.0
 
@@ -124,7 +127,9 @@ class LiveMigration:
         tokens = self.sequence.context
         self.target.slots[0].start_decoding(self.sequence)
         now = self.loop.now
-        self.ended(self, Migrated("committed", tokens, self.copies, now - self.begun, now - self.stopped))
+        self.ended(
+            self, Migrated("committed", tokens, self.copies, self.begun, now - self.begun, now - self.stopped)
+        )
 
     def _abort(self, why: str) -> None:
         """The target frees what it had allocated; the request goes on where it was, if it goes on."""
@@ -133,4 +138,4 @@ class LiveMigration:
         group = self.source.slots[0].group
         running = self.sequence in group.members
         tokens = self.sequence.base + group.step if running else self.sequence.context
-        self.ended(self, Migrated(why, tokens, self.copies, self.loop.now - self.begun))
+        self.ended(self, Migrated(why, tokens, self.copies, self.begun, self.loop.now - self.begun))

@@ -74,13 +74,12 @@ def _claims(plan: Plan, by_setting: dict[tuple[int, int, str], list[Moved]]) -> 
     expected = {length: _expected(length) for length in plan.lengths}
     for seed in plan.seeds:
         live = {length: by_setting[seed, length, "live"] for length in plan.lengths}
-        gaps = {length: _gap(moved) for length, moved in live.items()}
-        if gaps[short] is not None and gaps[long] is not None:
-            yield "gap_growth", gaps[long] / gaps[short], seed, {}
-            if "recompute" in plan.methods:
-                recompute = _gap(by_setting[seed, long, "recompute"])
-                assert recompute is not None
-                yield "gap_gain_over_recompute", recompute / gaps[long], seed, {}
+        first, last = _gap(live[short]), _gap(live[long])
+        if first is not None and last is not None:
+            yield "gap_growth", last / first, seed, {}
+            recompute = _gap(by_setting.get((seed, long, "recompute"), []))
+            if recompute is not None:
+                yield "gap_gain_over_recompute", recompute / last, seed, {}
         every = [(length, one) for length, moved in live.items() for one in moved]
         same = [
             one.outcome == "committed" and one.tokens == expected[length][: len(one.tokens)]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from common.lab.runtime import Runtime
 from common.serving.cluster import Fleet, Replicas
 from common.serving.engine import Instance, simulate
+from common.serving.latency import Line
 from common.serving.link import Link
 from common.serving.loop import COPY
 from common.serving.memory import PagedMemory
@@ -29,12 +30,11 @@ from papers.llumnix.freeness import (
 from papers.llumnix.global_scheduler import FreestFirst, Llumnix, Moving, Scaling, instances_needed
 from papers.llumnix.lengths import draw_trace, power_law_lengths
 from papers.llumnix.llama_on_a10 import KV_BLOCKS, KV_BYTES, LlamaOnA10
-from papers.llumnix.local_scheduler import PreemptionLoss, PromptsFirst
+from papers.llumnix.local_scheduler import PreemptionLoss, PromptsFirst, submit
 from papers.llumnix.migration import LiveMigration, Stages
 from papers.llumnix.scaling_study import Summary, cheapest, saving_at_equal_latency
 from tests.common.serving.reference import SteppedGroup, SteppedInstance
 from tests.common.serving.test_engine import DYADIC, assert_same, dyadic_arrivals, workload
-
 
 # Lengths
 
@@ -149,7 +149,7 @@ class SteppedLlumnixInstance(SteppedInstance):
         return SteppedGroupWithBase(self.memory.block_tokens, self.memory.grows)
 
 
-def small(loop, instance_type, capacity, instances, kept, scaling=None, stages=Stages(2, 1), lowest=2.0):
+def small(loop, instance_type, capacity, instances, kept, scaling=None, stages=None, lowest=2.0):
     """A small cluster on dyadic numbers, so that both engines meet the same ties."""
 
     def build():
@@ -166,7 +166,7 @@ def small(loop, instance_type, capacity, instances, kept, scaling=None, stages=S
     made_instances = []
     fleet = Fleet(loop, build, instances, start_seconds=0.5)
     rules = Rules(target=4)
-    moving = Moving(1.0, lowest, 0.25, bytes_per_s=8.0, seconds=1 / 64, stages=stages)
+    moving = Moving(1.0, lowest, 0.25, bytes_per_s=8.0, seconds=1 / 64, stages=stages or Stages(2, 1))
     kept.append((Llumnix(loop, fleet, FreestFirst(rules), rules, moving, scaling), made_instances))
     return kept[-1][0]
 
@@ -244,8 +244,10 @@ def test_without_migration_it_is_infaas_bit_by_bit():
 
 # One migration, by hand
 
+STAGES = Stages()
 
-def two(loop, tokens_per_s=None):
+
+def two(loop):
     """Two empty instances whose every iteration takes 1 s, whatever it computes."""
     return [
         Instance(
@@ -262,12 +264,10 @@ class OneSecond:
         return 1.0, 1.0
 
     def decode_line(self, decodes, context):
-        from common.serving.latency import Line
-
         return Line(1.0, 0.0, math.inf)
 
 
-def migrate_at(time, requests, block_seconds, stages=Stages(), room=None):
+def migrate_at(time, requests, block_seconds, stages=STAGES, room=None):
     """Serve on the first instance and migrate request 0 at `time` over a wire; trace, log and instances."""
     log, made = [], []
 
@@ -355,8 +355,6 @@ def test_high_priority_requests_go_first_and_are_preempted_last():
 
         class High:
             def submit(self, sequence):
-                from papers.llumnix.local_scheduler import submit
-
                 sequence.priority = int(sequence.index == 2)
                 submit(inner.instances[0], sequence)
 
