@@ -1,0 +1,171 @@
+"""The paper's load on a simulated replica: C clients that each send their next request when the last one ended.
+
+Section 4.A: 512 requests in all, prompt and generation lengths normal with a spread of 30% about their means.
+Latencies are Vidur's measurements on A100 and H100 (common/serving/profiled.py), the same for every policy: the paper's
+comparison also holds faster kernels, which no schedule can reproduce.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.hardware.specs import gpu as device
+from common.serving.batch import Plan, Scheduler, Slot
+from common.serving.clients import ClosedLoop
+from common.serving.cluster import LeastLoad, Replicas, RoundRobin
+from common.serving.engine import Instance, simulate
+from common.serving.latency import INFINITY, LatencyModel, Line
+from common.serving.loop import EventLoop
+from common.serving.memory import PagedMemory
+from common.serving.profiled import CARDS, SHAPES, profiled_latency
+from common.serving.schedulers import IterationLevel, PrefillFirst
+from common.serving.trace import Trace
+from common.serving.workload import Workload
+from papers.fastgen.splitfuse import BUDGET, MAX_SEQUENCES, WHOLE, DynamicSplitFuse, SplitWithoutFuse
+
+SPREAD = 0.3  # standard deviation over the mean (Section 4.A says "30% variance")
+MEMORY_SHARE = 0.9  # of GPU memory for weights and KV cache: vLLM's gpu_memory_utilization, for every policy here
+BLOCK_TOKENS = 16  # vLLM's default
+VLLM_TOKENS = 4096  # prompt tokens of one pass: vLLM of November 2023, max(2560, the model's length)
+VLLM_SEQUENCES = 256  # vLLM's default max_num_seqs
+NETWORKS = {"a100": "a100-dgx", "h100": "h100-dgx"}  # all GPUs of a node joined by NVSwitch, as on the authors' servers
+
+POLICIES: dict[str, Callable[[int], Scheduler]] = {
+    "fastgen": lambda budget: DynamicSplitFuse(budget, MAX_SEQUENCES),
+    "vllm": lambda _: PrefillFirst(VLLM_TOKENS, VLLM_SEQUENCES),
+    "orca": lambda _: IterationLevel(VLLM_SEQUENCES),
+    "no-fuse": lambda budget: SplitWithoutFuse(budget, MAX_SEQUENCES),
+    "no-split": lambda _: DynamicSplitFuse(WHOLE, MAX_SEQUENCES),
+}
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A model on one replica's GPUs."""
+
+    model: str = "llama-2-70b"
+    gpu: str = "a100"
+    tensor_parallel: int = 4
+
+    def __str__(self) -> str:
+        return f"{self.model} {self.tensor_parallel}x{self.gpu}"
+
+    def latency(self) -> LatencyModel:
+        """Seconds of an iteration, from measured operators."""
+        network = NETWORKS[self.gpu]
+        return profiled_latency(self.model, self.gpu, self.tensor_parallel, network=network)
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens whose keys and values fit beside the weights."""
+        shape = SHAPES[self.model]
+        memory = self.tensor_parallel * MEMORY_SHARE * device(CARDS[self.gpu]).memory_bytes
+        return int((memory - shape.weight_bytes()) / shape.kv_bytes_per_token())
+
+
+@dataclass(frozen=True)
+class Load:
+    """Lengths in tokens: means of the prompt and of what is generated."""
+
+    prompt: float
+    output: float
+
+    def __str__(self) -> str:
+        return f"{self.prompt:g}/{self.output:g}"
+
+
+def draw(rng: np.random.Generator, n: int, load: Load) -> Workload:
+    """`n` requests with normal lengths of at least one token; the clients decide when they are sent."""
+    prompt, output = (rng.normal(mean, SPREAD * mean, n) for mean in (load.prompt, load.output))
+    return Workload(np.zeros(n), *(np.maximum(1, np.rint(x)).astype(np.int64) for x in (prompt, output)))
+
+
+def serve(
+    workload: Workload,
+    clients: int,
+    policy: Scheduler,
+    latencies: Sequence[LatencyModel],
+    kv_tokens: int,
+    least_loaded: bool = False,
+) -> Trace:
+    """Simulate the clients on one replica for each latency model, behind a balancer, with the time of every token.
+
+    Requests go to the replicas in turn, or to the one with the fewest (`least_loaded`).
+    """
+
+    def build(loop: EventLoop) -> Replicas:
+        replicas = [
+            Instance(
+                loop, latency, PagedMemory(kv_tokens, BLOCK_TOKENS, 0.0), policy, records_tokens=True
+            )
+            for latency in latencies
+        ]
+        return Replicas(replicas, LeastLoad() if least_loaded else RoundRobin())
+
+    return simulate(workload, build, ClosedLoop(clients))
+
+
+@dataclass(frozen=True)
+class Slower:
+    """The same replica, `times` slower."""
+
+    fast: LatencyModel
+    times: float
+    stages: int = 1
+
+    def iteration(self, chunks: Sequence[tuple[int, int]], decodes: int, context: int) -> tuple[float, float]:
+        """See LatencyModel."""
+        first, later = self.fast.iteration(chunks, decodes, context)
+        return self.times * first, self.times * later
+
+    def decode_line(self, decodes: int, context: int) -> Line:
+        """See LatencyModel."""
+        line = self.fast.decode_line(decodes, context)
+        return Line(self.times * line.intercept, self.times * line.slope, line.until)
+
+
+@dataclass(frozen=True)
+class WithoutKnee:
+    """A device on which a pass takes time for its tokens alone: no weights to read, no fixed part, no context."""
+
+    seconds_per_token: float
+    stages: int = 1
+
+    def iteration(self, chunks: Sequence[tuple[int, int]], decodes: int, context: int) -> tuple[float, float]:
+        """See LatencyModel."""
+        return self.seconds_per_token * (decodes + sum(new for new, _ in chunks)), 0.0
+
+    def decode_line(self, decodes: int, context: int) -> Line:
+        """See LatencyModel."""
+        return Line(self.seconds_per_token * decodes, 0.0, INFINITY)
+
+
+class PassSizes:
+    """A policy that is asked at every pass, and notes how many tokens each one has: (prompt, generation)."""
+
+    head_only = False
+
+    def __init__(self, policy: Scheduler) -> None:
+        self.policy = policy
+        self.passes: list[tuple[int, int]] = []
+
+    def plan(self, slot: Slot) -> Plan:
+        """See Scheduler."""
+        plan = self.policy.plan(slot)
+        decodes = len(slot.group) if plan.decode else 0
+        if plan.chunks or decodes:
+            self.passes.append((sum(tokens for _, tokens in plan.chunks), decodes))
+        return plan._replace(steady=False)
+
+
+def pass_seconds(latency: LatencyModel, tokens: int) -> float:
+    """Seconds of a pass over `tokens` tokens of a prompt."""
+    return latency.iteration([(tokens, 0)], 0, 0)[0]
+
+
+def default_policy(name: str, budget: int = BUDGET) -> Scheduler:
+    """A policy of POLICIES; KeyError naming them for another."""
+    if name not in POLICIES:
+        raise KeyError(f"no policy {name!r}; there is {', '.join(POLICIES)}")
+    return POLICIES[name](budget)
