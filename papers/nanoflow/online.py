@@ -1,5 +1,6 @@
 """Serving the length traces on a pipeline: normalised latency over the rate, and the rate within a limit (6.3)."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -40,13 +41,15 @@ def serve(system: System, work: Workload, rate: float) -> Trace:
     return simulate(work.scaled(rate), partial(build, system))
 
 
-def sustained_rate(system: System, work: Workload, start: float, resolution: float) -> float:
-    """The highest rate (requests/s) whose mean normalised latency is within LIMIT."""
+def sustained_rate(
+    system: System, work: Callable[[float], Workload], start: float, resolution: float
+) -> float:
+    """The highest rate (requests/s) whose mean normalised latency is within LIMIT. work: requests to send at a rate."""
 
     def within(rate: float) -> bool:
-        return float(np.mean(normalised_latency(serve(system, work, rate)))) <= LIMIT
+        return float(np.mean(normalised_latency(serve(system, work(rate), rate)))) <= LIMIT
 
-    return goodput(within, start, resolution)
+    return goodput(within, start, resolution, highest=4 * start)
 
 
 def wasted_share(work: Workload, late: int) -> float:

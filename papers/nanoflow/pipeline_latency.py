@@ -5,7 +5,7 @@ period is not linear in both; a plane is fitted by least squares to the found or
 list schedule at other batch sizes and contexts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,19 +61,22 @@ def sequential_latency(deployment: Deployment = LLAMA_2_70B) -> PipelineLatency:
 
 
 def overlapped_latency(
-    cuts: dict[str, tuple[int, ...]], choice: Choice, curves: Interference, chain: str
+    cuts: Mapping[str, tuple[int, ...]],
+    choice: Choice,
+    curves: Interference,
+    chain: str,
+    workload: Workload = TABLE_WORKLOAD,
 ) -> tuple[PipelineLatency, float]:
     """The plane through periods of one choice at other batches and contexts, and its largest relative error.
 
-    cuts: of the dense batch of 2,048; smaller batches are cut in proportion.
+    cuts: of the dense batch of 2,048; smaller batches are cut in proportion. workload: whose contexts it is fitted to.
     """
     points, periods = [], []
     whole = LLAMA_2_70B.dense_batch
-    for batch in (128, 512, 1024, 1536, 2048):
-        for scale in (0.25, 0.75, 1.25):  # of the context of Table 2's workload
-            ops = operators(LLAMA_2_70B, TABLE_WORKLOAD, chain=chain)
-            attention = ops["Attn"]
-            ops["Attn"] = type(attention)("Attn", attention.stream, 0.0, attention.per_token * scale)
+    for batch in (512, 1024, 1536, 2048):
+        for scale in (0.5, 1.0, 1.5):  # of the workload's context
+            ops = operators(LLAMA_2_70B, workload, chain=chain)
+            ops["Attn"] = ops["Attn"].scaled(scale)
             scaled = {name: tuple(cut * batch // whole for cut in inside) for name, inside in cuts.items()}
             layer = split_layer(ops, batch, scaled, multiples=False)
             points.append((1.0, batch, ops["Attn"].work(batch)))

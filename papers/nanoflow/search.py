@@ -24,7 +24,7 @@ class Effort(NamedTuple):
     walks: int = 6
     evaluations: int = 2500
     refined: int = 5000
-    nodes: int = 40
+    nodes: int = 20
 
 
 class Structure(NamedTuple):
@@ -44,7 +44,6 @@ class Walk(NamedTuple):
     rng: np.random.Generator
     evaluations: int
     shares: tuple[float, ...] | None
-    nodes: int
 
 
 class Walked(NamedTuple):
@@ -94,7 +93,7 @@ def structures(ops: Mapping[str, Operator], batch: int, effort: Effort, *, depen
 def walk(job: Walk) -> Walked:
     """One annealing and its check."""
     choice, period = anneal(job.layer, job.curves, job.priorities, job.rng, job.evaluations, job.shares)
-    return Walked(checked(job.layer, job.curves, choice, job.nodes), period)
+    return Walked(checked(job.layer, job.curves, choice, 0), period)
 
 
 def search(
@@ -117,19 +116,22 @@ def search(
         for k, child in enumerate(rng.spawn(effort.walks)):
             structure = tried[(k // 2) % len(tried)]
             order = order_of(structure.schedule) if k % 2 else staggered(structure.layer, batch)
-            jobs.append(Walk(structure.layer, curves, order, child, effort.evaluations, None, effort.nodes))
+            jobs.append(Walk(structure.layer, curves, order, child, effort.evaluations, None))
         good = sorted((w.found for w in run(walk, jobs, "walks") if w.found), key=_period)[:2]
     else:
         cuts, choice = start
         layer = split_layer(ops, batch, cuts, dependent=dependent)
         tried = [Structure(cuts, layer, best_order(layer, effort.nodes))]
-        same = checked(layer, curves, choice, effort.nodes)
+        same = checked(layer, curves, choice, 0)
         good = [same] if same else []
     again = [
-        Walk(f.layer, curves, f.choice.priorities, child, effort.refined, f.schedule.shares, effort.nodes)
+        Walk(f.layer, curves, f.choice.priorities, child, effort.refined, f.schedule.shares)
         for f, child in zip(good, rng.spawn(len(good)), strict=True)
     ]
     good += [w.found for w in run(walk, again, "refined walks") if w.found]
+    best = min(good, key=_period, default=None)
+    polished = best and checked(best.layer, curves, best.choice, effort.nodes)
+    good += [polished] if polished else []
     cuts_of = {structure.layer: structure.cuts for structure in tried}
     good.append(one_after_another(split_layer(ops, batch, {}, dependent=dependent)))
     best = min(good, key=_period)

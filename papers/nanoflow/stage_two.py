@@ -84,9 +84,13 @@ def anneal(
 
 
 def checked(layer: Layer, curves: Interference, choice: Choice, nodes: int) -> Found | None:
-    """The choice's schedule, polished and replayed; None where it is not periodic or breaks a rule."""
+    """The choice's schedule, polished and replayed; None where it is not periodic or breaks a rule.
+
+    nodes: of the program that chooses shares anew; 0 keeps the choice's and finds the best starts.
+    """
     draft = Evaluator(layer, curves).draft(choice)
-    schedule = draft and polish(layer, curves, draft, [LEVELS] * len(layer.ops), nodes=nodes)
+    levels = [LEVELS] * len(layer.ops) if nodes else [(share,) for share in choice.shares]
+    schedule = draft and polish(layer, curves, draft, levels, nodes=max(nodes, 1))
     if schedule is None or violations(layer.ops, *schedule, curves.exponents):
         return None
     return Found(layer, choice, schedule)
