@@ -35,7 +35,7 @@ class Config:
     prompt: int = 8192  # tokens, the longest that joins a decode batch
     real_prompt: int = 1024  # tokens, of the real prefills on the CPU; 0 leaves out all that is timed
     live_requests: int = 10  # of each run of the real engine; 0 leaves it out
-    pretrained_prompt: int = 96  # tokens that SmolLM2-135M prefills in chunks; 0 leaves it out
+    pretrained_prompt: int = 64  # tokens that SmolLM2-135M prefills in chunks; 0 leaves it out
     keeps_past: bool = True  # False: a chunk does not see the chunks before it
 
 
@@ -292,6 +292,8 @@ def analyse_iterations(config: Config, lab: Runtime, seen: Observations) -> None
     if lab.wants("chunk_overhead"):
         for prompt in (2048, 4096, 8192, 16384):
             seen.add("chunk_overhead_by_prompt", overhead(yi, prompt, config.chunk), prompt=prompt)
+            free = profiled_latency("yi-34b", tensor_parallel=2, host_seconds=0.0, rereads=False)
+            seen.add("chunk_overhead_of_gemms", overhead(free, prompt, config.chunk), prompt=prompt)
         seen.add("chunk_overhead", max(seen.values("chunk_overhead_by_prompt")))
     if lab.wants("token_budget"):
         for name, deployment in DEPLOYMENTS.items():

@@ -20,7 +20,7 @@ from common.serving.schedulers import IterationLevel, PrefillFirst
 from common.serving.workload import poisson
 from papers.sarathi_serve.schedulers import StallFree
 
-PROMPTS = (256, 769)  # tokens, uniform from the first up to below the second
+PROMPTS = (192, 577)  # tokens, uniform from the first up to below the second
 OUTPUTS = (16, 49)
 LONGEST = PROMPTS[1] + OUTPUTS[1]
 BUDGET = 128  # tokens: shorter chunks cost this decoder over a fifth more time (chunk_overhead_cpu_by_chunk)
