@@ -259,6 +259,7 @@ def observe_migrations(config: Config, lab: Runtime, seen: Observations) -> None
         config.migration_repeats,
         config.move,
         config.append_only,
+        lab.wants("moved_and_identical"),
     )
     for name, value, seed, at in migration_study.measure(plan):
         seen.add(name, value, seed, **at)
