@@ -8,7 +8,7 @@ for timing and exactness, not for prose.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,14 @@ class Cache(Protocol):
 
     def release(self) -> None:
         """Nobody needs what is stored any more; the memory may go to another sequence."""
+
+
+@runtime_checkable
+class AttendingCache(Protocol):
+    """A cache that computes attention itself, because not all that it stores is here."""
+
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Store new keys and values, (kv_heads, new, head_dim), and attend to all; of queries, (heads, new, head_dim)."""
 
 
 class KVCache:
@@ -125,8 +133,11 @@ class Layer(nn.Module):
         start = 0
         for new, cache in zip(lengths, caches, strict=True):
             rows = slice(start, start + new)
-            all_keys, all_values = cache.append(index, keys[:, rows], values[:, rows])
-            mixed.append(attend(queries[:, rows], all_keys, all_values))
+            asked, new_keys, new_values = queries[:, rows], keys[:, rows], values[:, rows]
+            if isinstance(cache, AttendingCache):
+                mixed.append(cache.attend(index, asked, new_keys, new_values))
+            else:
+                mixed.append(attend(asked, *cache.append(index, new_keys, new_values)))
             start += new
         x = x + self.out(torch.cat(mixed, dim=1).transpose(0, 1).reshape(len(x), -1))
         gate, up = self.up(self.mlp_norm(x)).chunk(2, dim=-1)

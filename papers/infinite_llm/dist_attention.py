@@ -27,8 +27,8 @@ class Partial(NamedTuple):
 def attend_part(query: Tensor, keys: Tensor, values: Tensor) -> Partial:
     """The contribution of a part, one query a head.
 
-    query: (heads, head_dim). keys, values: (kv_heads, tokens, head_dim) with heads a multiple of kv_heads (grouped-query
-    attention) and at least one token. Sums are taken in float32 or better, whatever the inputs are.
+    query: (heads, head_dim). keys, values: (kv_heads, tokens, head_dim) with heads a multiple of kv_heads
+    (grouped-query attention) and at least one token. Sums are taken in float32 or better, whatever the inputs are.
     """
     heads, dim = query.shape
     groups, tokens, _ = keys.shape

@@ -119,7 +119,9 @@ def dist_step(
     parts = [attend_part(query, mine[0], mine[1])]
     wide = parts[0].weighted.dtype
     for other in range(1, world):
-        parts.append(unpacked(Counted.receive(torch.empty(len(query), query.shape[1] + 2, dtype=wide), other)))
+        parts.append(
+            unpacked(Counted.receive(torch.empty(len(query), query.shape[1] + 2, dtype=wide), other))
+        )
     for work in sends:
         if work is not None:
             work.wait()
@@ -173,5 +175,3 @@ def bytes_of(method: str, shape: Shape, world: int) -> int:
     if method == "fetch":
         return sum(lengths[1:]) * kv_token
     raise KeyError(f"no method {method!r}; there is {', '.join(METHODS)}")
-
-
