@@ -35,12 +35,17 @@ def _qwen(kv_heads: int) -> ModelShape:
 
 @dataclass(frozen=True)
 class Deployment:
-    """A model on a GPU. kv_tokens: what the GPU's memory holds. frequency: of priority updates, 1 / iterations."""
+    """A model on a GPU.
+
+    kv_tokens: what the GPU's memory holds. frequency: of priority updates, 1 / iterations (paper). rate:
+    conversations/s at which vLLM has 10 to 30% of the live requests swapped out, on average (brief).
+    """
 
     shape: ModelShape
     gpu: GPU
     kv_tokens: int
     frequency: float
+    rate: float
     pcie4: bool = True
 
     def latency(self) -> RooflineLatency:
@@ -72,7 +77,7 @@ class Deployment:
 
 # KV capacities: what nine tenths of the memory (vLLM's default) leave beside weights and 1 to 1.5 GiB of activations.
 DEPLOYMENTS = {
-    "llama-3-8b": Deployment(model("llama-3-8b"), A10, 42_000, 0.04),
-    "qwen-32b": Deployment(_qwen(8), gpu("a100-80gb-pcie"), 42_000, 0.02),
-    "qwen-32b-40": Deployment(_qwen(40), gpu("a100-80gb-pcie"), 4_400, 0.02),
+    "llama-3-8b": Deployment(model("llama-3-8b"), A10, 42_000, 0.04, 0.40),
+    "qwen-32b": Deployment(_qwen(8), gpu("a100-80gb-pcie"), 42_000, 0.02, 0.40),
+    "qwen-32b-40": Deployment(_qwen(40), gpu("a100-80gb-pcie"), 4_400, 0.02, 0.018),
 }

@@ -48,9 +48,7 @@ class Config:
 
     deployments: list[str] = field(default_factory=lambda: ["llama-3-8b"])  # the claims read the first
     conversations: int = 300
-    rate: float = (
-        0.40  # conversations/s at which vLLM has a fifth of the live requests swapped out (brief: 10-30%)
-    )
+    rate: float = -1.0  # conversations/s; -1: the deployment's
     mean_turns: float = MEAN_TURNS
     longest: int = (
         4096  # tokens of a conversation, which brings live ones to the 1,000 to 2,000 tokens of the brief
@@ -123,7 +121,7 @@ def chosen_jobs(config: Config, lab: Runtime) -> dict[Key, Job]:
     for deployment in config.deployments if lab.wants("tail") else config.deployments[:1]:
         own = DEPLOYMENTS[deployment].frequency if config.frequency < 0 else config.frequency
         for seed in lab.seeds:
-            conversations = draw(config, lab, seed)
+            conversations = draw(config, lab, seed, DEPLOYMENTS[deployment].rate)
             frequencies = [own]
             if lab.wants("tail") and seed in lab.seeds[: config.sweep_seeds]:
                 frequencies += [f for f in config.sweep if f != own]
@@ -150,13 +148,13 @@ def chosen_jobs(config: Config, lab: Runtime) -> dict[Key, Job]:
     return jobs
 
 
-def draw(config: Config, lab: Runtime, seed: int) -> Conversations:
+def draw(config: Config, lab: Runtime, seed: int, rate: float) -> Conversations:
     """Conversations whose turns have the lengths of ShareGPT's first turns, from its table of quantiles."""
     turns = draw_lengths("sharegpt", lab.rng(seed, "turns"), 20_000, lab.data("nanoflow-sharegpt-lengths"))
     return draw_conversations(
         lab.rng(seed, "conversations"),
         config.conversations,
-        config.rate,
+        rate if config.rate < 0 else config.rate,
         turns,
         config.longest,
         config.mean_turns,
