@@ -98,7 +98,9 @@ def optimal_throughput(model: str) -> float:
     return OPTIMAL_LLAMA_2_70B * SHAPES["llama-2-70b"].parameters / SHAPES[model].active_parameters
 
 
-def resource_seconds(card: Accelerator, deployment: Deployment, batch: int, dtype: int = 2) -> dict[str, float]:
+def resource_seconds(
+    card: Accelerator, deployment: Deployment, batch: int, dtype: int = 2
+) -> dict[str, float]:
     """Seconds that an iteration needs of each resource: T_comp, T_mem, T_net (module docstring). batch: tokens."""
     shape, n = deployment.shape, deployment.gpus
     moved = 4 * n * batch * shape.hidden * dtype * shape.layers if n > 1 else 0

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from common.lab.errors import LabError
-from common.lab.runtime import Observations, Runtime
+from common.lab.runtime import Coordinate, Observations, Runtime
 from common.serving.workload import Lengths, poisson, read_trace
 from common.serving.workload import Workload as Requests
 from papers.nanoflow import offload, online
@@ -50,7 +50,9 @@ TRACES = {
 }
 MOST_RATE = 80.0  # requests/s that traces are drawn for: beyond what any of the systems sustains
 LONGEST = 4096  # tokens of a request that is kept: the context of LLaMA-2
-MAP_WORKLOAD = Workload(512, 1024)  # of the T_R map: the longest outputs of Section 6, which press memory most
+MAP_WORKLOAD = Workload(
+    512, 1024
+)  # of the T_R map: the longest outputs of Section 6, which press memory most
 
 
 @dataclass(frozen=True)
@@ -72,13 +74,17 @@ class Config:
     traces: list[str] = field(default_factory=lambda: list(TRACES))
     resolution: float = 0.02  # relative, of the highest rate
     overlap: bool = True  # False: the nano-batches run one after another
-    duplication: bool = True  # False: another nano-batch costs no second read of the weights, no second collective
+    duplication: bool = (
+        True  # False: another nano-batch costs no second read of the weights, no second collective
+    )
     dependencies: bool = True  # False: the search forgets what waits for what
     one_resource: bool = False  # True: all operators need the same resource
     gemms_only: bool = False  # True: no attention, no network; P = R
     batch: int = 0  # dense batch of the models' pipelines; 0: the paper's
     map_batch: int = 0  # dense batch of the T_R map; 0: what fills the memory
-    search: str = "two-stage"  # or "random": feasible schedules drawn blindly; "exhaustive": count what there is
+    search: str = (
+        "two-stage"  # or "random": feasible schedules drawn blindly; "exhaustive": count what there is
+    )
     hide_copies: bool = True  # False: the copies of offloading stop everything else
     reuse: bool = True  # False: earlier rounds are computed again
     late: int = 1  # iterations after which an end of sequence is noticed
@@ -205,15 +211,19 @@ def observe_schedule(config: Config, lab: Runtime, seen: Observations, base: Res
         seen.add("tokens_per_s", throughput(LLAMA_2_70B, period, base.case.batch), step=name)
     seen.add("stage_two_over_bound", base.fluid / base.pipeline.period)
     for place, op in enumerate(found.layer.ops):
-        at = {"op": op.name, "operator": op.operator, "stream": op.stream, "low": op.low, "high": op.high}
-        seen.add("op_start_us", found.schedule.starts[place], **at)
-        seen.add("op_share", found.schedule.shares[place], **at)
-        length = op.work / found.schedule.shares[place] ** base.case.switches.curves.exponents[op.stream]
-        seen.add("op_length_us", length, **at)
+        share = found.schedule.shares[place]
+        at: dict[str, Coordinate] = {
+            "operator": op.operator,
+            "stream": op.stream,
+            "low": op.low,
+            "high": op.high,
+        }
+        seen.add("op_start_us", found.schedule.starts[place], None, **at)
+        seen.add("op_share", share, None, **at)
+        length = base.case.switches.curves.seconds(op.stream, op.work, share)
+        seen.add("op_length_us", length, None, **at)
     if lab.wants("replay_violations"):
         wrong = violations(found.layer.ops, *found.schedule, base.case.switches.curves.exponents)
-        if not config.dependencies:  # the search checked what it knew: nothing of dependencies
-            wrong = wrong or []
         seen.add("replay_violations", len(wrong))
     if lab.wants("numerics_difference"):
         from papers.nanoflow.numerics import largest_difference  # brings torch
@@ -260,7 +270,8 @@ def observe_pipelines(config: Config, lab: Runtime, seen: Observations, base: Re
     seen.add("nano_batch_only", float(np.mean([one.sequential / one.nano_batch_only for one in constant])))
     if len(constant) == len(CONSTANT):
         ratios = [
-            throughput(LLAMA_2_70B, one.pipeline.period, one.case.batch) / TENSORRT_LLM[str(one.case.workload)]
+            throughput(LLAMA_2_70B, one.pipeline.period, one.case.batch)
+            / TENSORRT_LLM[str(one.case.workload)]
             for one in constant
         ]
         seen.add("gain_over_external_constant", float(np.mean(ratios)))

@@ -17,7 +17,9 @@ from papers.nanoflow.cost_model import COMPUTE, MEMORY, NETWORK
 
 OVERLAP = H100 / "overlap.csv"  # measured for this project: kernels alone, and on concurrent streams
 PUBLISHED_POINT = (0.2, 0.3)  # R -> P of decode attention, as the brief of the paper quotes it
-ATTENTION_EXPONENT = round(math.log(PUBLISHED_POINT[1]) / math.log(PUBLISHED_POINT[0]), 2)  # 0.75 (inferred form)
+ATTENTION_EXPONENT = round(
+    math.log(PUBLISHED_POINT[1]) / math.log(PUBLISHED_POINT[0]), 2
+)  # 0.75 (inferred form)
 NETWORK_EXPONENT = 0.5  # (inferred)
 
 
@@ -36,9 +38,7 @@ class Interference:
         return work / self.performance(stream, share)
 
 
-def interference(
-    attention: float = ATTENTION_EXPONENT, network: float = NETWORK_EXPONENT
-) -> Interference:
+def interference(attention: float = ATTENTION_EXPONENT, network: float = NETWORK_EXPONENT) -> Interference:
     """The paper's curves; exponents of 1 give kernels no more than their share."""
     return Interference({COMPUTE: 1.0, MEMORY: attention, NETWORK: network})
 

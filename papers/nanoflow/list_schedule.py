@@ -1,8 +1,9 @@
 """The fast evaluator of a pipeline: three streams, each takes the first ready nano-operation of a given order.
 
-An operation is ready when its dependencies have ended, and starts when its stream is idle and its share of the execution
-units is free. Layers follow one another without a barrier; the period is what a layer adds. No operation runs two layers
-ahead of another, for a period to mean anything: nano-batches that never wait for one another could drift apart.
+An operation is ready when its dependencies have ended, and starts when its stream is idle and its share of the
+execution units is free. Layers follow one another without a barrier; the period is what a layer adds. No operation runs
+two layers ahead of another, for a period to mean anything: nano-batches that never wait for one another could drift
+apart.
 """
 
 import math
@@ -102,10 +103,10 @@ class Evaluator:
             if now == math.inf:
                 return None
             for s in (0, 1, 2):
-                item = running[s]
-                if item is None or until[s] > now:
+                ended = running[s]
+                if ended is None or until[s] > now:
                     continue
-                _, op, n = item
+                _, op, n = ended
                 ends[op][n] = now
                 free += shares[op]
                 running[s] = None

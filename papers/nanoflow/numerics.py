@@ -32,7 +32,11 @@ class SmallLayer:
             return torch.randn(rows, columns, generator=generator) * rows**-0.5
 
         self.qkv = weights(hidden, (heads + 2 * kv_heads) * head_dim)
-        self.out, self.up, self.down = weights(hidden, hidden), weights(hidden, 2 * inner), weights(inner, hidden)
+        self.out, self.up, self.down = (
+            weights(hidden, hidden),
+            weights(hidden, 2 * inner),
+            weights(inner, hidden),
+        )
         self.input = torch.randn(batch, hidden, generator=generator)
         self.past = torch.randn(2, batch, kv_heads, context, head_dim, generator=generator)
 
@@ -92,7 +96,9 @@ class SmallLayer:
         return F.rms_norm(x, x.shape[-1:])
 
 
-def largest_difference(layer: Layer, starts: tuple[float, ...], generator: torch.Generator, batch: int) -> float:
+def largest_difference(
+    layer: Layer, starts: tuple[float, ...], generator: torch.Generator, batch: int
+) -> float:
     """The largest difference between the layer in a schedule's order and the layer at once, over all outputs."""
     small = SmallLayer(generator, batch)
     return float((small.in_order(layer, starts) - small.whole()).abs().max())

@@ -21,7 +21,9 @@ def rounds_of(rng: np.random.Generator, conversations: int, mean: float = MEAN_R
     return 1 + rng.geometric(1 / mean, conversations)
 
 
-def compute_saved(rounds: Sequence[int] | np.ndarray, prompt: np.ndarray, output: np.ndarray, reuse: bool) -> float:
+def compute_saved(
+    rounds: Sequence[int] | np.ndarray, prompt: np.ndarray, output: np.ndarray, reuse: bool
+) -> float:
     """Tokens computed without reuse over tokens computed with it.
 
     prompt, output: tokens of the rounds of all conversations in a row, shape (sum of rounds,). Without reuse round k

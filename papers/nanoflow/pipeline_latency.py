@@ -31,7 +31,7 @@ PREFILL_US = 1000 * TABLE_2["PfAttn"][3] / 80 / (TABLE_BATCH * TABLE_WORKLOAD.pr
 
 @dataclass(frozen=True)
 class PipelineLatency:
-    """LatencyModel of LLaMA-2-70B on eight A100: a layer takes fixed + per_token * tokens + overlap * attention (us)."""
+    """LatencyModel of LLaMA-2-70B on 8 A100: a layer takes fixed + per_token * tokens + attention * its work (us)."""
 
     fixed: float
     per_token: float
@@ -85,7 +85,8 @@ def overlapped_latency(
     weights = 1 / wanted  # relative errors
     plane = np.linalg.lstsq(matrix * weights[:, None], wanted * weights, rcond=None)[0]
     error = float(np.abs(matrix @ plane / wanted - 1).max())
-    return PipelineLatency(*(float(value) for value in plane)), error
+    fixed, per_token, attended = map(float, plane)
+    return PipelineLatency(fixed, per_token, attended), error
 
 
 def workload_context(workload: Workload) -> float:

@@ -1,7 +1,7 @@
 """Stage II's polish: with a schedule's order fixed, the best starts and shares are a mixed-integer linear program.
 
-Pairs that do not overlap keep their order, pairs that do may go on overlapping, and the shares of what overlaps sum to at
-most 1. Then starts s, the period T and one binary for each op and level of share enter linearly:
+Pairs that do not overlap keep their order, pairs that do may go on overlapping, and the shares of what overlaps sum to
+at most 1. Then starts s, the period T and one binary for each op and level of share enter linearly:
 
     s_j + lag * T >= s_i + d_i,    d_i = sum_r x_ir * work_i / P(r),    sum_r x_ir = 1,    sum of r over a clique <= 1
 """
@@ -15,7 +15,9 @@ import numpy as np
 from papers.nanoflow.interference import Interference
 from papers.nanoflow.nano_batches import Layer
 
-_SHIFTS = range(-4, 5)  # layers apart that two operations may overlap; a chain lasts one period, places span few
+_SHIFTS = range(
+    -4, 5
+)  # layers apart that two operations may overlap; a chain lasts one period, places span few
 
 
 class Schedule(NamedTuple):
@@ -44,8 +46,8 @@ def polish(
 ) -> Schedule | None:
     """The best schedule that keeps the draft's order; None where none is found.
 
-    levels: shares that each op may take, equally many for every op. whole: False lets an op mix two neighbouring levels, which bounds what whole
-    levels can reach and is no schedule. nodes: limit of the branch and bound, so that time plays no part.
+    levels: shares that each op may take, equally many for every op. whole: False lets an op mix levels, which bounds
+    what whole levels can reach and is no schedule. nodes: limit of the branch and bound, so that time plays no part.
     """
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import csr_array
@@ -88,19 +90,27 @@ def polish(
             return None
         at = draft.starts[j] + np.array(_SHIFTS) * draft.period
         after = [k for k, b in zip(_SHIFTS, at, strict=True) if b >= end - margin and k not in middle]
-        ahead = [k for k, b in zip(_SHIFTS, at, strict=True) if b + lasting[j] <= start + margin and k not in middle]
+        ahead = [
+            k
+            for k, b in zip(_SHIFTS, at, strict=True)
+            if b + lasting[j] <= start + margin and k not in middle
+        ]
         if not after or not ahead:
             return None
         order(i, j, min(after))
         order(j, i, -max(ahead))
         overlaps[i, j] = middle
-        for k in middle:
+        if middle:
             rows.append(({**choices(i, levels[i], -1.0), **choices(j, levels[j], -1.0)}, -1.0))
     for i, j, k in combinations(range(n), 3):
         for a in overlaps[i, j]:
             for b in overlaps[i, k]:
                 if b - a in overlaps[j, k]:
-                    held = {**choices(i, levels[i], -1.0), **choices(j, levels[j], -1.0), **choices(k, levels[k], -1.0)}
+                    held = {
+                        **choices(i, levels[i], -1.0),
+                        **choices(j, levels[j], -1.0),
+                        **choices(k, levels[k], -1.0),
+                    }
                     rows.append((held, -1.0))
     for i in range(n):
         rows.append((choices(i, [1.0] * count, 1.0), 1.0))

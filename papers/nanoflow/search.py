@@ -7,8 +7,8 @@ import numpy as np
 
 from papers.nanoflow.cost_model import Operator
 from papers.nanoflow.interference import Interference
-from papers.nanoflow.nano_batches import UNIT, Layer, even_cuts, split_layer
 from papers.nanoflow.list_schedule import Choice
+from papers.nanoflow.nano_batches import UNIT, Layer, even_cuts, split_layer
 from papers.nanoflow.polish import Schedule
 from papers.nanoflow.stage_one import best_order
 from papers.nanoflow.stage_two import Found, anneal, checked, one_after_another, order_of, staggered
@@ -64,7 +64,9 @@ class Pipeline(NamedTuple):
         return self.found.schedule.period
 
 
-def structures(ops: Mapping[str, Operator], batch: int, effort: Effort, *, dependent: bool = True) -> list[Structure]:
+def structures(
+    ops: Mapping[str, Operator], batch: int, effort: Effort, *, dependent: bool = True
+) -> list[Structure]:
     """Stage I: cuts tried and their periods without interference, the best first.
 
     Two nano-operations each, at several sizes; then the operators in front of and behind attention in four, kept only
@@ -79,13 +81,13 @@ def structures(ops: Mapping[str, Operator], batch: int, effort: Effort, *, depen
     if batch >= 8 * UNIT:
         half = at[0]
         at = tuple(dict.fromkeys((half, half - half // 4 // UNIT * UNIT, half - UNIT, half + UNIT)))
-    found = [solved({name: (cut,) for name in ops}) for cut in at[: effort.splits]]
+    found = [solved(dict.fromkeys(ops, (cut,))) for cut in at[: effort.splits]]
     found.sort(key=lambda one: one.schedule.period)
     best = found[0]
     if effort.splits > 1:
         finer = tuple(sorted({*even_cuts(batch, 4), *best.cuts["Attn"]}))
         for names in (("Attn",), ("KQV", "Attn")):
-            found.append(solved({**best.cuts, **{name: finer for name in names}}))
+            found.append(solved({**best.cuts, **dict.fromkeys(names, finer)}))
     found.sort(key=lambda one: one.schedule.period)  # stable: fewer nano-operations first among equals
     return found
 

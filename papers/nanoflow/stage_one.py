@@ -22,7 +22,7 @@ _FAR = 3  # layers apart, at most; a token's own chain spans one period
 def best_order(layer: Layer, nodes: int = 5000, gap: float = 1e-3) -> Schedule:
     """The shortest period when overlapping costs nothing, every op at the whole GPU's speed (shares of 1).
 
-    nodes, gap: limits of the branch and bound. Of one stream, operations never overlap. RuntimeError without a solution.
+    nodes, gap: limits of the branch and bound. RuntimeError without a solution.
     """
     from scipy.optimize import Bounds, LinearConstraint, milp
 

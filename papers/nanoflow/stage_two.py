@@ -17,7 +17,9 @@ from papers.nanoflow.nano_batches import Layer
 from papers.nanoflow.polish import Schedule, polish
 from papers.nanoflow.replay import violations
 
-LEVELS = tuple(k / 20 for k in range(1, 21))  # twentieths: a collective needs about 0.05 (the paper's step is 0.1)
+LEVELS = tuple(
+    k / 20 for k in range(1, 21)
+)  # twentieths: a collective needs about 0.05 (the paper's step is 0.1)
 # Where annealing starts: shares at which the three streams nearly fit together.
 _START = {COMPUTE: 0.75, MEMORY: 0.2, NETWORK: 0.1}
 _HOT, _COLD = 0.02, 0.0005  # temperatures, relative to the period
@@ -91,7 +93,9 @@ def checked(layer: Layer, curves: Interference, choice: Choice, nodes: int) -> F
     draft = Evaluator(layer, curves).draft(choice)
     levels = [LEVELS] * len(layer.ops) if nodes else [(share,) for share in choice.shares]
     schedule = draft and polish(layer, curves, draft, levels, nodes=max(nodes, 1))
-    if schedule is None or violations(layer.ops, *schedule, curves.exponents):
+    if schedule is None or violations(
+        layer.ops, *schedule, curves.exponents, dependent=bool(layer.dependencies)
+    ):
         return None
     return Found(layer, choice, schedule)
 
