@@ -1,0 +1,148 @@
+"""What is timed or served for real on this machine: correctness, mapping, attention kernels, block tables."""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from common.lab.runtime import Observations, Runtime
+from common.models.decoder import Decoder, DecoderConfig
+from common.models.smollm2 import DATASET, load_smollm2
+from papers.vattention.block_tables import build_seconds
+from papers.vattention.deployments import DEPLOYMENTS
+from papers.vattention.driver_calls import LARGE_PAGE, call_seconds
+from papers.vattention.live_engine import differing_share, random_requests, serve
+from papers.vattention.overlap import excess, measured_prefill_step, measured_steps
+from papers.vattention.paged_attention import paged_over_contiguous
+from papers.vattention.virtual_memory import Reservation, process_memory, require_linux
+
+if TYPE_CHECKING:
+    from papers.vattention.experiment import Config
+
+PAGE = 64 << 10  # bytes
+
+
+def run(config: "Config", lab: Runtime, seen: Observations) -> None:
+    """Observe all that a control's claims ask for; one torch thread, so that the mapper has a core of its own."""
+    require_linux()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        if lab.wants("resident_share"):
+            reserve(seen)
+        for seed in lab.progress(lab.seeds, "measured"):
+            generator = lab.torch_generator(seed, "measured")
+            sizes = DecoderConfig(layers=config.layers, positions=2048)
+            model = Decoder(sizes, generator)
+            if lab.wants("differing_tokens"):
+                correctness(config, seen, seed, model, generator)
+            if lab.wants("overlap_excess_share"):
+                overlap(config, seen, seed, model, generator)
+            if lab.wants("deferred_map_share"):
+                deferred(config, seen, seed, model)
+            if lab.wants("prefill_gain_cpu", "prefill_kernel_ratio_cpu", "decode_gain_cpu"):
+                kernels(config, seen, seed, generator)
+            if lab.wants("table_share"):
+                tables(config, seen, seed)
+        if config.pretrained_requests and lab.wants("differing_tokens_smollm2") and lab.data(DATASET):
+            pretrained(config, lab, seen)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def reserve(seen: Observations) -> None:
+    """The paper's example, Yi-34B on two workers: 12 TB of addresses, and how much of them is resident."""
+    layout = DEPLOYMENTS["yi-34b"].layout(500, 200_000, LARGE_PAGE)
+    before = process_memory()
+    held = [Reservation(layout.slots * layout.slot_bytes) for _ in range(layout.tensors)]
+    after = process_memory()
+    seen.add("virtual_bytes", after[0] - before[0])
+    seen.add("resident_bytes", max(0, after[1] - before[1]))
+    seen.add("resident_share", max(0, after[1] - before[1]) / sum(one.size for one in held))
+
+
+def correctness(
+    config: "Config", seen: Observations, seed: int, model: Decoder, generator: torch.Generator
+) -> None:
+    """Greedy tokens of continuous batching, against dense caches; fewer physical pages than slots could fill."""
+    requests = random_requests(generator, model.config.vocab, config.live_requests, 300, 40)
+    served = serve(model, *requests, slots=4, longest=2048, page_bytes=PAGE, share=0.3, alias=config.alias)
+    seen.add("differing_tokens", differing_share(model, *requests, served), seed)
+    seen.add("served_virtual_bytes", served.virtual_bytes, seed)
+    seen.add("served_physical_bytes", served.physical_bytes, seed)
+    seen.add("moved_tensors", float(served.moved), seed)
+    for where, blocks in (("critical", served.critical_blocks), ("background", served.background_blocks)):
+        seen.add("mapped_blocks", blocks, seed, where=where)
+
+
+def pretrained(config: "Config", lab: Runtime, seen: Observations) -> None:
+    """The same with SmolLM2-135M, one seed."""
+    model = load_smollm2(2048)
+    seed = lab.seeds[0]
+    generator = lab.torch_generator(seed, "pretrained")
+    requests = random_requests(generator, model.config.vocab, config.pretrained_requests, 64, 12)
+    served = serve(model, *requests, slots=8, longest=2048, page_bytes=PAGE, share=0.4, alias=config.alias)
+    seen.add("differing_tokens_smollm2", differing_share(model, *requests, served), seed)
+
+
+def overlap(
+    config: "Config", seen: Observations, seed: int, model: Decoder, generator: torch.Generator
+) -> None:
+    """What real mappings add to an iteration, with overlap over without; and with a GPU driver's call times added."""
+    prompts = [torch.randint(512, (64 + 17 * index,), generator=generator) for index in range(8)]
+    ahead = "async" if config.overlap else "wait"
+    runs = {
+        system: measured_steps(model, prompts, config.live_iterations, PAGE, mode)
+        for system, mode in (("sync", "sync"), ("async", ahead))
+    }
+    added = {system: excess(steps) for system, steps in runs.items()}
+    seen.add("overlap_excess_share", max(0.0, added["async"]) / max(added["sync"], 1e-7), seed)
+    for system, steps in runs.items():
+        seen.add("mapping_excess_us", 1e6 * added[system], seed, system=system)
+        seen.add("step_us", 1e6 * float(torch.tensor(steps.step).median()), seed, system=system)
+    if seed:
+        return
+    for system, mode in (("sync", "sync"), ("async", ahead)):  # shown, no claim reads it
+        slowed = measured_steps(model, prompts, config.live_iterations, PAGE, mode, call_seconds(LARGE_PAGE))
+        for index, (step, seconds) in enumerate(zip(slowed.step, slowed.model, strict=True)):
+            seen.add("injected_step_ms", 1e3 * step, seed, system=system, iteration=index)
+            seen.add("injected_model_ms", 1e3 * seconds, seed, system=system, iteration=index)
+
+
+def deferred(config: "Config", seen: Observations, seed: int, model: Decoder) -> None:
+    """Seconds of mmap before a prefill that follows an equal one, with deferred reclamation over without."""
+    eager = measured_prefill_step(model, 1500, PAGE, False, config.rounds)
+    kept = measured_prefill_step(model, 1500, PAGE, config.deferred, config.rounds)
+    seen.add("prefill_map_us", 1e6 * eager, seed, system="eager")
+    seen.add("prefill_map_us", 1e6 * kept, seed, system="deferred")
+    seen.add("deferred_map_share", kept / eager, seed)
+
+
+def kernels(config: "Config", seen: Observations, seed: int, generator: torch.Generator) -> None:
+    """Paged over contiguous attention, prefill (256 tokens) and decode (one token) at the end of a context."""
+    for context in config.contexts:
+        block = config.block_tokens or context
+        prefill = paged_over_contiguous(256, context, 4, 64, block, config.rounds, generator)
+        decode = paged_over_contiguous(1, context, 4, 64, block, 20 * config.rounds, generator)
+        for phase, ratios in (("prefill", prefill), ("decode", decode)):
+            at: dict[str, str | int] = {"phase": phase, "context": context}
+            seen.add("paged_over_contiguous", ratios.gathered, seed, kernel="gathered", **at)
+            seen.add("paged_over_contiguous", ratios.blocked, seed, kernel="blocked", **at)
+        if context == max(config.contexts):
+            seen.add("prefill_gain_cpu", prefill.gathered, seed)
+            seen.add("prefill_kernel_ratio_cpu", prefill.blocked, seed)
+            seen.add("decode_gain_cpu", decode.gathered, seed)
+
+
+def tables(config: "Config", seen: Observations, seed: int) -> None:
+    """Seconds to build block tables, over a decode iteration of Llama-3-8B's profile with the same batch."""
+    from papers.vattention.experiment import latency_of
+
+    shares = []
+    for batch in config.batches:
+        python, vectorised = build_seconds(batch, 8192, 16, config.rounds)
+        iteration = latency_of("llama-3-8b").iteration([], batch, batch * 8192)[0]
+        shares.append(python / (python + iteration))
+        seen.add("table_ms", 1e3 * python, seed, batch=batch, built="Python lists")
+        seen.add("table_ms", 1e3 * vectorised, seed, batch=batch, built="numpy")
+        seen.add("table_share_by_batch", shares[-1], seed, batch=batch)
+    seen.add("table_share", max(shares), seed)
