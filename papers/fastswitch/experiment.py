@@ -50,17 +50,14 @@ class Config:
     conversations: int = 300
     rate: float = -1.0  # conversations/s; -1: the deployment's
     mean_turns: float = MEAN_TURNS
-    longest: int = (
-        4096  # tokens of a conversation, which brings live ones to the 1,000 to 2,000 tokens of the brief
-    )
+    longest: int = 4096  # tokens of a conversation; live ones then have the 1,000 to 2,000 of the brief
     patterns: list[str] = field(default_factory=lambda: ["random", "markov"])
     frequency: float = -1.0  # priority updates an iteration; -1: the deployment's
     sweep: list[float] = field(default_factory=lambda: [0.0, 0.01])  # other frequencies, for the figure
     sweep_seeds: int = 3
     kv_tokens: int = 0  # of the GPU; 0: the deployment's
-    host_seconds: list[float] = field(
-        default_factory=lambda: [0.0]
-    )  # more of every copy call; claims read the first
+    # more of every copy call; claims read the first
+    host_seconds: list[float] = field(default_factory=lambda: [0.0])
     free_calls: bool = False  # copy calls cost nothing but their bytes
     longest_group: int = 0  # blocks; 0: no limit
     keep_copies: bool = True  # False: host copies are invalid once they are swapped in

@@ -38,13 +38,13 @@ class PrioritySwitching:
         server = slot.instance
         assert isinstance(server, SwitchingInstance)
         server.settle(slot, server.loop.now)
-        if server.setup.wait_for_all and server.copying and self._allocates(slot, server):
-            server.wait_for_all(slot)
         if self.every and server.iterations >= (self.updates + 1) * self.every:
             self.updates = server.iterations // self.every
             self._now = dict(enumerate(self.update(self.updates).tolist()))
             self._rebalance(slot, server)
+        self._wait_for_all(slot, server)
         waits = self._admit(slot, server)
+        self._wait_for_all(slot, server)
         preempted = False if slot.prefilling else self._make_room(slot, server)
         chunks = self._prompts(slot)
         if not chunks and not slot.group.members:
@@ -101,11 +101,18 @@ class PrioritySwitching:
                 return True
         return False
 
-    def _allocates(self, slot: Slot, server: SwitchingInstance) -> bool:
-        """Whether the next iteration would take blocks: for tokens, or for somebody who waits."""
-        if slot.group.growth() or slot.prefilling:
-            return True
-        return any(server.memory.admits(self._needs(server, s)) for s in self._candidates(server))
+    def _wait_for_all(self, slot: Slot, server: SwitchingInstance) -> None:
+        """Under coarse conflicts, whoever would take blocks next waits for every copy in flight."""
+        if not (server.setup.wait_for_all and server.copying):
+            return
+        freed = server.leaving.blocks
+        outside = self._candidates(server)
+        if (
+            slot.group.growth()
+            or slot.prefilling
+            or any(server.memory.admits(self._needs(server, sequence) - freed) for sequence in outside)
+        ):
+            server.wait_for_all(slot)
 
     def _make_room(self, slot: Slot, server: SwitchingInstance) -> bool:
         """Until the running ones can store one more token each: wait for copies, else preempt the least important."""
