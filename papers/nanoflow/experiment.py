@@ -60,19 +60,19 @@ class Config:
     """Sizes and switches. A control changes one switch; `profile` files change the sizes."""
 
     models: list[str] = field(default_factory=lambda: [one.model for one in DEPLOYMENTS])
-    exponents: list[float] = field(default_factory=lambda: [0.4, 0.6, 0.75, 0.9])  # of the network, swept
+    exponents: list[float] = field(default_factory=lambda: [0.4, 0.5, 0.65, 0.8])  # of the network, swept
     chain: str = "reduce"  # or "gather": all-gathers around O instead of an all-reduce behind it
     splits: int = 3  # sizes that Stage I tries
-    walks: int = 12  # of Stage II
+    walks: int = 10  # of Stage II
     evaluations: int = 2500  # of a walk
-    refined: int = 8000  # evaluations of the two walks that go on from the best
+    refined: int = 4000  # evaluations of the two walks that go on from the best
     nodes: int = 20  # of a branch and bound
     batches: list[int] = field(default_factory=list)  # further dense batches of LLaMA-2-70B to plan for
     requests: int = 2000  # fewest of each online run, and what means of the traces are taken over
     seconds: float = 120.0  # of arrivals in each online run, where that takes more requests
     conversations: int = 2000  # with several rounds
     traces: list[str] = field(default_factory=lambda: list(TRACES))
-    resolution: float = 0.02  # relative, of the highest rate
+    resolution: float = 0.01  # relative, of the highest rate
     overlap: bool = True  # False: the nano-batches run one after another
     duplication: bool = (
         True  # False: another nano-batch costs no second read of the weights, no second collective
@@ -95,15 +95,15 @@ def run(config: Config, lab: Runtime) -> Observations:
     """Find the pipelines, and collect what the claims and figures read."""
     seen = Observations()
     observe_arithmetic(config, lab, seen)
-    base = None
+    observe_conversations(config, lab, seen)
     if lab.wants(*PIPELINE_METRICS):
         with lab.stopwatch() as watch:
             base = solve(case(config, CONSTANT[1]), lab.map)
         if lab.wants("search_minutes", "search_over_random"):
             observe_search(config, lab, seen, base, watch.seconds)
         observe_schedule(config, lab, seen, base)
+        observe_offload(config, seen, base)
         observe_pipelines(config, lab, seen, base)
-    if base is not None:
         observe_traces(config, lab, seen, base)
     return seen
 
@@ -293,12 +293,7 @@ def observe_pipelines(config: Config, lab: Runtime, seen: Observations, base: Re
 
 
 def observe_traces(config: Config, lab: Runtime, seen: Observations, base: Result) -> None:
-    """The three length traces: throughput at their mean lengths, rates within the limit, offloading on LMSYS."""
-    if lab.wants("offload_slowdown", "compute_saved", "eos_waste") and "lmsys" in config.traces:
-        for seed in lab.seeds:
-            work = draw("lmsys", config, lab, seed)
-            observe_offload(config, lab, seen, base, work, seed)
-            seen.add("eos_waste", online.wasted_share(work, config.late), seed)
+    """The three length traces: throughput at their mean lengths, rates within the limit."""
     if not lab.wants("online_rate_gain"):
         return
     means = {name: mean_lengths(name, lab) for name in config.traces}
@@ -326,20 +321,27 @@ def observe_traces(config: Config, lab: Runtime, seen: Observations, base: Resul
         seen.extend(rows)
 
 
-def observe_offload(
-    config: Config, lab: Runtime, seen: Observations, base: Result, work: Requests, seed: int
-) -> None:
-    """Copies beside the pipeline, and the computation that reuse saves, on conversations of several rounds."""
-    rng = lab.rng(seed, "rounds")
-    rounds = offload.rounds_of(rng, config.conversations)
-    chosen = rng.integers(len(work), size=int(rounds.sum()))
-    saved = offload.compute_saved(rounds, work.prompt[chosen], work.output[chosen], config.reuse)
-    seen.add("compute_saved", saved, seed)
-    copies = offload.copy_us(LLAMA_2_70B, base.case.batch, saved - 1)
-    slower = offload.period_with_copies(
-        base.pipeline.found, base.case.switches.curves, copies, config.hide_copies
-    )
-    seen.add("offload_slowdown", slower / base.pipeline.period - 1, seed)
+def observe_conversations(config: Config, lab: Runtime, seen: Observations) -> None:
+    """On LMSYS lengths: tokens computed after an end, and the computation that kept caches save."""
+    if "lmsys" not in config.traces or not lab.wants("compute_saved", "eos_waste", "offload_slowdown"):
+        return
+    for seed in lab.seeds:
+        work = draw("lmsys", config, lab, seed)
+        seen.add("eos_waste", online.wasted_share(work, config.late), seed)
+        rng = lab.rng(seed, "rounds")
+        rounds = offload.rounds_of(rng, config.conversations)
+        chosen = rng.integers(len(work), size=int(rounds.sum()))
+        saved = offload.compute_saved(rounds, work.prompt[chosen], work.output[chosen], config.reuse)
+        seen.add("compute_saved", saved, seed)
+
+
+def observe_offload(config: Config, seen: Observations, base: Result) -> None:
+    """The pipeline with the copies of keys and values that the conversations need."""
+    found, curves = base.pipeline.found, base.case.switches.curves
+    for row in seen.rows("compute_saved"):
+        copies = offload.copy_us(LLAMA_2_70B, base.case.batch, row.value - 1)
+        slower = offload.period_with_copies(found, curves, copies, config.hide_copies)
+        seen.add("offload_slowdown", slower / base.pipeline.period - 1, row.seed)
 
 
 def observe_online(

@@ -64,14 +64,15 @@ def split_layer(
 
     operators: in the order in which they feed one another; the last feeds the first of the next layer. dependent:
     False forgets all dependencies. multiples: whether cuts must be multiples of 128, as in the paper's search; a batch
-    that is not full is cut in proportion. ValueError for other cuts, and for any that do not increase inside the batch.
+    that is not full is cut in proportion, and one below two units anywhere. ValueError for other cuts, and for any
+    that do not increase inside the batch.
     """
     ops: list[NanoOp] = []
     places: list[list[int]] = []
     for name, operator in operators.items():
         inside = list(cuts.get(name, ()))
         edges = [0, *inside, batch]
-        rule = not multiples or all(cut % UNIT == 0 for cut in inside)
+        rule = not multiples or batch < 2 * UNIT or all(cut % UNIT == 0 for cut in inside)
         if not rule or any(b <= a for a, b in zip(edges, edges[1:], strict=False)):
             raise ValueError(f"cuts {inside} of {name} are no increasing multiples of {UNIT} below {batch}")
         places.append(list(range(len(ops), len(ops) + len(edges) - 1)))
