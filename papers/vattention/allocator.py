@@ -108,12 +108,9 @@ class Allocator:
         return len(self.held[slot])
 
     def free_blocks(self) -> int:
-        """KV blocks that a new request may count on: the pool, and what slots hold beyond their need."""
+        """KV blocks that a new request may count on: the pool, and what slots hold beyond their need (or lack)."""
         self.wait()
-        spare = sum(
-            self.mapped(i) - self._need(i) for i in range(len(self.held)) if self.mapped(i) > self._need(i)
-        )
-        return len(self.pool) + spare
+        return len(self.pool) + sum(self.mapped(slot) - self._need(slot) for slot in range(self.layout.slots))
 
     def alloc_reqid(self, tokens: int) -> int:
         """A slot for a request of `tokens` tokens: the inactive one with fewest pages that suffice, else the first.

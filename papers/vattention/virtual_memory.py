@@ -17,6 +17,7 @@ import os
 import sys
 import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -102,7 +103,7 @@ class Reservation:
         return torch.from_numpy(np.frombuffer(raw, dtype=dtype))
 
 
-def _array_type(size: int) -> type:
+def _array_type(size: int) -> Any:
     """A ctypes array of bytes whose instances can carry an attribute."""
     return type("Bytes", (ctypes.c_char * size,), {})
 
