@@ -25,6 +25,7 @@ from papers.fastswitch.copy_threads import StallComparison, compare
 from papers.fastswitch.deployments import DEPLOYMENTS
 from papers.fastswitch.evaluation import SYSTEMS, Job, serve
 from papers.fastswitch.model_swap import Swapped, answer_swapped
+from papers.fastswitch.pinned_swap import time_swap
 
 GAINS = ("ttft_p95", "ttft_p99", "ttft_p999", "tbt_p999")  # vLLM's over FastSwitch's
 SHARED = ("tokens_per_s", "swapped_share", "stall_share", "tbt_p99", "preemptions", "tokens", "out_blocks")
@@ -67,6 +68,7 @@ class Config:
     copy_repeats: int = 5
     copy_worker: bool = True  # a thread that copies; False: the loop does it itself
     answered_rounds: int = 12  # turns of every conversation with the real model; 0 leaves it out
+    pinned_blocks: int = 0  # on the device, of a real swap to pinned memory; 0 leaves it out
     trust_copies: bool = False  # of the real model: take any host copy for complete
 
 
@@ -90,6 +92,12 @@ def run(config: Config, lab: Runtime) -> Observations:
             seen.add("real_gap", gap.waiting, seed, system="waiting")
             seen.add("real_gap", gap.beside, seed, system="beside")
             seen.add("iterations_meanwhile", gap.meanwhile, seed)
+    if config.pinned_blocks and lab.wants("pinned_switch_gain"):
+        for seed in lab.seeds:
+            longest = config.longest_group or None
+            swap = time_swap(lab.rng(seed, "pinned"), lab.device, config.pinned_blocks, longest=longest)
+            seen.add("pinned_switch_gain", swap.gain, seed)
+            seen.add("pinned_hidden", swap.hidden, seed)
     if config.replayed and lab.wants("replay_seconds"):
         work = list(operations(lab.rng(0, "replay"), config.replayed))
         allocators: dict[str, BlockTables] = {
@@ -167,6 +175,8 @@ def observe(config: Config, lab: Runtime, results: dict[Key, dict[str, float]], 
         }  # fmt: skip
         for name in (*GAINS, *SHARED):
             seen.add("tail", found[name], seed, kind=name, **at)
+    if not results:
+        return
     first = config.deployments[0]
     own = DEPLOYMENTS[first].frequency if config.frequency < 0 else config.frequency
     for seed in lab.seeds:

@@ -11,6 +11,7 @@ from papers.fastswitch.block_groups import BlockGroups, FreeRuns, Piece, Run, Si
 from papers.fastswitch.copy_threads import compare
 from papers.fastswitch.kv_reuse import HostCopies
 from papers.fastswitch.model_swap import answer_swapped
+from papers.fastswitch.pinned_swap import swapped_pieces, time_swap
 
 owners = st.integers(0, 7)
 steps = st.lists(
@@ -240,3 +241,16 @@ def test_a_worker_copies_every_block_rightly_and_no_worker_means_no_iteration_me
     with_one = compare(np.random.default_rng(0), 16, 1, worker=True, width=64)
     without = compare(np.random.default_rng(0), 16, 1, worker=False, width=64)
     assert without.meanwhile == 0 and with_one.waiting > 0
+
+
+def test_a_swap_by_groups_moves_the_same_blocks_in_fewer_calls():
+    by_block, by_group = swapped_pieces(np.random.default_rng(0), 2048, None)
+    assert sum(piece.length for piece in by_group) == len(by_block)
+    assert len(by_group) < len(by_block) / 4
+    ones, groups_of_one = swapped_pieces(np.random.default_rng(0), 2048, 1)
+    assert len(ones) == len(groups_of_one)
+
+
+def test_a_real_swap_arrives_undamaged():
+    found = time_swap(np.random.default_rng(0), "cpu", 1280, layers=1, elements=8)
+    assert found.by_block > 0 and found.by_group > 0
