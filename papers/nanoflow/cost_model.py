@@ -2,7 +2,7 @@
 
     T_mem  = MemSize / MemBW                            an iteration at the largest batch reads the whole memory once
     T_comp = 2 * B_dense * P_model / Compute
-    T_net  = 4 * B_dense * D_model * bytes * layers / NetBW        of each GPU: two all-gathers and an all-reduce a layer
+    T_net  = 4 * B_dense * D_model * bytes * layers / NetBW     of each GPU: two all-gathers and an all-reduce a layer
     T_R    = T_mem / T_comp                             below 1 serving is bound by compute
     optimum = Compute / (2 * P_model)                   tokens/s of one GPU, with profiled, not peak, compute
 
