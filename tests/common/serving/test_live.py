@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from common.data import DataError, fetch
+from common.models import smollm2
 from common.models.decoder import Decoder, DecoderConfig, KVCache
 from common.models.paged import BlockPool
 from common.serving.clients import ClosedLoop
@@ -257,3 +259,17 @@ def test_the_processor_clock_skips_waiting(model):
     )
     assert time.perf_counter() - begun < 60
     assert run.trace.started[1] >= 600 and 0 < run.trace.ttft[1] < 5
+
+
+def test_the_pretrained_model_answers_alike_under_two_policies():
+    try:
+        fetch(smollm2.DATASET)
+    except DataError as error:
+        pytest.skip(f"the model's file can't be had here: {error}")
+    pretrained = smollm2.load_smollm2(64)
+    capital = [504, 3575, 282, 4649, 314]  # "The capital of France is"
+    asked = [capital, capital[:4], capital[1:]], [4, 3, 2]
+    together = serve(pretrained, *asked, IterationLevel(), ReservedMemory(100))
+    chunked = serve(pretrained, *asked, ChunkedPrefill(4, 3), PagedMemory(100))
+    assert together.tokens == chunked.tokens
+    assert together.tokens[0][0] == 7042  # " Paris"
