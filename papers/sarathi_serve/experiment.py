@@ -13,7 +13,7 @@ from papers.sarathi_serve import ablation, pipeline
 from papers.sarathi_serve.budget import TILE, iteration_seconds, token_budget
 from papers.sarathi_serve.capacity import LOWEST, Cell, Search, capacity, serve
 from papers.sarathi_serve.deployments import DEPLOYMENTS
-from papers.sarathi_serve.lengths import REAL, draw
+from papers.sarathi_serve.lengths import KINDS, REAL, draw
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,8 @@ def names(gain: Gain) -> list[str]:
 
 def search_capacities(config: Config, lab: Runtime, seen: Observations) -> None:
     """The capacity of every system in every wanted setting, and the ratios of them."""
-    wanted = [gain for gain in gains(config) if lab.wants(*names(gain))]
+    at_hand = {kind for kind in config.kinds if kind not in REAL or lab.data(REAL[kind])}
+    wanted = [gain for gain in gains(config) if lab.wants(*names(gain)) and gain.kind in at_hand | {*KINDS}]
     searches: dict[tuple[Cell, int], Search] = {}
     for seed in lab.seeds:
         for gain in wanted:
