@@ -7,6 +7,7 @@ comparison also holds faster kernels, which no schedule can reproduce.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -25,11 +26,16 @@ from common.serving.workload import Workload
 from papers.fastgen.splitfuse import BUDGET, MAX_SEQUENCES, WHOLE, DynamicSplitFuse, SplitWithoutFuse
 
 SPREAD = 0.3  # standard deviation over the mean (Section 4.A says "30% variance")
-MEMORY_SHARE = 0.9  # of GPU memory for weights and KV cache: vLLM's gpu_memory_utilization, for every policy here
+MEMORY_SHARE = (
+    0.9  # of GPU memory for weights and KV cache: vLLM's gpu_memory_utilization, for every policy here
+)
 BLOCK_TOKENS = 16  # vLLM's default
 VLLM_TOKENS = 4096  # prompt tokens of one pass: vLLM of November 2023, max(2560, the model's length)
 VLLM_SEQUENCES = 256  # vLLM's default max_num_seqs
-NETWORKS = {"a100": "a100-dgx", "h100": "h100-dgx"}  # all GPUs of a node joined by NVSwitch, as on the authors' servers
+NETWORKS = {
+    "a100": "a100-dgx",
+    "h100": "h100-dgx",
+}  # all GPUs of a node joined by NVSwitch, as on the authors' servers
 
 POLICIES: dict[str, Callable[[int], Scheduler]] = {
     "fastgen": lambda budget: DynamicSplitFuse(budget, MAX_SEQUENCES),
@@ -53,8 +59,7 @@ class Deployment:
 
     def latency(self) -> LatencyModel:
         """Seconds of an iteration, from measured operators."""
-        network = NETWORKS[self.gpu]
-        return profiled_latency(self.model, self.gpu, self.tensor_parallel, network=network)
+        return _latency(self)
 
     @property
     def kv_tokens(self) -> int:
@@ -62,6 +67,13 @@ class Deployment:
         shape = SHAPES[self.model]
         memory = self.tensor_parallel * MEMORY_SHARE * device(CARDS[self.gpu]).memory_bytes
         return int((memory - shape.weight_bytes()) / shape.kv_bytes_per_token())
+
+
+@cache
+def _latency(deployment: Deployment) -> LatencyModel:
+    """One model for all runs: it remembers the pass sizes that it has been asked about."""
+    network = NETWORKS[deployment.gpu]
+    return profiled_latency(deployment.model, deployment.gpu, deployment.tensor_parallel, network=network)
 
 
 @dataclass(frozen=True)
@@ -96,9 +108,7 @@ def serve(
 
     def build(loop: EventLoop) -> Replicas:
         replicas = [
-            Instance(
-                loop, latency, PagedMemory(kv_tokens, BLOCK_TOKENS, 0.0), policy, records_tokens=True
-            )
+            Instance(loop, latency, PagedMemory(kv_tokens, BLOCK_TOKENS, 0.0), policy, records_tokens=True)
             for latency in latencies
         ]
         return Replicas(replicas, LeastLoad() if least_loaded else RoundRobin())

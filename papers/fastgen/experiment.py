@@ -7,10 +7,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.lab.runtime import Observations, Runtime
+from common.lab.runtime import Coordinate, Observations, Runtime
 from common.serving.latency import LatencyModel
 from common.serving.metrics import token_gaps
-from papers.fastgen.agreement import ALPHA, ALPHAS, RATES, Agreement, effective_throughput, successful, throughput
+from common.serving.workload import Workload
+from papers.fastgen.agreement import (
+    ALPHA,
+    ALPHAS,
+    RATES,
+    Agreement,
+    effective_throughput,
+    slowest_rates,
+    successful,
+    throughput,
+)
 from papers.fastgen.closed_loop import (
     Deployment,
     Load,
@@ -42,7 +52,22 @@ AT_SECONDS, AT_RATE = 9.0, 1.2  # where Section 4.B compares the curves: mean la
 SLOW = 3.0  # the slow replica of the control takes three times as long: any factor that is plainly slow
 IRREGULAR = 0.5  # share of a pass's tokens that the unequal split moves to its neighbour
 SPLIT_TOKENS, SPLIT_PASSES = 2048, 4
-CURVE = (1, 16, 32, 64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)  # tokens of a pass, on the A100s
+CURVE = (
+    1,
+    16,
+    32,
+    64,
+    128,
+    256,
+    384,
+    512,
+    768,
+    1024,
+    1536,
+    2048,
+    3072,
+    4096,
+)  # tokens of a pass, on the A100s
 MEASURED_CURVE = (1, 4, 8, 16, 32, 64, 96, 128, 192, 256)  # tokens of a pass, on this CPU
 
 
@@ -63,7 +88,7 @@ class Config:
     replica_requests: int = 192  # for each replica
     slow_replica: bool = False  # one replica is slower than the others
     gain: float = 2.0  # times as much throughput: the slowdown of the rival that would explain it
-    live_requests: int = 16  # of each run of the real engine; 0 leaves it out
+    live_requests: int = 12  # of each run of the real engine; 0 leaves it out
     pass_tokens: int = 128  # of the real passes in 1, 4 and 16 sequences; 0 leaves out all that is timed
     turns: int = 5  # of each timing
     wrong: float = 0.0  # share of a pass's tokens that ends up in another pass
@@ -146,9 +171,10 @@ def compare_closed_loops(config: Config, lab: Runtime, seen: Observations) -> No
     work = [(job, workloads[job.seed, job.load]) for job in jobs]
     found = dict(zip(jobs, lab.map(closed_loop, work, "closed loops"), strict=True))
     for job, row in found.items():
-        at = {"load": str(job.load), "system": job.system, "clients": job.clients, "budget": job.budget}
+        at: dict[str, Coordinate] = {"load": str(job.load), "system": job.system}
+        at |= {"clients": job.clients, "budget": job.budget}
         for metric, value, more in row.rows():
-            seen.add(metric, value, job.seed, **at, **more)
+            seen.add(metric, value, job.seed, **(at | more))
     for seed in lab.seeds:
         compare(config, lab, {job: row for job, row in found.items() if job.seed == seed}, seed, seen)
 
@@ -157,7 +183,9 @@ def asked(config: Config, lab: Runtime) -> Iterator[Job]:
     """The closed loops behind the metrics that are asked for."""
     budget = budget_of(config)
     pair = dict.fromkeys((config.system, "vllm"))
-    everything = lab.wants("effective_throughput")  # which no claim reads: a run for the notebook and the record
+    everything = lab.wants(
+        "effective_throughput"
+    )  # which no claim reads: a run for the notebook and the record
     agreed = everything or lab.wants(*LOOPS[:4], "throughput_gain_at_latency", "latency_gain_at_rate")
     for seed in lab.seeds:
         for clients in config.clients:
@@ -195,23 +223,24 @@ class Row(NamedTuple):
             yield "failed", value, {"rate": rate}
 
 
-def closed_loop(work: tuple[Job, object]) -> Row:
+def closed_loop(work: tuple[Job, Workload]) -> Row:
     """Simulate one closed loop of Llama-2-70B on four A100s."""
     job, workload = work
     trace = serve(
-        workload,  # type: ignore[arg-type]
+        workload,
         job.clients,
         default_policy(job.system, job.budget),
         [LLAMA_70B.latency()],
         LLAMA_70B.kv_tokens,
     )
     gaps = token_gaps(trace)
+    slowest = {alpha: slowest_rates(trace, alpha) for alpha in ALPHAS}
     pairs = [(rate, ALPHA) for rate in RATES] + [(STRICT, alpha) for alpha in ALPHAS if alpha != ALPHA]
     return Row(
         throughput(trace),
         float(np.mean(trace.finish - trace.arrival)),
-        {pair: effective_throughput(trace, Agreement(pair[0], alpha=pair[1])) for pair in pairs},
-        {rate: 1.0 - float(np.mean(successful(trace, Agreement(rate)))) for rate in RATES},
+        {(r, a): effective_throughput(trace, Agreement(r, alpha=a), slowest[a]) for r, a in pairs},
+        {rate: 1.0 - float(np.mean(successful(trace, Agreement(rate), slowest[ALPHA]))) for rate in RATES},
         float(np.quantile(gaps, 0.5)),
         float(np.quantile(gaps, 0.95)),
     )
@@ -230,7 +259,9 @@ def compare(config: Config, lab: Runtime, rows: dict[Job, Row], seed: int, seen:
         for rate, alpha in ours[0].effective:
             best = [max(row.effective[rate, alpha] for row in side) for side in (ours, theirs)]
             if best[1]:
-                seen.add("effective_throughput_gain_by_alpha", best[0] / best[1], seed, rate=rate, alpha=alpha)
+                seen.add(
+                    "effective_throughput_gain_by_alpha", best[0] / best[1], seed, rate=rate, alpha=alpha
+                )
                 if alpha == ALPHA:
                     seen.add(f"effective_throughput_gain_{rate:g}", best[0] / best[1], seed)
         for name, side in (("failed_share", ours), ("failed_share_vllm", theirs)):
@@ -238,7 +269,9 @@ def compare(config: Config, lab: Runtime, rows: dict[Job, Row], seed: int, seen:
             seen.add(name, at_peak.failed[STRICT], seed)
         mine, other = curve_of(ours), curve_of(theirs)
         seen.add(
-            "throughput_gain_at_latency", mine.throughput_at(AT_SECONDS) / other.throughput_at(AT_SECONDS), seed
+            "throughput_gain_at_latency",
+            mine.throughput_at(AT_SECONDS) / other.throughput_at(AT_SECONDS),
+            seed,
         )
         seen.add("latency_gain_at_rate", other.latency_at(AT_RATE) / mine.latency_at(AT_RATE), seed)
         seen.add("slowdown_for_gain", slowdown_for(config.gain, mine, other, AT_SECONDS), seed)
@@ -247,9 +280,7 @@ def compare(config: Config, lab: Runtime, rows: dict[Job, Row], seed: int, seen:
         mine, other = curve_of(ours), curve_of(theirs)
         gain = mine.throughput_at(AT_SECONDS) / other.throughput_at(AT_SECONDS)
         seen.add("throughput_gain_at_latency_1200_128", gain, seed)
-    pair = [
-        rows.get(Job(seed, TAIL, system, TAIL_CLIENTS, budget)) for system in (config.system, "vllm")
-    ]
+    pair = [rows.get(Job(seed, TAIL, system, TAIL_CLIENTS, budget)) for system in (config.system, "vllm")]
     if pair[0] and pair[1]:
         tail = pair[1].tail_gap / pair[0].tail_gap
         median = pair[1].median_gap / pair[0].median_gap
@@ -279,7 +310,9 @@ def compare_deployments(config: Config, job: tuple[int, np.random.Generator]) ->
             policy = default_policy(system, budget_of(config))
             trace = serve(workload, TAIL_CLIENTS, policy, [latency], deployment.kv_tokens)
             found.append((throughput(trace), float(np.quantile(token_gaps(trace), 0.95))))
-        gains.append(round(found[0][0] / found[1][0], 9))  # equal work must give exactly 1, rounding errors or not
+        gains.append(
+            round(found[0][0] / found[1][0], 9)
+        )  # equal work must give exactly 1, rounding errors or not
         tails.append(found[1][1] / found[0][1])
         seen.add("throughput_gain_by_model", gains[-1], seed, deployment=str(deployment))
         seen.add("tail_ratio_by_model", tails[-1], seed, deployment=str(deployment))
@@ -314,7 +347,9 @@ def scale(config: Config, job: tuple[int, np.random.Generator]) -> Observations:
             name = "least loaded" if least_loaded else "round robin"
             seen.add("replica_throughput", rate, seed, replicas=replicas, balancer=name)
             if replicas == max(config.replicas):
-                seen.add("scaling_least_loaded" if least_loaded else "scaling", rate / single[least_loaded], seed)
+                seen.add(
+                    "scaling_least_loaded" if least_loaded else "scaling", rate / single[least_loaded], seed
+                )
     return seen
 
 
@@ -338,3 +373,7 @@ def analyse_profile(config: Config, lab: Runtime, seen: Observations) -> None:
     ours = makespan(partial(pass_seconds, latency), split(SPLIT_TOKENS, SPLIT_PASSES, config.wrong))
     unequal = makespan(partial(pass_seconds, latency), split(SPLIT_TOKENS, SPLIT_PASSES, IRREGULAR))
     seen.add("equal_split_gain_a100", unequal / ours)
+    for tokens in CURVE[2:-1]:
+        larger, smaller = (pass_seconds(latency, size) for size in split(2 * tokens, 2, IRREGULAR))
+        gain = (larger + smaller) / (2 * pass_seconds(latency, tokens))
+        seen.add("equal_split_gain_by_pass", gain, tokens=tokens)

@@ -76,7 +76,7 @@ def split_unequally(sizes: Sizes, model: Decoder, budget: int, seen: Observation
     """Seconds of four passes of unequal size over those of four equal ones with as many tokens in all."""
     plans = [token_curve.split(4 * budget, 4, wrong) for wrong in (sizes.wrong, sizes.irregular)]
     counts = sorted({tokens for plan in plans for tokens in plan})
-    taken = token_curve.fastest([token_curve.forward(model, tokens) for tokens in counts], 3 * sizes.turns)
+    taken = token_curve.fastest([token_curve.forward(model, tokens) for tokens in counts], 2 * sizes.turns)
     seconds = dict(zip(counts, taken, strict=True))
     ours, unequal = (token_curve.makespan(seconds.__getitem__, plan) for plan in plans)
     seen.add("equal_split_gain_cpu", unequal / ours, seed)

@@ -104,7 +104,7 @@ class SplitWithoutFuse:
 
 
 def is_generating(sequence: Sequence) -> bool:
-    """Whether a sequence of `Slot.prefilling` is a stalled generation: one token short of its goal, and not the first."""
+    """Whether a sequence of `Slot.prefilling` is a stalled generation: it has one more token to store."""
     return sequence.generated > 0 and sequence.context > 0 and sequence.goal == sequence.context + 1
 
 

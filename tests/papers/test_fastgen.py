@@ -1,1 +1,255 @@
-"""The experiment, on little."""
+"""The agreement, the closed loop, the token curve and the replicas against closed forms; the experiment on little."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.lab.runtime import Runtime
+from common.models.decoder import Decoder, DecoderConfig
+from common.serving.metrics import slowest_running_rate, token_gaps
+from common.serving.trace import Trace
+from papers.fastgen import live_comparison
+from papers.fastgen.agreement import Agreement, effective_throughput, slowest_rates, successful, throughput
+from papers.fastgen.closed_loop import (
+    POLICIES,
+    Deployment,
+    Load,
+    PassSizes,
+    Slower,
+    WithoutKnee,
+    default_policy,
+    draw,
+    pass_seconds,
+    serve,
+)
+from papers.fastgen.experiment import CURVE, LOOPS, Config, run
+from papers.fastgen.latency_curve import LatencyCurve, slowdown_for
+from papers.fastgen.splitfuse import DynamicSplitFuse
+from papers.fastgen.token_curve import (
+    concave_fit,
+    concave_share,
+    concavity,
+    explained,
+    knee,
+    makespan,
+    split,
+)
+
+LLAMA = Deployment()
+SHORT = Config(
+    requests=32,
+    clients=[4, 16],
+    ablations=["orca"],
+    models=1,
+    replicas=[1, 2],
+    replica_requests=16,
+    pass_tokens=0,
+)
+
+
+def trace_of(prompt: int, times: list[list[float]]) -> Trace:
+    """Requests sent at 0 with these token times, seconds."""
+    n = len(times)
+    ends = np.array([row[-1] for row in times])
+    return Trace(
+        np.zeros(n),
+        np.full(n, prompt),
+        np.array([len(row) for row in times]),
+        np.array([row[0] for row in times]),
+        ends,
+        np.zeros(n, int),
+        tuple(np.array(row) for row in times),
+    )
+
+
+# The agreement ------------------------------------------------------------------------------------------------------
+
+
+def test_a_request_must_keep_both_promises() -> None:
+    early, late, slow = [1.0, 1.1, 1.2], [1.5, 1.6, 1.7], [1.0, 1.5, 2.0]
+    trace = trace_of(512, [early, late, slow])  # the first token is due within 512 / 512 = 1 s
+    assert successful(trace, Agreement(4.0)).tolist() == [True, False, False]
+    assert effective_throughput(trace, Agreement(4.0)) == 1 / 2.0
+    assert effective_throughput(trace, Agreement(2.0)) == 2 / 2.0, "2 tokens/s are gaps of half a second"
+    assert throughput(trace) == 3 / 2.0
+
+
+@given(
+    gaps=st.lists(st.lists(st.floats(0.01, 5), max_size=12), min_size=1, max_size=6),
+    alpha=st.sampled_from([0.1, 0.2, 0.5, 1.0]),
+)
+@settings(max_examples=100, deadline=None)
+def test_the_slowest_rates_of_all_streams_equal_those_of_each(gaps: list[list[float]], alpha: float) -> None:
+    trace = trace_of(1, [np.cumsum([1.0, *row]).tolist() for row in gaps])
+    each = [slowest_running_rate(times, alpha) for times in trace.token_times]
+    np.testing.assert_allclose(slowest_rates(trace, alpha), each)
+
+
+def test_the_agreement_needs_the_times_of_tokens() -> None:
+    without = Trace(*(np.ones(1) for _ in range(6)))
+    with pytest.raises(ValueError, match="records_tokens=True"):
+        successful(without, Agreement(4.0))
+
+
+# The closed loop ----------------------------------------------------------------------------------------------------
+
+
+def test_lengths_are_normal_with_a_spread_of_thirty_percent() -> None:
+    drawn = draw(np.random.default_rng(0), 100_000, Load(2600, 60))
+    # standard errors over 100,000 draws: 0.3 mean / 316, and of the spread about 0.3 / 447
+    assert np.mean(drawn.prompt) == pytest.approx(2600, abs=4 * 0.3 * 2600 / 316)
+    assert np.std(drawn.prompt) / 2600 == pytest.approx(0.3, abs=0.005)
+    assert drawn.output.min() >= 1
+
+
+def test_little_law_holds_in_every_closed_loop() -> None:
+    """Clients = throughput x latency, but for the drain at the end, when clients are done."""
+    workload = draw(np.random.default_rng(1), 400, Load(1200, 60))
+    for name in POLICIES:
+        trace = serve(workload, 8, default_policy(name), [LLAMA.latency()], LLAMA.kv_tokens)
+        latency = float(np.mean(trace.finish - trace.arrival))
+        assert throughput(trace) * latency == pytest.approx(8, rel=0.03)
+        assert throughput(trace) * latency <= 8
+
+
+def test_without_split_and_with_enough_memory_splitfuse_is_orca() -> None:
+    workload = draw(np.random.default_rng(2), 100, Load(2600, 60))
+    orca, whole = (
+        serve(workload, 16, default_policy(name), [LLAMA.latency()], LLAMA.kv_tokens)
+        for name in ("orca", "no-split")
+    )
+    np.testing.assert_allclose(orca.finish, whole.finish)
+
+
+def test_passes_are_full_while_prompts_wait() -> None:
+    watched = PassSizes(DynamicSplitFuse(768))
+    workload = draw(np.random.default_rng(3), 100, Load(2600, 16))
+    serve(workload, 32, watched, [LLAMA.latency()], LLAMA.kv_tokens)
+    sizes = [prompt + generation for prompt, generation in watched.passes]
+    assert max(sizes) == 768
+    assert np.mean(np.array(sizes[: len(sizes) // 2]) == 768) > 0.95
+
+
+def test_a_slower_replica_does_the_same_more_slowly() -> None:
+    workload = draw(np.random.default_rng(4), 60, Load(1200, 60))
+    policy = default_policy("fastgen")
+    usual, slower = (
+        serve(workload, 8, policy, [latency], LLAMA.kv_tokens)
+        for latency in (LLAMA.latency(), Slower(LLAMA.latency(), 2.5))
+    )
+    np.testing.assert_allclose(slower.finish, 2.5 * usual.finish)
+    np.testing.assert_allclose(token_gaps(slower), 2.5 * token_gaps(usual))
+
+
+def test_on_a_device_without_a_knee_all_policies_take_the_same_time() -> None:
+    workload = draw(np.random.default_rng(5), 60, Load(1200, 60))
+    tokens = int((workload.prompt + workload.output - 1).sum())
+    for name in POLICIES:
+        trace = serve(workload, 8, default_policy(name), [WithoutKnee(1e-4)], LLAMA.kv_tokens)
+        assert trace.finish.max() == pytest.approx(1e-4 * tokens)
+
+
+def test_an_unknown_policy_is_named() -> None:
+    with pytest.raises(KeyError, match="no policy 'triton'; there is fastgen, vllm"):
+        default_policy("triton")
+
+
+# Curves -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_curve_is_read_between_its_points_and_a_slowdown_undoes_a_gain() -> None:
+    curve = LatencyCurve(np.array([2.0, 4.0, 10.0]), np.array([0.5, 1.0, 1.2]))
+    assert curve.throughput_at(3.0) == pytest.approx(0.75)
+    assert curve.latency_at(1.1) == pytest.approx(7.0)
+    assert curve.latency_at(5.0) == 10.0, "a rate that is never reached"
+    times = slowdown_for(1.5, curve, curve, 4.0)
+    assert curve.throughput_at(4.0) / curve.slower(times).throughput_at(4.0) == pytest.approx(1.5, rel=1e-4)
+
+
+def test_concavity_is_above_one_on_a_roof_one_on_a_line_and_below_one_on_a_bowl() -> None:
+    tokens = [1, 2, 4, 8, 16, 32, 64]
+    counts = np.array(tokens, dtype=float)
+    roof = np.maximum(1.0, counts / 16)  # memory-bound up to 16 tokens, compute-bound from there
+    assert concavity(tokens, roof) > 1
+    assert concave_share(tokens, roof) == 1
+    assert knee(tokens, roof) == 16
+    assert concavity(tokens, np.ones(7)) == pytest.approx(1), (
+        "one second whatever the tokens: a straight line"
+    )
+    assert concavity(tokens, 1 / counts) < 1
+    assert concave_share(tokens, 1 / counts) == 0
+
+
+def test_the_concave_fit_is_exact_on_a_roof_and_misses_a_bowl() -> None:
+    tokens = [1, 2, 4, 8, 16, 32, 64]
+    counts = np.array(tokens, dtype=float)
+    roof = counts / np.maximum(1.0, counts / 16)
+    np.testing.assert_allclose(concave_fit(tokens, np.maximum(1.0, counts / 16)), roof, rtol=1e-6)
+    bowl = concave_fit(tokens, 1 / counts)
+    assert np.all(np.diff(np.diff(bowl) / np.diff(counts)) <= 1e-9), "what is fitted is concave"
+    assert explained(counts**2, bowl) < 0.97
+
+
+@given(st.lists(st.integers(1, 400), min_size=3, max_size=3))
+@settings(max_examples=50, deadline=None)
+def test_equal_passes_are_best_where_the_seconds_of_a_pass_are_convex(sizes: list[int]) -> None:
+    """Jensen: a roof is convex in seconds, so that no division of the same tokens beats the equal one."""
+    total = sum(sizes) * 4
+    roof = lambda tokens: max(1.0, tokens / 64)  # noqa: E731
+    equal = makespan(roof, split(total, 4))
+    assert equal <= makespan(roof, split(total, 4, 0.5)) + 1e-12
+    assert equal <= sum(roof(4 * size) for size in (*sizes, 0)) + 1e-12
+
+
+def test_tokens_that_do_not_divide_are_refused() -> None:
+    with pytest.raises(ValueError, match="even number of equal passes"):
+        split(100, 3)
+
+
+def test_the_profiled_pass_has_two_regions() -> None:
+    seconds = partial(pass_seconds, LLAMA.latency())
+    assert seconds(64) < 1.5 * seconds(1), "the weights are read either way"
+    assert seconds(4096) == pytest.approx(2 * seconds(2048), rel=0.05), "twice the work, twice the time"
+    rate = [tokens / seconds(tokens) for tokens in CURVE]
+    assert knee(CURVE, np.array([seconds(tokens) for tokens in CURVE])) == 768 and max(rate) < 6000
+
+
+# The real engine and the experiment ---------------------------------------------------------------------------------
+
+
+def test_every_policy_gives_the_same_tokens_on_the_real_engine() -> None:
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        config = DecoderConfig(vocab=64, hidden=32, layers=2, heads=2, intermediate=64, positions=512)
+        model = Decoder(config, torch.Generator().manual_seed(0))
+        requests = live_comparison.draw_requests(np.random.default_rng(0), 10, 64)
+        runs = [live_comparison.run_policy(model, requests, name, 48) for name in POLICIES]
+    finally:
+        torch.set_num_threads(threads)
+    assert [live_comparison.same_answers(runs[0], other) for other in runs] == [1.0] * len(POLICIES)
+    largest = max(sum(new for new, _ in one.chunks) + one.decodes for one in runs[0].iterations)
+    assert largest == 48
+
+
+def test_the_same_config_and_seeds_give_the_same_bytes() -> None:
+    assert (
+        run(SHORT, Runtime((0, 1), workers=1)).to_json() == run(SHORT, Runtime((0, 1), workers=1)).to_json()
+    )
+
+
+def test_a_control_computes_only_what_its_claims_read() -> None:
+    seen = run(SHORT, Runtime((0,), workers=1, wanted=["tail_ratio"]))
+    assert {row.at["clients"] for row in seen.rows("throughput")} == {16}
+    assert "scaling" not in seen.metrics and "tail_ratio" in seen.metrics
+
+
+def test_the_same_policy_on_both_sides_gains_nothing() -> None:
+    seen = run(Config(requests=32, system="vllm", pass_tokens=0), Runtime((0,), workers=1, wanted=LOOPS))
+    for metric in ("effective_throughput_gain_4", "throughput_gain_at_latency", "latency_gain_at_rate"):
+        assert seen.values(metric) == [1.0]
