@@ -110,8 +110,8 @@ def overlap(
 
 def deferred(config: "Config", seen: Observations, seed: int, model: Decoder) -> None:
     """Seconds of mmap before a prefill that follows an equal one, with deferred reclamation over without."""
-    eager = measured_prefill_step(model, 1500, PAGE, False, config.rounds)
-    kept = measured_prefill_step(model, 1500, PAGE, config.deferred, config.rounds)
+    eager = measured_prefill_step(model, 1500, PAGE, False, 15)
+    kept = measured_prefill_step(model, 1500, PAGE, config.deferred, 15)
     seen.add("prefill_map_us", 1e6 * eager, seed, system="eager")
     seen.add("prefill_map_us", 1e6 * kept, seed, system="deferred")
     seen.add("deferred_map_share", kept / eager, seed)
