@@ -365,7 +365,7 @@ def observe_online(
     for system, one in systems.items():
         rates[system] = online.sustained_rate(one, first_of, start, config.resolution)
         seen.add("online_rate", rates[system], seed, trace=name, system=system)
-        for part in (0.1, 0.4, 0.7, 0.9, 1.0, 1.1, 1.2, 1.3) if curve else ():
+        for part in (0.1, 0.4, 0.8, 1.0, 1.2, 1.4, 1.6) if curve else ():
             trace = online.serve(one, first_of(part * start), part * start)
             latency = float(np.mean((trace.finish - trace.arrival) / trace.output))
             seen.add("normalised_latency", latency, seed, trace=name, system=system, rate=part * start)
