@@ -194,6 +194,10 @@ class Allocator:
     def _map_ahead(self) -> None:
         """The background thread: pages of the next iterations, or one page given back."""
         slots = range(self.layout.slots)
+        if not any(self._missing(slot, EAGER_STEPS) for slot in slots):  # the usual case, decided at once
+            if not self.deferred:
+                self._give_one_back()
+            return
         need = sum(self._missing(slot, 1) for slot in slots)
         if len(self.pool) < need:
             self._reclaim(need)
