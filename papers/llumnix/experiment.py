@@ -34,7 +34,7 @@ class Config:
     start_seconds: float = 40.0  # until an ordered instance serves (inferred: 20 to 60)
     bytes_per_s: float = 1.5e9  # of migration in the simulation (inferred: gloo between machines)
     migration_lengths: list[int] = field(default_factory=lambda: [64, 256, 512, 1024, 2048])  # tokens
-    migration_repeats: int = 2
+    migration_repeats: int = 3  # of live migrations; their median counts
     migration: bool = True  # False: Llumnix without migration
     queued_demand: bool = True  # False: queued requests have no virtual usage
     homogeneous: bool = False  # True: every request has the trace's mean lengths
