@@ -46,7 +46,7 @@ class Config:
     live_requests: int = 8
     live_iterations: int = 120
     contexts: list[int] = field(default_factory=lambda: [2048])  # of the attention kernels, tokens
-    rounds: int = 7
+    rounds: int = 15
     pretrained_requests: int = 3  # to SmolLM2-135M; 0 leaves it out
 
 

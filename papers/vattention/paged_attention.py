@@ -113,7 +113,10 @@ class Ratios:
 def paged_over_contiguous(
     new: int, context: int, heads: int, dim: int, block_tokens: int, rounds: int, generator: torch.Generator
 ) -> Ratios:
-    """Attention of `new` tokens at the end of `context`; the fastest of alternating rounds on this machine."""
+    """Attention of `new` tokens at the end of `context`: the fastest of alternating rounds, CPU seconds of this thread.
+
+    Set one torch thread; other programs on the machine then hardly matter.
+    """
     keys, values = (torch.randn(context, heads, dim, generator=generator) for _ in range(2))
     queries = torch.randn(heads, new, dim, generator=generator)
     paged = Paged.scatter(keys, values, block_tokens, generator)
@@ -126,9 +129,9 @@ def paged_over_contiguous(
     seconds: list[list[float]] = [[] for _ in runs]
     for index in range(rounds + 1):
         for run, times in zip(runs, seconds, strict=True):
-            begun = time.perf_counter()
+            begun = time.thread_time()
             run()
             if index:  # the first round warms up
-                times.append(time.perf_counter() - begun)
+                times.append(time.thread_time() - begun)
     plain, gathered, blocked, paged_blocked = map(min, seconds)
     return Ratios(gathered / plain, paged_blocked / blocked)

@@ -147,7 +147,7 @@ def test_mapping_runs_while_the_caller_computes_and_the_next_step_waits_for_it()
         assert memory.critical_blocks == 1
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.data())
 def test_pages_are_conserved_and_every_step_maps_what_it_needs(data: st.DataObject) -> None:
     blocks = data.draw(st.integers(8, 24))
@@ -155,7 +155,7 @@ def test_pages_are_conserved_and_every_step_maps_what_it_needs(data: st.DataObje
     memory = Allocator(SMALL, blocks, backing, deferred=data.draw(st.booleans()))
     lengths = [0] * SMALL.slots
     try:
-        for _ in range(data.draw(st.integers(1, 40))):
+        for _ in range(data.draw(st.integers(1, 25))):
             action = data.draw(st.sampled_from(["admit", "free", "step"]))
             if action == "admit" and 0 in lengths:
                 tokens = data.draw(st.integers(1, 31))
