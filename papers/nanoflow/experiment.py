@@ -6,6 +6,8 @@ tokens together, per GPU, as the paper does.
 
 import math
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 
@@ -403,6 +405,11 @@ def trace_lengths(name: str, lab: Runtime) -> Lengths:
     path = lab.data(TRACES[name])
     if path is None:
         raise LabError(f"the length trace {TRACES[name]} is needed; see common/data")
+    return _read(path)
+
+
+@cache
+def _read(path: Path) -> Lengths:
     return read_trace(path).within(LONGEST)
 
 
