@@ -88,9 +88,9 @@ class Config:
     replica_requests: int = 192  # for each replica
     slow_replica: bool = False  # one replica is slower than the others
     gain: float = 2.0  # times as much throughput: the slowdown of the rival that would explain it
-    live_requests: int = 12  # of each run of the real engine; 0 leaves it out
+    live_requests: int = 24  # of each run of the real engine; 0 leaves it out
     pass_tokens: int = 128  # of the real passes in 1, 4 and 16 sequences; 0 leaves out all that is timed
-    turns: int = 5  # of each timing
+    turns: int = 3  # of each timing
     wrong: float = 0.0  # share of a pass's tokens that ends up in another pass
     measured: bool = True  # False: a made-up throughput that grows with the square of the tokens
 
