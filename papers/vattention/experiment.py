@@ -169,7 +169,7 @@ def chat_lengths(rng: np.random.Generator, n: int, aligned: bool) -> Lengths:
 def measured_ratio() -> float:
     """Paged over contiguous prefill attention at the longest context measured on a CPU: gathered, then the same kernel.
 
-    The blocked kernel's ratio in the same table is smaller, little more than noise; every gain would be smaller with it.
+    The blocked kernel's ratio in the same table is smaller, little more than noise; so would be every gain.
     """
     rows = [row for row in read_table(RATIOS) if int(row["block_tokens"]) == 16]
     return float(max(rows, key=lambda row: int(row["context"]))["gathered"])
