@@ -65,7 +65,7 @@ class AttendingCache(Protocol):
     """A cache that computes attention itself, because not all that it stores is here."""
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Store new keys and values, (kv_heads, new, head_dim), and attend to all; of queries, (heads, new, head_dim)."""
+        """Store new keys and values, (kv_heads, new, head_dim); attention of the queries, (heads, new, head_dim)."""
 
 
 class KVCache:

@@ -7,7 +7,7 @@ has stored at j is an edge i -> j of the ledger's graph; debts along a cycle can
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 PROPOSALS = 3  # creditors that the global manager names at most (v1)
 
@@ -26,6 +26,10 @@ class RManager:
     used: int = 0  # by the instance's own requests, here
     lent: dict[int, int] = field(default_factory=dict)
     borrowed: dict[int, int] = field(default_factory=dict)
+
+    def copy(self) -> "RManager":
+        """The same books, to try something out."""
+        return replace(self, lent=dict(self.lent), borrowed=dict(self.borrowed))
 
     @property
     def free(self) -> int:
@@ -85,15 +89,15 @@ class GManager:
         """A heartbeat."""
         self.ledger[manager.name] = Heartbeat(manager.free, dict(manager.lent))
 
-    def propose(self, debtor: int, blocks: int) -> list[int]:
-        """Up to PROPOSALS instances with so many free, as far as is known: the same node first, then most free."""
+    def propose(self, debtor: int, blocks: int, most: int = PROPOSALS) -> list[int]:
+        """Up to `most` instances with so many free, as far as is known: the same node first, then most free."""
         fitting = [name for name, told in self.ledger.items() if name != debtor and told.free >= blocks]
         home = self.node_of.get(debtor)
 
         def rank(name: int) -> tuple[bool, int, int]:
             return self.node_of.get(name) != home, -self.ledger[name].free, name
 
-        return sorted(fitting, key=rank)[:PROPOSALS]
+        return sorted(fitting, key=rank)[:most]
 
     def debts(self) -> dict[int, dict[int, int]]:
         """Edges debtor -> creditor -> blocks."""

@@ -15,15 +15,16 @@ ASK, REPAY, DONE = range(3)
 
 
 def lend_concurrently(
-    rank: int, world: int, blocks: int, requests: int, seed: int
+    rank: int, world: int, blocks: int, requests: int, seed: int, refuses: bool = True
 ) -> tuple[int, int, int] | tuple[int, int]:
     """Rank 0 has `blocks` to lend; every other rank asks `requests` times for up to half of what it heard once.
 
     Rank 0 answers (most lent at once, granted, refused), the others (granted, refused). For common.distributed.launch.
+    refuses: False makes a creditor that believes the ledger and grants whatever is asked.
     """
     if rank:
         return _borrower(rank, blocks, requests, random.Random(seed * 1000 + rank))
-    manager = RManager(0, blocks)
+    manager = RManager(0, blocks if refuses else blocks * requests * world)
     peers = {name: RManager(name, 0) for name in range(1, world)}
     word = torch.zeros(2, dtype=torch.int64)
     most = granted = refused = 0

@@ -132,4 +132,4 @@ def serve_shared(
             answer.append(int(model([torch.tensor(answer[-1:])], [using]).argmax(-1)))
         using.release()
         answers.append(answer)
-    return Served(*answers, moved)
+    return Served(answers[0], answers[1], moved)

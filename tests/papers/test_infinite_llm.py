@@ -1,0 +1,270 @@
+"""Infinite-LLM: the merge against one softmax, the books against over-commitment, loans against conservation."""
+
+from itertools import permutations
+
+import networkx as nx
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from common.distributed.launch import launch
+from common.lab.runtime import Runtime
+from common.serving.workload import Lengths, Workload
+from papers.infinite_llm.cluster import Setup
+from papers.infinite_llm.cluster import run as serve
+from papers.infinite_llm.decode_step import attention_seconds, movement_loss
+from papers.infinite_llm.dist_attention import attend_part, cut, joined, merge, packed, unpacked
+from papers.infinite_llm.experiment import Config, run
+from papers.infinite_llm.ledger import (
+    GManager,
+    Refused,
+    RManager,
+    audit,
+    borrow,
+    cancel_cycles,
+    cycles,
+    repay,
+)
+from papers.infinite_llm.lending import LendingLatency, Rules
+from papers.infinite_llm.lending_protocol import lend_concurrently
+from papers.infinite_llm.processes import METHODS, Shape, attention_steps, bytes_of
+from papers.infinite_llm.remote_cache import serve_shared
+from papers.infinite_llm.traces import draw
+from tests.papers.test_distserve import PLAIN
+
+CHAT = Lengths(np.array([100, 300, 800]), np.array([50, 200, 400]))
+
+
+def parts_of(keys, values, lengths):
+    """The sequence cut into parts of these lengths."""
+    places = np.cumsum([0, *lengths])
+    return [(keys[:, a:b], values[:, a:b]) for a, b in zip(places, places[1:], strict=False)]
+
+
+def drawn(heads, groups, tokens, seed=0, scale=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    query = scale * torch.randn(heads, 16, generator=generator, dtype=torch.float64)
+    keys, values = torch.randn(2, groups, tokens, 16, generator=generator, dtype=torch.float64)
+    return query, keys, values
+
+
+@pytest.mark.parametrize("groups", [8, 2, 1])
+@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=6), seed=st.integers(0, 99))
+@settings(max_examples=25, deadline=None)
+def test_merged_parts_equal_attention_in_one_place(groups, lengths, seed):
+    query, keys, values = drawn(8, groups, sum(lengths), seed)
+    found = merge(attend_part(query, *part) for part in parts_of(keys, values, lengths))
+    expected = F.scaled_dot_product_attention(query[None, :, None], keys[None], values[None], enable_gqa=True)
+    torch.testing.assert_close(found, expected[0, :, 0])
+
+
+def test_the_order_and_place_of_merging_do_not_matter():
+    query, keys, values = drawn(4, 4, 40)
+    results = [attend_part(query, *part) for part in parts_of(keys, values, [3, 17, 20])]
+    whole = merge(results)
+    for order in permutations(results):
+        torch.testing.assert_close(merge(order), whole)
+    torch.testing.assert_close(merge([results[0], joined(results[1], results[2])]), whole)
+
+
+def test_scores_of_ten_thousand_neither_overflow_nor_vanish():
+    keys = torch.tensor([[[1.0], [-1.0]]]) * 1e4
+    values = torch.tensor([[[3.0], [5.0]]])
+    for sign, expected in ((1.0, 3.0), (-1.0, 5.0)):
+        query = torch.tensor([[sign]])
+        found = merge([attend_part(query, keys[:, i : i + 1], values[:, i : i + 1]) for i in (0, 1)])
+        assert found.item() == expected
+
+
+def test_a_partial_result_survives_the_wire_and_needs_no_more_than_its_size():
+    query, keys, values = drawn(4, 2, 10)
+    part = attend_part(query, keys, values)
+    assert packed(part).shape == (4, 16 + 2)
+    for sent, kept in zip(unpacked(packed(part)), part, strict=True):
+        torch.testing.assert_close(sent, kept)
+
+
+def test_an_empty_part_is_refused():
+    with pytest.raises(ValueError, match="at least one token"):
+        attend_part(*drawn(4, 4, 0))
+
+
+@given(tokens=st.integers(4, 10_000), parts=st.integers(1, 4))
+def test_a_cut_covers_the_sequence(tokens, parts):
+    assert sum(cut(tokens, parts)) == tokens and len(cut(tokens, parts)) == parts
+
+
+def test_processes_agree_send_what_is_counted_and_dist_does_not_depend_on_the_context():
+    shapes = [Shape(4, 2, 16, tokens) for tokens in (64, 640)]
+    (steps, *_) = launch(attention_steps, 3, (shapes, METHODS, 0), seconds=100)
+    for shape, found in zip(shapes, steps, strict=True):
+        for method, step in found.items():
+            assert step.error < 1e-5 and step.sent == bytes_of(method, shape, 3), method
+    assert steps[0]["dist"].sent == steps[1]["dist"].sent
+    assert steps[1]["ring"].sent == 10 * steps[0]["ring"].sent
+
+
+@pytest.mark.parametrize("merging,same", [(True, True), (False, False)])
+def test_a_decoder_with_a_remote_cache_gives_the_same_tokens_only_with_the_merge(merging, same):
+    served = launch(serve_shared, 3, (90, 12, 0.75, 0, merging), seconds=100)[0]
+    assert served.moved == 68
+    assert (served.local == served.remote) == same
+
+
+def test_borrowers_at_once_are_never_promised_more_than_there_is():
+    (most, granted, refused), *borrowers = launch(lend_concurrently, 4, (100, 40, 0), seconds=100)
+    assert most <= 100 and granted and refused
+    assert granted == sum(one[0] for one in borrowers) and refused == sum(one[1] for one in borrowers)
+
+
+moves = st.lists(
+    st.tuples(
+        st.sampled_from(["use", "free", "borrow", "repay", "cancel"]), st.integers(0, 3), st.integers(1, 60)
+    ),
+    max_size=80,
+)
+
+
+@given(moves=moves, stale=st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_books_balance_under_any_order_of_events(moves, stale):
+    managers = {name: RManager(name, 100, most_lent=0.7) for name in range(4)}
+    ledger = GManager()
+    for one in managers.values():
+        ledger.hear(one)
+    for kind, name, blocks in moves:
+        one = managers[name]
+        held = one.used + sum(one.borrowed.values())
+        if kind == "use" and blocks <= one.free:
+            one.allocate(blocks)
+        elif kind == "free":
+            one.release(min(blocks, one.used))
+        elif kind == "borrow":
+            borrow(managers, ledger, name, blocks)
+        elif kind == "repay" and one.borrowed:
+            creditor = min(one.borrowed)
+            repay(managers, name, creditor, min(blocks, one.borrowed[creditor]))
+        elif kind == "cancel":
+            before = {each.name: each.used + sum(each.borrowed.values()) for each in managers.values()}
+            free = [each.free for each in managers.values()]
+            cancel_cycles(managers)
+            assert before == {
+                each.name: each.used + sum(each.borrowed.values()) for each in managers.values()
+            }
+            assert free == [each.free for each in managers.values()], (
+                "a swap along a cycle needs no free block"
+            )
+        audit(managers.values())
+        assert sum(one.lent.values()) <= 70 and held >= 0
+        if not stale:
+            for each in managers.values():
+                ledger.hear(each)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(1, 9)), max_size=20))
+@settings(deadline=None)
+def test_a_cycle_is_found_where_networkx_finds_one_and_none_is_left(edges):
+    debts, graph = {}, nx.DiGraph()
+    managers = {name: RManager(name, 1000) for name in range(6)}
+    for debtor, creditor, blocks in edges:
+        if debtor != creditor:
+            managers[creditor].lend(debtor, blocks)
+            managers[debtor].took(creditor, blocks)
+            debts.setdefault(debtor, {})[creditor] = blocks
+            graph.add_edge(debtor, creditor)
+    acyclic = nx.is_directed_acyclic_graph(graph)
+    assert (next(cycles(debts), None) is None) == acyclic
+    cancel_cycles(managers)
+    audit(managers.values())
+    left = nx.DiGraph([(one.name, creditor) for one in managers.values() for creditor in one.borrowed])
+    assert nx.is_directed_acyclic_graph(left)
+
+
+def test_a_creditor_without_room_refuses_and_does_not_borrow_on():
+    managers = {name: RManager(name, 10) for name in range(3)}
+    ledger = GManager()
+    for one in managers.values():
+        ledger.hear(one)
+    managers[1].allocate(8)
+    with pytest.raises(Refused, match="lends no 5"):
+        managers[1].lend(0, 5)
+    assert ledger.propose(0, 5) == [1, 2], "the ledger is old"
+    assert borrow(managers, ledger, 0, 5) == 2 and not managers[1].borrowed
+
+
+def test_creditors_of_the_same_node_come_first():
+    ledger = GManager(node_of={0: 0, 1: 0, 2: 1})
+    for name, used in ((0, 0), (1, 5), (2, 0)):
+        one = RManager(name, 10)
+        one.allocate(used)
+        ledger.hear(one)
+    assert ledger.propose(0, 3) == [1, 2]
+
+
+def test_lending_slows_the_creditor_and_speeds_the_debtor():
+    times = LendingLatency(PLAIN, prefills=True)
+    plain = times.iteration([], 4, 1000)[0]
+    intercept, slope, _ = PLAIN.decode_line(4, 1000)
+    times.hosted = 300
+    assert times.iteration([], 4, 1000)[0] == pytest.approx(plain + 300 * slope)
+    times.hosted, times.remote, times.exchange_seconds = 0, 400, 0.25
+    assert times.iteration([], 4, 1000)[0] == pytest.approx(plain - 400 * slope + 0.25)
+    assert times.iteration([], 4, 100)[0] == pytest.approx(intercept + 0.25), "no less than nothing is local"
+
+
+SMALL = Setup(gpus=8)
+
+
+def long_trace(longest, n=60, seed=0):
+    return draw(np.random.default_rng(seed), n, CHAT, longest, long_share=0.4)
+
+
+@pytest.mark.parametrize("longest", [60_000, 100_000, 200_000])
+def test_every_request_is_served_and_every_block_comes_back(longest):
+    outcome = serve(long_trace(longest), "infinite", SMALL)
+    assert outcome.served == 1.0 and outcome.exact and outcome.loans > 0
+    assert np.all(outcome.trace.finish > 0)
+
+
+def test_without_lending_only_what_fits_an_instance_is_served():
+    outcome = serve(long_trace(200_000), "vllm-multi", SMALL)
+    assert outcome.served < 1 and outcome.loans == 0
+
+
+def test_equal_requests_on_idle_instances_gain_nothing_from_lending():
+    equal = Workload(np.zeros(8), np.full(8, 1000), np.full(8, 50))
+    with_loans, without = (serve(equal, system, SMALL) for system in ("infinite", "vllm-multi"))
+    assert with_loans.throughput == without.throughput
+
+
+def test_one_long_request_beside_idle_instances_is_faster_with_loans():
+    lone = Workload(np.zeros(1), np.array([100_000]), np.array([600]))
+    assert serve(lone, "infinite", SMALL).throughput > 1.2 * serve(lone, "vllm-multi", SMALL).throughput
+
+
+def test_attention_over_a_ring_takes_longer_the_longer_the_context():
+    ratios = [attention_seconds("ring", n) / attention_seconds("dist", n) for n in (4096, 65_536, 262_144)]
+    assert 1 < ratios[0] < ratios[1] < ratios[2]
+
+
+def test_moving_more_than_a_step_carries_costs_the_rest():
+    assert movement_loss(16) == 0.0
+    lossy = [movement_loss(tokens, 1e8) for tokens in (16, 32)]
+    assert lossy[1] - lossy[0] == pytest.approx(lossy[0] + 1, rel=1e-9)
+
+
+def test_same_config_and_seeds_give_the_same_bytes():
+    config = Config(gpus=8, requests=60, short=[60_000], long=[200_000])
+    runs = [
+        run(config, Runtime((0, 1), wanted=["gain_over_multi", "longest_context_gain"])) for _ in range(2)
+    ]
+    assert runs[0].to_json() == runs[1].to_json()
+
+
+def test_more_cancelling_rules_do_not_change_what_is_served():
+    for cancels in (True, False):
+        outcome = serve(long_trace(100_000, 80), "infinite", Setup(gpus=8, rules=Rules(cancels=cancels)))
+        assert outcome.exact and outcome.served == 1.0
