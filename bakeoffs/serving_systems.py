@@ -15,13 +15,18 @@ from common.serving.profiled import CARDS, SHAPES, ProfiledLatency, profiled_lat
 from common.serving.schedulers import IterationLevel, PrefillFirst, RequestLevel
 from papers.distserve.deployment import Parallelism, Placement, Profile, disaggregated
 from papers.fastgen.splitfuse import DynamicSplitFuse
+from papers.infinite_llm.cluster import ETHERNET, NODE_GPUS, lending_over
+from papers.infinite_llm.lending import Lender, LendingLatency
+from papers.infinite_llm.lending import Rules as LendingRules
 from papers.llumnix.freeness import Rules
 from papers.llumnix.global_scheduler import FreestFirst, Llumnix, Moving
 from papers.llumnix.local_scheduler import PreemptionLoss, PromptsFirst
+from papers.nanoflow.dense_batch import DenseBatch
 from papers.sarathi_serve.schedulers import StallFree
 
 MEMORY_SHARE = 0.9  # of a GPU for weights and KV cache: vLLM's default gpu_memory_utilization
 MAX_SEQUENCES = 256  # of a batch: vLLM's default max_num_seqs
+DTYPE_BYTES = 2  # bfloat16
 BLOCK_TOKENS = 16  # of a KV block, where a system has blocks
 LONGEST = 2048  # tokens of a request: the bound of the length tables
 
@@ -98,6 +103,25 @@ def llumnix(terms: Terms, loop: EventLoop, migrates: bool) -> System:
     return Llumnix(loop, Fleet(loop, instance, terms.instances), FreestFirst(rules), rules, moving)
 
 
+def infinite(terms: Terms, loop: EventLoop) -> System:
+    """vLLM's batches on instances that lend KV memory: over NVLink in a node of eight GPUs, over Ethernet beyond."""
+    per_node = max(1, NODE_GPUS // terms.tensor_parallel)
+    lenders = [
+        Lender(loop, name, name // per_node, LendingLatency(terms.latency, True), terms.kv_tokens, True)
+        for name in range(terms.instances)
+    ]
+    lending_over(loop, lenders, terms.latency.shape, LendingRules(), ETHERNET)
+    return Replicas(lenders, LeastLoad())
+
+
+def vattention(terms: Terms, loop: EventLoop, page_bytes: int) -> System:
+    """vLLM's batches on contiguous virtual memory whose physical pages are mapped as a request grows."""
+    shape = terms.latency.shape
+    heads = max(1, shape.kv_heads // terms.tensor_parallel)
+    page_tokens = page_bytes // (heads * shape.head_dim * DTYPE_BYTES)
+    return replicas(terms, loop, PrefillFirst, partial(PagedMemory, block_tokens=page_tokens))
+
+
 SYSTEMS: dict[str, Build] = {
     "vLLM": partial(replicas, scheduler=PrefillFirst, memory=PagedMemory),
     "static": partial(replicas, scheduler=partial(RequestLevel, 32), memory=ReservedMemory),
@@ -112,6 +136,10 @@ SYSTEMS: dict[str, Build] = {
     "DistServe": distserve,
     "INFaaS++": partial(llumnix, migrates=False),
     "Llumnix": partial(llumnix, migrates=True),
+    "Infinite-LLM": infinite,
+    "vAttention 64 KB": partial(vattention, page_bytes=64 << 10),
+    "vAttention 2 MB": partial(vattention, page_bytes=2 << 20),
+    "NanoFlow's batches": partial(replicas, scheduler=DenseBatch, memory=PagedMemory),
 }
 
 # What each of them is, in a line, for the reader of the table.
@@ -125,4 +153,8 @@ ABOUT: dict[str, str] = {
     "DistServe": "prefill and decode on different instances, split for the best goodput; caches move over NVLink",
     "INFaaS++": "vLLM's batches, requests go to the instance with most free memory a request",
     "Llumnix": "the same, and running requests migrate between instances",
+    "Infinite-LLM": "vLLM's batches, and instances lend one another KV memory",
+    "vAttention 64 KB": "vLLM's batches, KV memory taken in pages of 64 KB a layer; the same kernels for all here",
+    "vAttention 2 MB": "the same with the driver's own pages of 2 MB",
+    "NanoFlow's batches": "dense batches of 2,048 tokens, ends of sequences seen late; without its overlap inside the GPU",
 }

@@ -17,6 +17,7 @@ from common.serving.cluster import Replicas, RoundRobin
 from common.serving.engine import Instance, System, simulate
 from common.serving.loop import EventLoop
 from common.serving.memory import PagedMemory
+from common.serving.models import ModelShape
 from common.serving.profiled import SHAPES, profiled_latency, send
 from common.serving.schedulers import PrefillFirst
 from common.serving.trace import Trace
@@ -146,14 +147,20 @@ def lender(loop: EventLoop, name: int, setup: Setup) -> Lender:
 
 def lend_between(loop: EventLoop, lenders: list[Lender], setup: Setup) -> Lending:
     """The global manager over instances, with NVLink inside a node and Ethernet between nodes."""
-    shape = SHAPES[setup.model]
+    return lending_over(loop, lenders, SHAPES[setup.model], setup.rules, setup.between_nodes)
+
+
+def lending_over(
+    loop: EventLoop, lenders: list[Lender], shape: ModelShape, rules: Rules, between_nodes: float
+) -> Lending:
+    """The same for any model; between_nodes: bytes/s."""
     # a query in bf16 goes out; a weighted sum, a maximum and a total come back in the same format
     exchange = Exchange(shape.layers, 2.0 * shape.heads * (2 * shape.head_dim + 2))
     nvlink = link(device(CARD).interconnect)
     within = Wire(nvlink.bytes_per_s * nvlink.usable, send(NETWORK, 2, 1024.0))
-    across = Wire(setup.between_nodes, ETHERNET_SECONDS)
+    across = Wire(between_nodes, ETHERNET_SECONDS)
     block_bytes = float(BLOCK_TOKENS * shape.kv_bytes_per_token())
-    return Lending(loop, lenders, setup.rules, exchange, block_bytes, (within, across))
+    return Lending(loop, lenders, rules, exchange, block_bytes, (within, across))
 
 
 def single(loop: EventLoop, setup: Setup) -> Instance:
