@@ -156,5 +156,5 @@ ABOUT: dict[str, str] = {
     "Infinite-LLM": "vLLM's batches, and instances lend one another KV memory",
     "vAttention 64 KB": "vLLM's batches, KV memory taken in pages of 64 KB a layer; the same kernels for all here",
     "vAttention 2 MB": "the same with the driver's own pages of 2 MB",
-    "NanoFlow's batches": "dense batches of 2,048 tokens, ends of sequences seen late; without its overlap inside the GPU",
+    "NanoFlow's batches": "dense batches of 2,048 tokens, ends seen late; without its overlap inside the GPU",
 }

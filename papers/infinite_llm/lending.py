@@ -116,9 +116,16 @@ class Lender(Instance):
     """
 
     def __init__(
-        self, loop: EventLoop, name: int, node: int, latency: LendingLatency, kv_tokens: int
+        self,
+        loop: EventLoop,
+        name: int,
+        node: int,
+        latency: LendingLatency,
+        kv_tokens: int,
+        records_tokens: bool = False,
     ) -> None:
-        super().__init__(loop, latency, PagedMemory(kv_tokens, BLOCK_TOKENS), PrefillFirst())
+        memory = PagedMemory(kv_tokens, BLOCK_TOKENS)
+        super().__init__(loop, latency, memory, PrefillFirst(), records_tokens=records_tokens)
         self.name, self.node = name, node
         self.times = latency
         self.manager = RManager(name, self.memory.capacity)
