@@ -41,6 +41,7 @@ class Setup:
     migration: bool = True
     queued_demand: bool = True
     headroom: bool = True
+    prioritises: bool = True  # False: priorities are ignored, as by llumnix-base
     drain_by_migration: bool = True
     scaling: Scaling | None = None
     start_seconds: float = 40.0
@@ -89,7 +90,8 @@ def serve(workload: Workload, setup: Setup, priority: np.ndarray | None = None) 
     def build(loop: EventLoop) -> "Prioritised":
         fleet = Fleet(loop, lambda: instance(loop, loss), setup.instances, setup.start_seconds)
         kept.append(system(loop, fleet, setup, bool(levels.any())))
-        return Prioritised(kept[0], levels, setup.policy != "llumnix-base")
+        known = setup.prioritises and setup.policy != "llumnix-base"
+        return Prioritised(kept[0], levels, known)
 
     trace = simulate(workload, build)
     cluster = kept[0]
@@ -115,7 +117,7 @@ def instance(loop: EventLoop, loss: PreemptionLoss) -> Instance:
 
 def system(loop: EventLoop, fleet: Fleet, setup: Setup, priorities: bool = True) -> Llumnix:
     """The policy of `setup` over a fleet. priorities: whether any request has one; without, nobody looks for them."""
-    known = priorities and setup.headroom and setup.policy == "llumnix"
+    known = priorities and setup.headroom and setup.prioritises and setup.policy == "llumnix"
     rules = Rules(setup.queued_demand, PRIORITY_TARGET if known else None)
     migrates = setup.migration and setup.policy in ("llumnix", "llumnix-base")
     moving = Moving(

@@ -39,6 +39,7 @@ class Config:
     queued_demand: bool = True  # False: queued requests have no virtual usage
     homogeneous: bool = False  # True: every request has the trace's mean lengths
     headroom: bool = True  # False: high-priority requests use what they hold, no more
+    prioritises: bool = True  # False: priorities are ignored
     drain_by_migration: bool = True  # False: a draining instance waits until its requests end
     high_share: float = 0.1  # of high-priority requests; priority_ratio of the artifact
     move: str = "live"  # how the real migration moves a request; see two_instances.METHODS
@@ -90,6 +91,7 @@ def setup_of(config: Config, policy: str) -> Setup:
         migration=config.migration,
         queued_demand=config.queued_demand,
         headroom=config.headroom,
+        prioritises=config.prioritises,
         drain_by_migration=config.drain_by_migration,
         start_seconds=config.start_seconds,
         bytes_per_s=config.bytes_per_s,

@@ -53,14 +53,14 @@ def run_job(job: Job) -> Summary:
 def saving_at_equal_latency(theirs: list[Summary], ours: list[Summary]) -> float | None:
     """The largest saving of instances at a P99 TTFT that both frontiers reach, 0.1 for a tenth; None where none is.
 
-    Every point of the rival is compared with our cheapest point that is at least as good, or with the line between two
-    of our points (instances over the logarithm of latency).
+    At every latency that the rival was seen at, the cheapest that either frontier reaches it with is taken, so that
+    equal frontiers save nothing: a point that its own frontier beats is no rival.
     """
     best = None
     for point in theirs:
-        cost = cheapest(ours, point.ttft_p99)
-        if cost is not None:
-            saving = 1 - cost / point.instances
+        cost, rival = cheapest(ours, point.ttft_p99), cheapest(theirs, point.ttft_p99)
+        if cost is not None and rival is not None:
+            saving = 1 - cost / rival
             best = saving if best is None else max(best, saving)
     return best
 

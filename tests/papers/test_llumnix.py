@@ -131,6 +131,8 @@ def test_equal_latency_is_compared_along_the_frontier():
     assert cheapest(ours, 0.5) is None
     assert cheapest(ours, 1000.0) == 4.0
     assert saving_at_equal_latency([point(12.0, 10.0)], ours) == pytest.approx(0.5)
+    beaten = [*ours, point(7.9, 10.0), point(9.0, 2.0)]  # two points that the frontier itself undercuts
+    assert saving_at_equal_latency(beaten, beaten) == 0.0
 
 
 # The cluster against the step-by-step engine
