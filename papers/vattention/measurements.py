@@ -81,7 +81,7 @@ def pretrained(config: "Config", lab: Runtime, seen: Observations) -> None:
     generator = lab.torch_generator(seed, "pretrained")
     requests = random_requests(generator, model.config.vocab, config.pretrained_requests, 64, 12)
     served = serve(model, *requests, slots=8, longest=2048, page_bytes=PAGE, share=0.4, alias=config.alias)
-    seen.add("differing_tokens_smollm2", differing_share(model, *requests, served), seed)
+    seen.add("differing_tokens_smollm2", differing_share(model, *requests, served))
 
 
 def overlap(
