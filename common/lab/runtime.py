@@ -191,7 +191,7 @@ class Runtime:
         """
         work = list(items)
         if self.workers == 1 or len(work) < 2:
-            with _one_thread():
+            with one_thread():
                 return [_noted(function, item, label) for item in self.progress(work, label, len(work))]
         context = multiprocessing.get_context("forkserver")  # a fork of a process with threads may hang
         with ProcessPoolExecutor(min(self.workers, len(work)), context, _worker) as pool:
@@ -255,7 +255,7 @@ def _noted(function: Callable[[Item], Result], item: Item, label: str) -> Result
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """One torch thread, as in a worker process, so that sums come out the same with any number of workers."""
     torch = sys.modules.get("torch")
     if torch is None:

@@ -117,11 +117,3 @@ class Fleet:
         for (time, instances), end in zip(self.changes, ends, strict=True):
             total += instances * max(0.0, min(end, until) - time)
         return total / until
-
-
-def blocks_free(instance: Instance) -> int:
-    """KV blocks that nobody holds now, next to those of the iteration under way."""
-    stretch = instance._stretch
-    if stretch is None:
-        return instance.memory.free
-    return instance.memory.free - instance.slots[0].group.growth(stretch.steps_until(instance.loop.now))

@@ -132,6 +132,20 @@ class Instance:
         if self.waiting or self.swapped:
             self.wake()
 
+    def steps_over(self) -> int:
+        """Decode iterations that have ended, but are not counted in the group and the memory yet.
+
+        A coalesced stretch is counted as a whole when it is over. Whoever looks at an instance from outside adds what
+        these iterations stored: so many tokens for every member of the group.
+        """
+        return self._stretch.steps_until(self.loop.now) - 1 if self._stretch is not None else 0
+
+    def blocks_free(self) -> int:
+        """KV blocks that nobody holds now, next to those of the iteration under way."""
+        if self._stretch is None:
+            return self.memory.free
+        return self.memory.free - self.slots[0].group.growth(self.steps_over() + 1)
+
     def can_take(self, blocks: int) -> bool:
         """Whether `blocks` are free now, next to those of the iteration under way."""
         free = self.memory.free - blocks

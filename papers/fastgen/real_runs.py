@@ -1,13 +1,11 @@
 """What really runs on this machine's CPU, on one thread: forward passes of many sizes, and an engine under policies."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from common.lab.runtime import Observations, Runtime
+from common.lab.runtime import Observations, Runtime, one_thread
 from common.models.decoder import Decoder
 from common.serving.metrics import token_gaps
 from papers.fastgen import live_comparison, token_curve
@@ -31,7 +29,7 @@ class Sizes:
 
 def run(sizes: Sizes, lab: Runtime, seen: Observations) -> None:
     """Observe whatever of it is wanted, one row a seed."""
-    with _one_thread():
+    with one_thread():
         for seed in lab.progress(lab.seeds, "real passes"):
             generator = torch.Generator().manual_seed(int(lab.rng(seed, "decoder").integers(2**31)))
             model = Decoder(token_curve.SMALL, generator)
@@ -100,14 +98,3 @@ def serve_live(
     same = [live_comparison.same_answers(ours, other) for other in runs.values()]
     seen.add("live_same_answers", min(same), seed)
     seen.add("live_tail_ratio", live_comparison.tail(runs["vllm"]) / live_comparison.tail(ours), seed)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sums and seconds of one thread, whatever the machine has."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 
 from common.serving.batch import Slot
-from common.serving.cluster import blocks_free
 from common.serving.engine import Instance
 from common.serving.latency import LatencyModel, Line
 from common.serving.link import Link
@@ -180,7 +179,7 @@ class Lender(Instance):
     def synchronise(self) -> None:
         """Let the manager know what the requests use here."""
         lent = sum(self.manager.lent.values())
-        self.manager.used = max(0, self.manager.blocks - lent - max(0, blocks_free(self)))
+        self.manager.used = max(0, self.manager.blocks - lent - max(0, self.blocks_free()))
 
     def fits_alone(self, waiting: Sequence) -> bool:
         """Whether an empty instance would admit it, above the watermark."""
@@ -193,7 +192,7 @@ class Lender(Instance):
 
     def missing(self, most: int) -> list[int]:
         """Blocks that lack for the first 1, 2, ... waiting requests to be admitted, at most `most` of them."""
-        lacking, needed = [], self.memory.reserve - blocks_free(self)  # type: ignore[attr-defined]
+        lacking, needed = [], self.memory.reserve - self.blocks_free()  # type: ignore[attr-defined]
         for sequence in list(self.waiting)[:most]:
             needed += self.memory.needs(sequence) + 1
             lacking.append(needed)
@@ -271,7 +270,7 @@ class Lending:
         for debtor in sorted(self.instances, key=lambda one: (one.slots[0].size, one.name)):
             if debtor.name in self.global_manager.ledger and (debtor.waiting or debtor.slots[0].size):
                 self._lend_to(debtor)
-        used = sum(one.memory.capacity - max(0, blocks_free(one)) for one in self.instances)
+        used = sum(one.memory.capacity - max(0, one.blocks_free()) for one in self.instances)
         remote = sum(sum(one.manager.borrowed.values()) for one in self.instances)
         self.remote_share.append(remote / used if used else 0.0)
         for one in self.instances:  # heard now, acted upon in the next round

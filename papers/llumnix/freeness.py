@@ -14,7 +14,6 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from common.serving.cluster import blocks_free
 from common.serving.engine import Instance
 from common.serving.memory import PagedMemory
 
@@ -50,7 +49,7 @@ def load_of(instance: Instance, priorities: bool = True, draining: bool = False)
             priority += sum(one.priority > 0 for one in batch)
     return Load(
         memory.capacity,
-        blocks_free(instance),
+        instance.blocks_free(),
         memory.reserve if isinstance(memory, PagedMemory) else 0,
         len(slot.group.members) + len(slot.prefilling),
         len(waiting),

@@ -7,7 +7,7 @@ instances: the same load metric and the same auto-scaling, and no migration.
 from collections.abc import Sequence as Several
 from dataclasses import dataclass
 
-from common.serving.cluster import Dispatcher, Fleet, blocks_free
+from common.serving.cluster import Dispatcher, Fleet
 from common.serving.engine import Instance
 from common.serving.link import Link
 from common.serving.loop import COPY, EventLoop
@@ -184,7 +184,7 @@ class Llumnix:
         reserve = getattr(memory, "reserve", 0)
         if target.waiting and urgency(target.waiting[0]) < urgency(head):
             return False
-        if blocks_free(target) - memory.needs(head) < reserve:
+        if target.blocks_free() - memory.needs(head) < reserve:
             return False
         source.waiting.popleft()
         self.migrations.queued_moves += 1

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from itertools import product
 from statistics import fmean, median
 
-import torch
-
 from common.distributed.launch import launch
+from common.lab.runtime import one_thread
 from papers.llumnix.two_instances import Moved, Trial, migrations, unmoved
 
 BEFORE = 4  # tokens of a request before its migration begins
@@ -109,13 +108,9 @@ def _gap(moved: list[Moved]) -> float | None:
 
 def _expected(plan: Plan, by_setting: dict[tuple[int, int, str], list[Moved]]) -> dict[int, list[int]]:
     """The tokens of a request of each length that nobody migrates, as many as any that was migrated has."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the processes of the run
-    try:
+    with one_thread():  # as in the processes of the run
         most = {
             length: max(len(one.tokens) for seed in plan.seeds for one in by_setting[seed, length, "live"])
             for length in plan.lengths
         }
         return {length: unmoved(length, tokens) for length, tokens in most.items()}
-    finally:
-        torch.set_num_threads(before)

@@ -1,12 +1,10 @@
 """What really runs on this machine's CPU, on one thread: chunks, hybrid batches, and an engine under three policies."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
-from common.lab.runtime import Observations, Runtime
+from common.lab.runtime import Observations, Runtime, one_thread
 from papers.sarathi_serve import chunking, mini_engine
 
 EXACT_PROMPT, EXACT_CHUNKS = 300, (1, 7, 64, 100)  # tokens
@@ -31,7 +29,7 @@ class Sizes:
 
 def run(sizes: Sizes, lab: Runtime, seen: Observations) -> None:
     """Observe whatever of it is wanted, one row a seed."""
-    with _one_thread():
+    with one_thread():
         for seed in lab.progress(lab.seeds, "real runs"):
             generator = torch.Generator().manual_seed(int(lab.rng(seed, "decoder").integers(2**31)))
             if lab.wants("chunking_error"):
@@ -103,14 +101,3 @@ def prefill_smollm2(sizes: Sizes, lab: Runtime, seen: Observations) -> None:
     chunks = (sizes.pretrained_prompt // 3, sizes.pretrained_prompt // 7)
     errors = [chunking.chunking_error(model, tokens, chunk, sizes.keeps_past) for chunk in chunks]
     seen.add("chunking_error_smollm2", max(errors))
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sums and seconds of one thread, whatever the machine has."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from common.lab.runtime import Observations, Runtime
+from common.lab.runtime import Observations, Runtime, one_thread
 from common.models.decoder import Decoder, DecoderConfig
 from common.models.smollm2 import DATASET, load_smollm2
 from papers.vattention.block_tables import build_seconds
@@ -24,9 +24,7 @@ PAGE = 64 << 10  # bytes
 def run(config: "Config", lab: Runtime, seen: Observations) -> None:
     """Observe all that a control's claims ask for; one torch thread, so that the mapper has a core of its own."""
     require_linux()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         if lab.wants("resident_share"):
             reserve(seen)
         for seed in lab.progress(lab.seeds, "measured"):
@@ -45,8 +43,6 @@ def run(config: "Config", lab: Runtime, seen: Observations) -> None:
                 tables(config, seen, seed)
         if config.pretrained_requests and lab.wants("differing_tokens_smollm2") and lab.data(DATASET):
             pretrained(config, lab, seen)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def reserve(seen: Observations) -> None:

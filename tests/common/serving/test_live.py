@@ -1,5 +1,6 @@
 """The live engine: greedy tokens do not depend on the policy, and its memory is what the accounting says."""
 
+import threading
 import time
 
 import numpy as np
@@ -14,6 +15,7 @@ from common.serving.clients import ClosedLoop
 from common.serving.latency import INFINITY, Line
 from common.serving.live import Iteration, serve
 from common.serving.live_fit import LiveLatency, compare, copy_seconds_per_token, fit, predict
+from common.serving.loop import ARRIVAL
 from common.serving.memory import PagedMemory, ReservedMemory
 from common.serving.metrics import SLO
 from common.serving.schedulers import ChunkedPrefill, IterationLevel, PrefillFirst, RequestLevel
@@ -273,3 +275,40 @@ def test_the_pretrained_model_answers_alike_under_two_policies():
     chunked = serve(pretrained, *asked, ChunkedPrefill(4, 3), PagedMemory(100))
     assert together.tokens == chunked.tokens
     assert together.tokens[0][0] == 7042  # " Paris"
+
+
+def test_what_another_thread_posts_is_called_on_the_runs_own_thread_in_its_turn():
+    loop = WallClock()
+    called: list[tuple[str, float, int]] = []
+
+    def note(name):
+        called.append((name, loop.now, threading.get_ident()))
+
+    def over(name):
+        note(name)
+        loop.outside -= 1
+
+    def outside():
+        time.sleep(0.02)
+        loop.post(note, "first")
+        time.sleep(0.02)
+        loop.post(over, "last")
+
+    loop.outside = 1
+    loop.at(0.0, ARRIVAL, note, "due at once")
+    loop.at(0.03, ARRIVAL, note, "due between")
+    thread = threading.Thread(target=outside)
+    thread.start()
+    loop.run([], lambda sequence: None)
+    thread.join()
+    assert [name for name, _, _ in called] == ["due at once", "first", "due between", "last"]
+    assert [when for _, when, _ in called] == sorted(when for _, when, _ in called)
+    assert {thread for _, _, thread in called} == {threading.get_ident()}
+
+
+def test_a_run_without_outside_threads_ends_though_something_was_posted_before_it():
+    loop = WallClock()
+    called: list[str] = []
+    loop.post(called.append, "early")
+    loop.run([], lambda sequence: None)
+    assert called == ["early"]
