@@ -19,7 +19,7 @@ def _forget() -> None:
 
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
-    """A project with the one paper `toy` (a test may add a bake-off of that name), whose folder has a space in its name."""
+    """A project with the one paper `toy`, in a folder whose name has a space."""
     root = write_project(tmp_path / "a project")
     monkeypatch.setattr(papers, "__path__", [str(root / "papers"), *papers.__path__])
     monkeypatch.setattr(bakeoffs, "__path__", [str(root / "bakeoffs"), *bakeoffs.__path__])
