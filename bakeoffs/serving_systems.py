@@ -16,8 +16,9 @@ from common.serving.schedulers import IterationLevel, PrefillFirst, RequestLevel
 from papers.distserve.deployment import Parallelism, Placement, Profile, disaggregated
 from papers.fastgen.splitfuse import DynamicSplitFuse
 from papers.infinite_llm.cluster import ETHERNET, NODE_GPUS, lending_over
-from papers.infinite_llm.lending import Lender, LendingLatency
-from papers.infinite_llm.lending import Rules as LendingRules
+from papers.infinite_llm.lender import Lender
+from papers.infinite_llm.loan_costs import LendingLatency
+from papers.infinite_llm.planning import Rules as LendingRules
 from papers.llumnix.freeness import Rules
 from papers.llumnix.global_scheduler import FreestFirst, Llumnix, Moving
 from papers.llumnix.local_scheduler import PreemptionLoss, PromptsFirst
@@ -110,7 +111,7 @@ def infinite(terms: Terms, loop: EventLoop) -> System:
         Lender(loop, name, name // per_node, LendingLatency(terms.latency, True), terms.kv_tokens, True)
         for name in range(terms.instances)
     ]
-    lending_over(loop, lenders, terms.latency.shape, LendingRules(), ETHERNET)
+    lending_over(loop, lenders, terms.latency.shape, terms.tensor_parallel, LendingRules(), ETHERNET)
     return Replicas(lenders, LeastLoad())
 
 

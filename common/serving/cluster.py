@@ -36,6 +36,21 @@ class LeastLoad:
         return min(instances, key=Instance.unfinished)
 
 
+class LeastTokens:
+    """The instance whose requests, finished or not, have the fewest tokens in all; the first of equals.
+
+    Lengths of answers are known to it, which no real dispatcher is.
+    """
+
+    def __init__(self) -> None:
+        self._tokens: dict[Instance, int] = {}
+
+    def choose(self, instances: Several[Instance], sequence: Sequence) -> Instance:
+        chosen = min(instances, key=lambda one: self._tokens.get(one, 0))
+        self._tokens[chosen] = self._tokens.get(chosen, 0) + sequence.prompt + sequence.output
+        return chosen
+
+
 class Replicas:
     """Equal instances that each serve a request from prompt to last token."""
 

@@ -159,6 +159,7 @@ class ProfiledLatency:
     rereads: bool = True
     _linear: dict[int, float] = field(default_factory=dict, init=False, repr=False)
     _sent: dict[int, float] = field(default_factory=dict, init=False, repr=False)
+    _lines: dict[int, Line] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def stage_layers(self) -> int:
@@ -210,8 +211,10 @@ class ProfiledLatency:
 
     def decode_line(self, decodes: int, context: int) -> Line:
         """See LatencyModel: one line for every context."""
-        rest = self.stage_layers * self.linear_seconds(decodes) + self._ends(decodes) + self.host_seconds
-        return Line(rest, self.stage_layers * self._kv_seconds, INFINITY)
+        if decodes not in self._lines:
+            rest = self.stage_layers * self.linear_seconds(decodes) + self._ends(decodes) + self.host_seconds
+            self._lines[decodes] = Line(rest, self.stage_layers * self._kv_seconds, INFINITY)
+        return self._lines[decodes]
 
     def _ends(self, tokens: int) -> float:
         """Embedding the tokens, and reading the output head's weights; the slower of the two in a pipeline."""

@@ -34,10 +34,12 @@ def attention_seconds(method: str, tokens: int) -> float:
 def movement_loss(tokens: int, bytes_per_s: float = 0.0, batch: int = 32, context: int = 2048) -> float:
     """Share by which a decode step of LLaMA-2-7B gets longer while `tokens` tokens of KV are moved during it.
 
-    Copies run beside the step; only what outlasts it counts. bytes_per_s: of the wire; 0: NVLink.
+    Copies run beside the step: what outlasts it counts, and their share of the memory's bandwidth. bytes_per_s: of the
+    wire; 0: NVLink.
     """
     latency = profiled_latency("llama-2-7b", "a100", 1, network=NETWORK)
     step = latency.iteration([], batch, batch * context)[0]
     nvlink = link(device(CARD).interconnect)
     rate = bytes_per_s or nvlink.bytes_per_s * nvlink.usable
-    return max(0.0, tokens * latency.shape.kv_bytes_per_token() / rate - step) / step
+    moved = tokens * latency.shape.kv_bytes_per_token()
+    return (max(0.0, moved / rate - step) + moved / device(CARD).bandwidth) / step

@@ -1,15 +1,16 @@
-"""What the claims of Infinite-LLM read: attention over several processes, loans under load, and the longest context."""
+"""What the claims of Infinite-LLM read: loans under load, attention over several processes, and the longest context."""
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from common.lab.runtime import Observations, Runtime
-from common.serving.workload import Lengths, Workload, draw_lengths
-from papers.infinite_llm.cluster import Outcome, Setup
+from common.serving.workload import Lengths, draw_lengths
+from papers.infinite_llm.cluster import Outcome, Setup, longest_served
 from papers.infinite_llm.cluster import run as serve
 from papers.infinite_llm.decode_step import attention_seconds, movement_loss
-from papers.infinite_llm.lending import Rules
+from papers.infinite_llm.planning import Rules
 from papers.infinite_llm.traces import draw
 
 CHAT = "nanoflow-sharegpt-lengths"
@@ -21,15 +22,22 @@ class Config:
 
     model: str = "llama-2-7b"
     gpus: int = 32
-    requests: int = 1500  # of each run, all there at once
+    requests: int = 3000  # of each run, all there at once
     # longest prompts of the traces that an instance alone can serve, and of those that it cannot
     short: list[int] = field(default_factory=lambda: [60_000, 100_000])
     long: list[int] = field(default_factory=lambda: [200_000])
-    equal: bool = False  # True: all requests have the mean lengths
+    sizes: list[int] = field(
+        default_factory=lambda: [1000, 6000]
+    )  # other numbers of requests, on the last short trace
+    spreads: list[float] = field(
+        default_factory=lambda: [0.0, 0.5]
+    )  # of lengths, beside 1 as drawn; see traces.py
+    spread: float = 1.0  # of all traces
     lends: bool = True  # False: the instances keep their memory to themselves
     one_instance: bool = False  # True: all GPUs form one instance in place of ours
     cancels: bool = True  # False: debts along cycles stay
     prefills: bool = False  # True: prompts cost time too
+    moved_per_step: int = 16  # tokens that may leave a request in a decode step
     instances: list[int] = field(default_factory=lambda: [2, 4, 8, 16, 32])  # of the longest context
     processes: int = 4
     contexts: list[int] = field(default_factory=lambda: [1024, 4096, 16_384])  # tokens, of the real attention
@@ -42,20 +50,10 @@ class Config:
     link_bytes_per_s: float = 0.0  # of the moves; 0: NVLink
 
 
-CLUSTER = (
-    "gain_typical",
-    "gain_over_multi",
-    "gain_over_single_short",
-    "gain_over_single_long",
-    "remote_share_saved",
-)
-
-
 def run(config: Config, lab: Runtime) -> Observations:
     """Observe every metric that the card's claims read."""
     seen = Observations()
-    if lab.wants(*CLUSTER):
-        compare_systems(config, lab, seen)
+    compare_systems(config, lab, seen)
     if lab.wants("longest_context_gain"):
         for instances in config.instances:
             observe_longest(config, instances, seen)
@@ -65,7 +63,7 @@ def run(config: Config, lab: Runtime) -> Observations:
             dist, ring = (attention_seconds(method, tokens) for method in (config.method, "ring"))
             ratios.append(ring / dist)
             seen.add("ring_over_dist_a100", ratios[-1], tokens=tokens)
-        seen.add("ring_over_dist_a100_typical", float(np.exp(np.mean(np.log(ratios)))))
+        seen.add("ring_over_dist_a100_typical", _mean_ratio(ratios))
     if lab.wants("movement_loss"):
         for tokens in config.moved_tokens:
             seen.add("movement_loss_at", movement_loss(tokens, config.link_bytes_per_s), tokens=tokens)
@@ -76,109 +74,186 @@ def run(config: Config, lab: Runtime) -> Observations:
 
 
 @dataclass(frozen=True)
-class Job:
-    """One system on one trace."""
+class Case:
+    """A trace, and how its requests are dealt out. requests: how many; spread: of their lengths."""
 
-    system: str
-    workload: Workload
-    setup: Setup
-    seed: int
     longest: int
-    ours: bool = True  # False: as a rival
+    requests: int
+    spread: float
+    dispatch: str = "in turn"
+    cancels: bool = True
+
+
+@dataclass(frozen=True)
+class Job:
+    """One system on one seed's requests of a case. chat: lengths that requests are drawn from."""
+
+    config: Config
+    case: Case
+    system: str  # a name of cluster.SYSTEMS
+    chat: Lengths
+    rng: np.random.Generator
+
+    def __call__(self) -> Outcome:
+        config, case = self.config, self.case
+        rules = Rules(cancels=case.cancels, moved_per_step=config.moved_per_step)
+        setup = Setup(config.model, config.gpus, rules, prefills=config.prefills, dispatch=case.dispatch)
+        workload = draw(self.rng, case.requests, self.chat, case.longest, case.spread)
+        return serve(workload, self.system, setup)
 
 
 def serve_job(job: Job) -> Outcome:
     """Picklable, as work for other processes must be."""
-    return serve(job.workload, job.system, job.setup)
+    return job()
+
+
+def cases_of(config: Config) -> dict[str, list[Case]]:
+    """The cases that each metric reads."""
+    traces = {n: Case(n, config.requests, config.spread) for n in [*config.short, *config.long]}
+    short, long = [traces[n] for n in config.short], [traces[n] for n in config.long]
+    last, longest = short[-1], long[-1]
+    return {
+        "gain_typical": short + long,
+        "gain_by_tokens": [replace(case, dispatch="by tokens") for case in short],
+        "gain_over_multi": short,
+        "gain_over_single_short": short[:1],
+        "gain_over_single_long": [longest],
+        "served_more": [longest],
+        "gain_growth": [last, *(replace(last, spread=spread) for spread in config.spreads)],
+        "gain_at": [replace(last, requests=requests) for requests in config.sizes],
+        "remote_share_saved": [replace(longest, cancels=cancels) for cancels in (config.cancels, False)],
+    }
 
 
 def compare_systems(config: Config, lab: Runtime, seen: Observations) -> None:
     """Throughput of lending instances, the same without lending, and one instance over all GPUs."""
-    path = lab.data(CHAT)
-    chat = draw_lengths("sharegpt", lab.rng(0, "chat"), 20_000, path)
-    setup = Setup(config.model, config.gpus, Rules(cancels=config.cancels), prefills=config.prefills)
-    ours = "vllm-single" if config.one_instance else "infinite" if config.lends else "vllm-multi"
-    asked = {
-        "gain_typical": config.short,
-        "gain_over_multi": config.short,
-        "gain_over_single_short": config.short[:1],
-        "gain_over_single_long": config.long,
-        "remote_share_saved": config.short[-1:],
-    }
-    lengths = sorted({longest for metric, each in asked.items() if lab.wants(metric) for longest in each})
-    jobs = []
+    wanted = {metric: cases for metric, cases in cases_of(config).items() if lab.wants(metric)}
+    if not wanted:
+        return
+    chat = draw_lengths("sharegpt", lab.rng(0, "chat"), 20_000, lab.data(CHAT))
+    runs = dict.fromkeys(one for metric, cases in wanted.items() for one in _runs(metric, cases, config))
+    jobs = [
+        Job(config, case, system, chat, lab.rng(seed, "trace", str(case.longest)))
+        for seed in lab.seeds
+        for case, system in runs
+    ]
+    outcomes = iter(lab.map(serve_job, jobs, "clusters"))
     for seed in lab.seeds:
-        for longest in lengths:
-            workload = trace(config, lab, chat, seed, longest)
-            jobs.append(Job(ours, workload, setup, seed, longest))
-            if longest in config.short:
-                jobs.append(Job("vllm-multi", workload, setup, seed, longest, ours=False))
-            jobs.append(Job("vllm-single", workload, setup, seed, longest, ours=False))
-        if lab.wants("remote_share_saved"):
-            workload = trace(config, lab, chat, seed, config.short[-1])
-            for cancels in (config.cancels, False):
-                kept = Setup(config.model, config.gpus, Rules(cancels=cancels), prefills=config.prefills)
-                jobs.append(Job("infinite", workload, kept, seed, -int(cancels)))
-    outcomes = lab.map(serve_job, jobs, "clusters")
-    for seed in lab.seeds:
-        found = {
-            (job.longest, job.ours, job.system): outcome
-            for job, outcome in zip(jobs, outcomes, strict=True)
-            if job.seed == seed and job.longest > 0
-        }
-        for (longest, mine, system), outcome in found.items():
-            at: dict[str, str | int] = {"longest": longest, "system": "ours" if mine else system}
+        found = Comparison({one: next(outcomes) for one in runs}, config)
+        for (case, system), outcome in found.outcomes.items():
+            at = _place(case) | {"system": system}
             seen.add("throughput", outcome.throughput, seed, **at)
             seen.add("served", outcome.served, seed, **at)
             seen.add("batch", outcome.mean_batch, seed, **at)
-            if mine:
-                seen.add("loans", outcome.loans, seed, longest=longest)
-                seen.add("refused", outcome.refused, seed, longest=longest)
-                seen.add("remote_share", outcome.remote_share, seed, longest=longest)
-        add_gains(config, found, seen, seed, ours)
-        shares = [
-            outcome.remote_share
-            for job, outcome in zip(jobs, outcomes, strict=True)
-            if job.seed == seed and job.longest <= 0
-        ]
-        if shares:
-            seen.add("remote_share_saved", shares[1] - shares[0], seed)
+            if system == "infinite":
+                for counted in ("loans", "refused", "dropped", "placed_blocks", "moved_blocks", "cancelled"):
+                    seen.add(counted, float(getattr(outcome, counted)), seed, **_place(case))
+                seen.add("remote_share", outcome.remote_share, seed, **_place(case))
+        for metric, cases in wanted.items():
+            add_metric(metric, cases, found, seen, seed)
 
 
-def add_gains(
-    config: Config, found: dict[tuple[int, bool, str], Outcome], seen: Observations, seed: int, ours: str
-) -> None:
-    """Ratios of one seed's throughputs. Only systems that serve every request of a trace are compared on it."""
-    over_multi, over_best = [], []
-    for longest in sorted({key[0] for key in found}):
-        mine = found[longest, True, ours].throughput
-        single = found[longest, False, "vllm-single"].throughput
-        if longest in config.short:
-            multi = found[longest, False, "vllm-multi"].throughput
-            over_multi.append(mine / multi)
-            over_best.append(mine / max(multi, single))
-            seen.add("gain", over_best[-1], seed, longest=longest)
-            seen.add("gain_over_multi_at", mine / multi, seed, longest=longest)
-            if longest == config.short[0]:
-                seen.add("gain_over_single_short", mine / single, seed)
-        elif longest == config.long[-1]:
-            seen.add("gain_over_single_long", mine / single, seed)
-    if len(over_multi) == len(config.short):
-        seen.add("gain_over_multi", float(np.exp(np.mean(np.log(over_multi)))), seed)
-        seen.add("gain_typical", float(np.exp(np.mean(np.log(over_best)))), seed)
+@dataclass(frozen=True)
+class Comparison:
+    """One seed's outcomes by case and system."""
+
+    outcomes: dict[tuple[Case, str], Outcome]
+    config: Config
+
+    def over(self, case: Case, rival: str) -> float:
+        """Our throughput over a rival's."""
+        ours = _ours(case, self.config)
+        mine = self.outcomes[_rival(case, ours), ours]
+        return mine.throughput / self.outcomes[_rival(case, rival), rival].throughput
+
+    def over_best(self, case: Case) -> float:
+        """Our throughput over the better of vLLM's layouts, of those that serve every request."""
+        rivals = ("vllm-multi", "vllm-single")
+        able = [one for one in rivals if self.outcomes[_rival(case, one), one].served == 1.0]
+        return min(self.over(case, one) for one in able)
 
 
-def trace(config: Config, lab: Runtime, chat: Lengths, seed: int, longest: int) -> Workload:
-    """The requests of a seed with prompts up to `longest` tokens."""
-    return draw(lab.rng(seed, "trace", str(longest)), config.requests, chat, longest, config.equal)
+def add_metric(metric: str, cases: list[Case], found: Comparison, seen: Observations, seed: int) -> None:
+    """One seed's value of a metric, and what it is made of."""
+    if metric in ("gain_typical", "gain_by_tokens"):
+        gains = [found.over_best(case) for case in cases]
+        for case, gain in zip(cases, gains, strict=True):
+            seen.add("gain", gain, seed, **_place(case))
+        seen.add(metric, _mean_ratio(gains), seed)
+    elif metric == "gain_over_multi":
+        seen.add(metric, _mean_ratio([found.over(case, "vllm-multi") for case in cases]), seed)
+    elif metric in ("gain_over_single_short", "gain_over_single_long"):
+        seen.add(metric, found.over(cases[0], "vllm-single"), seed)
+    elif metric in ("gain_growth", "gain_at"):
+        gains = [found.over(case, "vllm-multi") for case in cases]
+        for case, gain in zip(cases, gains, strict=True):
+            seen.add("gain_over_multi_at", gain, seed, **_place(case))
+        if metric == "gain_growth":
+            seen.add(metric, gains[0] / gains[1], seed)
+    elif metric == "served_more":
+        (case,) = cases
+        mine, multi = (found.outcomes[case, one].served for one in (_instances(found.config), "vllm-multi"))
+        seen.add(metric, mine - multi, seed)
+    elif metric == "remote_share_saved":
+        with_, without = (found.outcomes[case, "infinite"].remote_share for case in cases)
+        seen.add(metric, without - with_, seed)
+
+
+def _ours(case: Case, config: Config) -> str:
+    """The system in the place of Infinite-LLM; without lending it is vLLM, in a layout that serves the trace."""
+    if config.one_instance or (not config.lends and case.longest in config.long):
+        return "vllm-single"
+    return _instances(config)
+
+
+def _instances(config: Config) -> str:
+    return "infinite" if config.lends else "vllm-multi"
+
+
+def _runs(metric: str, cases: list[Case], config: Config) -> Iterator[tuple[Case, str]]:
+    """What has to be run for a metric."""
+    rivals = {
+        "gain_typical": ("vllm-multi", "vllm-single"),
+        "gain_by_tokens": ("vllm-multi", "vllm-single"),
+        "gain_over_single_short": ("vllm-single",),
+        "gain_over_single_long": ("vllm-single",),
+        "remote_share_saved": (),
+    }.get(metric, ("vllm-multi",))
+    for case in cases:
+        ours = _ours(case, config)
+        if metric == "remote_share_saved":
+            ours = "infinite"
+        elif metric == "served_more":
+            ours = _instances(config)
+        yield _rival(case, ours), ours
+        for rival in rivals:
+            yield _rival(case, rival), rival
+
+
+def _rival(case: Case, system: str) -> Case:
+    """One instance takes all requests, however they are dealt out."""
+    return replace(case, dispatch="in turn") if system == "vllm-single" else case
+
+
+def _place(case: Case) -> dict[str, str | float]:
+    return {
+        "longest": case.longest,
+        "requests": case.requests,
+        "spread": case.spread,
+        "dispatch": case.dispatch,
+        "cancels": case.cancels,
+    }
+
+
+def _mean_ratio(ratios: list[float]) -> float:
+    """Geometric mean."""
+    return float(np.exp(np.mean(np.log(ratios))))
 
 
 def observe_longest(config: Config, instances: int, seen: Observations) -> None:
-    """The longest request of an idle cluster, over what one of its instances holds: as many instances as may lend."""
-    setup = Setup(config.model)
-    alone = setup.kv_tokens(setup.instance_gpus)
-    lenders = instances - 1
-    longest = alone + int(lenders * Rules().most_lent * alone)
+    """The longest request that an idle cluster really serves, over what one of its instances does."""
+    setup = Setup(config.model, instances * Setup(config.model).instance_gpus)
+    longest, alone = longest_served(setup, "infinite"), longest_served(setup, "vllm-multi")
     seen.add("longest_context", longest, instances=instances)
     seen.add("longest_context_gain", longest / alone, instances=instances)
 
@@ -191,7 +266,8 @@ def run_processes(config: Config, lab: Runtime, seen: Observations) -> None:
     from papers.infinite_llm.remote_cache import serve_shared
 
     world = config.processes
-    exact = [Shape(8, groups, 64, 1000, dtype) for groups in (8, 2, 1) for dtype in ("float32", "float64")]
+    dtypes = ("float32", "float64", "bfloat16")
+    exact = [Shape(8, groups, 64, 1000, dtype) for groups in (8, 2, 1) for dtype in dtypes]
     for seed in lab.progress(lab.seeds, "processes"):
         if lab.wants("attention_error"):
             attention = (exact, (config.method,), seed, config.merging)

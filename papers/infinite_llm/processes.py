@@ -3,7 +3,8 @@
 Rank 0 owns the request. The others lend memory and hold a part of the sequence each (rank 0 has one too):
 
     dist     the query goes to every holder, a partial result comes back (DistAttention)
-    ring     parts travel around a ring of all processes, one hop a round, and each process attends to what passes by
+    ring     parts travel around a ring of all processes, one hop a round; the owner attends to what passes by (its
+             query is the only one, so that the others have nothing to compute)
     fetch    every remote part is copied to the owner at every step
 
 Bytes are the sizes of the tensors that rank 0 and its peers really pass to gloo.
@@ -131,15 +132,18 @@ def dist_step(
 def ring_step(
     rank: int, world: int, query: Tensor, mine: Tensor, lengths: list[int], wire: Counted, merging: bool
 ) -> Tensor | None:
-    """Ring attention: after world - 1 hops every process has seen every part."""
-    part, parts = mine, [attend_part(query, mine[0], mine[1])]
+    """Ring attention: after world - 1 hops every process has had every part."""
+    part, parts = mine, [] if rank else [attend_part(query, mine[0], mine[1])]
     for hop in range(1, world):
         sending = wire.isend(part, (rank + 1) % world)
         holder = (rank - hop) % world
         part = Counted.receive(_empty_part(mine, lengths[holder]), (rank - 1) % world)
         if sending is not None:
             sending.wait()
-        parts.append(attend_part(query, part[0], part[1]))
+        if not rank:
+            parts.append(attend_part(query, part[0], part[1]))
+    if rank:
+        return None
     return merge(parts) if merging else average(parts)
 
 

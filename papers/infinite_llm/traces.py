@@ -13,20 +13,24 @@ def draw(
     n: int,
     chat: Lengths,
     longest: int,
-    equal: bool = False,
+    spread: float = 1.0,
     long_share: float = LONG_SHARE,
 ) -> Workload:
     """`n` requests, all there at once: offline serving.
 
     chat: lengths that are drawn from. A share of the prompts is log-uniform between SHORTEST_LONG and `longest` tokens
-    instead. equal: all requests have the mean lengths of these, so that no instance has more to store than another.
+    instead. spread: 1 as drawn, 0 all of mean length, between them logarithms shrunk by so much around the same mean.
     """
     drawn = chat.sample(rng, n)
     long = rng.random(n) < long_share
     tail = np.exp(rng.uniform(np.log(SHORTEST_LONG), np.log(longest), n)).astype(np.int64)
-    prompt = np.where(long, tail, drawn.prompt)
-    output = drawn.output
-    if equal:
-        prompt = np.full(n, round(float(prompt.mean())))
-        output = np.full(n, round(float(output.mean())))
-    return Workload(np.zeros(n), prompt, np.maximum(1, output))
+    prompt, output = np.where(long, tail, drawn.prompt), drawn.output
+    return Workload(np.zeros(n), _spread(prompt, spread), _spread(output, spread))
+
+
+def _spread(lengths: np.ndarray, spread: float) -> np.ndarray:
+    """Lengths whose logarithms vary `spread` times as much, with the same mean (up to rounding)."""
+    if spread == 1.0:
+        return np.maximum(1, lengths)
+    shrunk = np.maximum(1, lengths).astype(float) ** spread
+    return np.maximum(1, np.rint(shrunk * (lengths.mean() / shrunk.mean())).astype(np.int64))

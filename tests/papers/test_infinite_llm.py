@@ -1,5 +1,6 @@
 """Infinite-LLM: the merge against one softmax, the books against over-commitment, loans against conservation."""
 
+from dataclasses import replace
 from itertools import permutations
 
 import networkx as nx
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from common.distributed.launch import launch
 from common.lab.runtime import Runtime
 from common.serving.workload import Lengths, Workload
-from papers.infinite_llm.cluster import Setup
+from papers.infinite_llm.cluster import Setup, longest_served
 from papers.infinite_llm.cluster import run as serve
 from papers.infinite_llm.decode_step import attention_seconds, movement_loss
 from papers.infinite_llm.dist_attention import attend_part, cut, joined, merge, packed, unpacked
@@ -28,8 +29,9 @@ from papers.infinite_llm.ledger import (
     cycles,
     repay,
 )
-from papers.infinite_llm.lending import LendingLatency, Rules
 from papers.infinite_llm.lending_protocol import lend_concurrently
+from papers.infinite_llm.loan_costs import Exchange, LendingLatency, Wire
+from papers.infinite_llm.planning import Rules
 from papers.infinite_llm.processes import METHODS, Shape, attention_steps, bytes_of
 from papers.infinite_llm.remote_cache import serve_shared
 from papers.infinite_llm.traces import draw
@@ -204,6 +206,16 @@ def test_creditors_of_the_same_node_come_first():
     assert ledger.propose(0, 3) == [1, 2]
 
 
+EXCHANGE = Exchange(4, 1e4, Wire(1e9, 1e-6), Wire(1e7, 1e-4))
+
+
+def test_an_exchange_takes_its_slowest_wire_and_shares_the_one_between_nodes():
+    assert EXCHANGE.seconds(0, 0) == 0.0
+    assert EXCHANGE.seconds(3, 0) == pytest.approx(4 * (2e-6 + 3e-5))
+    assert EXCHANGE.seconds(3, 2) == pytest.approx(4 * (2e-4 + 2e-3))
+    assert EXCHANGE.seconds(3, 2, sharing=5) == pytest.approx(4 * (2e-4 + 1e-2))
+
+
 def test_lending_slows_the_creditor_and_speeds_the_debtor():
     times = LendingLatency(PLAIN, prefills=True)
     plain = times.iteration([], 4, 1000)[0]
@@ -240,9 +252,14 @@ def test_equal_requests_on_idle_instances_gain_nothing_from_lending():
     assert with_loans.throughput == without.throughput
 
 
-def test_one_long_request_beside_idle_instances_is_faster_with_loans():
+def test_one_long_request_beside_idle_instances_is_faster_the_more_may_leave_it():
     lone = Workload(np.zeros(1), np.array([100_000]), np.array([600]))
-    assert serve(lone, "infinite", SMALL).throughput > 1.2 * serve(lone, "vllm-multi", SMALL).throughput
+    alone = serve(lone, "vllm-multi", SMALL).throughput
+    rates = [
+        serve(lone, "infinite", replace(SMALL, rules=Rules(moved_per_step=tokens))).throughput
+        for tokens in (0, 1024, 8192)
+    ]
+    assert rates[0] == alone and rates[0] < rates[1] < rates[2] and rates[2] > 1.2 * alone
 
 
 def test_attention_over_a_ring_takes_longer_the_longer_the_context():
@@ -251,16 +268,32 @@ def test_attention_over_a_ring_takes_longer_the_longer_the_context():
 
 
 def test_moving_more_than_a_step_carries_costs_the_rest():
-    assert movement_loss(16) == 0.0
+    hidden = [movement_loss(tokens) for tokens in (0, 16, 32)]
+    assert hidden[0] == 0.0 and hidden[2] == pytest.approx(2 * hidden[1]) and hidden[1] < 1e-3
     lossy = [movement_loss(tokens, 1e8) for tokens in (16, 32)]
     assert lossy[1] - lossy[0] == pytest.approx(lossy[0] + 1, rel=1e-9)
 
 
+def test_the_spread_of_lengths_shrinks_around_their_mean():
+    drawn = [draw(np.random.default_rng(0), 4000, CHAT, 60_000, spread) for spread in (0.0, 0.5, 1.0)]
+    deviations = [np.log(one.prompt).std() for one in drawn]
+    assert deviations[0] < 1e-12 and deviations[1] == pytest.approx(deviations[2] / 2, rel=0.01)
+    for one in drawn:
+        assert one.prompt.mean() == pytest.approx(drawn[2].prompt.mean(), rel=0.01)
+        assert one.output.mean() == pytest.approx(drawn[2].output.mean(), rel=0.01)
+
+
+def test_the_longest_request_is_what_all_may_lend_and_one_block_more_is_refused():
+    for gpus in (1, 2, 8):
+        setup = Setup(gpus=gpus)
+        assert 0.97 * setup.longest < longest_served(setup, "infinite") <= setup.longest
+    assert longest_served(Setup(gpus=1), "infinite") == longest_served(Setup(gpus=8), "vllm-multi")
+
+
 def test_same_config_and_seeds_give_the_same_bytes():
-    config = Config(gpus=8, requests=60, short=[60_000], long=[200_000])
-    runs = [
-        run(config, Runtime((0, 1), wanted=["gain_over_multi", "longest_context_gain"])) for _ in range(2)
-    ]
+    config = Config(gpus=8, requests=60, short=[60_000], long=[200_000], sizes=[30])
+    metrics = ["gain_typical", "gain_by_tokens", "gain_growth", "served_more", "longest_context_gain"]
+    runs = [run(config, Runtime((0, 1), wanted=metrics)) for _ in range(2)]
     assert runs[0].to_json() == runs[1].to_json()
 
 

@@ -29,6 +29,7 @@ class SteppedGroup(DecodeGroup):
 
     def join(self, sequence: Sequence) -> None:
         self.members[sequence] = None
+        sequence.base = sequence.context - self.step  # what the mechanisms of some papers read
 
     def leave(self, sequence: Sequence) -> None:
         del self.members[sequence]
