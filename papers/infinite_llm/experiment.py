@@ -259,37 +259,42 @@ def observe_longest(config: Config, instances: int, seen: Observations) -> None:
 
 
 def run_processes(config: Config, lab: Runtime, seen: Observations) -> None:
-    """Attention, a decoder and the lending protocol in real processes."""
+    """Attention, a decoder and the lending protocol in real processes, started once a seed."""
     from common.distributed.launch import launch  # brings torch, which the simulations do without
     from papers.infinite_llm.lending_protocol import lend_concurrently
-    from papers.infinite_llm.processes import Shape, attention_steps
+    from papers.infinite_llm.processes import Shape, attention_steps, in_turn
     from papers.infinite_llm.remote_cache import serve_shared
 
-    world = config.processes
     dtypes = ("float32", "float64", "bfloat16")
     exact = [Shape(8, groups, 64, 1000, dtype) for groups in (8, 2, 1) for dtype in dtypes]
+    shapes = [Shape(8, 8, 128, tokens) for tokens in config.contexts]
+    methods = tuple(dict.fromkeys((config.method, "ring", "fetch")))
     for seed in lab.progress(lab.seeds, "processes"):
-        if lab.wants("attention_error"):
-            attention = (exact, (config.method,), seed, config.merging)
-            (steps, *_) = launch(attention_steps, world, attention, seconds=120)
-            seen.add("attention_error", max(step[config.method].error for step in steps), seed)
-        if lab.wants("ring_over_dist"):
-            shapes = [Shape(8, 8, 128, tokens) for tokens in config.contexts]
-            methods = tuple(dict.fromkeys((config.method, "ring", "fetch")))
-            (steps, *_) = launch(attention_steps, world, (shapes, methods, seed), seconds=200)
-            for shape, found in zip(shapes, steps, strict=True):
-                for method, step in found.items():
+        tasks = {
+            "attention_error": (attention_steps, (exact, (config.method,), seed, config.merging)),
+            "ring_over_dist": (attention_steps, (shapes, methods, seed)),
+            "same_tokens": (serve_shared, (400, 32, config.remote, seed, config.merging)),
+            "over_commitment": (lend_concurrently, (1000, config.loan_requests, seed, config.refuses)),
+        }
+        wanted = {metric: task for metric, task in tasks.items() if lab.wants(metric)}
+        answers = launch(in_turn, config.processes, (list(wanted.values()),), seconds=400)[0]
+        found = dict(zip(wanted, answers, strict=True))
+        if "attention_error" in found:
+            error = max(step[config.method].error for step in found["attention_error"])
+            seen.add("attention_error", error, seed)
+        if "ring_over_dist" in found:
+            steps = found["ring_over_dist"]
+            for shape, by_method in zip(shapes, steps, strict=True):
+                for method, step in by_method.items():
                     seen.add("step_seconds", step.seconds, seed, method=method, tokens=shape.tokens)
                     seen.add("step_bytes", step.sent, seed, method=method, tokens=shape.tokens)
             last = steps[-1]
             seen.add("ring_over_dist", last["ring"].seconds / last[config.method].seconds, seed)
-        if lab.wants("same_tokens"):
-            request = (400, 32, config.remote, seed, config.merging)
-            served = launch(serve_shared, max(2, world - 1), request, seconds=120)[0]
+        if "same_tokens" in found:
+            served = found["same_tokens"]
             same = sum(a == b for a, b in zip(served.local, served.remote, strict=True))
             seen.add("same_tokens", same / len(served.local), seed)
-        if lab.wants("over_commitment"):
-            loans = (1000, config.loan_requests, seed, config.refuses)
-            most, granted, refused = launch(lend_concurrently, world, loans, seconds=120)[0]
+        if "over_commitment" in found:
+            most, granted, refused = found["over_commitment"]
             seen.add("over_commitment", max(0, most - 1000), seed)
             seen.add("loans_refused", refused / (granted + refused), seed)

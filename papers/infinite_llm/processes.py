@@ -11,8 +11,9 @@ Bytes are the sizes of the tensors that rank 0 and its peers really pass to gloo
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -105,6 +106,15 @@ def attention_steps(
                 error = float((result.double() - truth).abs().max())
                 found[method] = Step(sorted(seconds)[len(seconds) // 2], int(sent), error)
         answers.append(found)
+    return answers
+
+
+def in_turn(rank: int, world: int, tasks: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]]) -> list[Any]:
+    """Several functions for common.distributed.launch, one after another in the same processes; their answers."""
+    answers = []
+    for function, arguments in tasks:
+        dist.barrier()
+        answers.append(function(rank, world, *arguments))
     return answers
 
 
