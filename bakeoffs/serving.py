@@ -3,12 +3,14 @@
 The papers compare themselves each with its own engine, its own traces and a rival of its own choosing. Here every
 system gets the same requests in the same order, the same GPUs with the same operator times and KV memory, the same
 dispatch (least load) where it has replicas, and differs in its scheduling, its memory or its placement alone. What a
-paper gains by better kernels is therefore not in this table.
+paper gains by better kernels is therefore not in this table. Two systems serve requests by priorities that change,
+which no other has to: what that costs the less important requests is in their rows.
 
 Three questions are asked of every system, at Poisson arrivals:
 
     attainment     share of requests within TTFT and TPOT objectives, over the rate
-    goodput        the highest rate at which 90% of requests are (DistServe's question)
+    goodput        the highest rate at which 90% of requests are (DistServe's question), with all the KV memory and
+                   with a tenth of it
     capacity       the highest rate with P99 of all token gaps within an objective and a bounded queue (Sarathi-Serve's)
 
 and the cost of a request is what the GPUs cost while it is served at the goodput: GPU-seconds a request.
@@ -17,10 +19,12 @@ and the cost of a request is what the GPUs cost while it is served at the goodpu
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
-from bakeoffs.serving_systems import SYSTEMS, Terms, distserve
+from bakeoffs.nanoflow_overlap import Overlap, plan_overlap
+from bakeoffs.serving_systems import SYSTEMS, Terms
 from common.lab.runtime import Observations, Runtime
 from common.serving.engine import simulate
 from common.serving.metrics import SLO, attainment, goodput, keeps_pace, normalised_latency, token_gaps
@@ -50,6 +54,9 @@ class Config:
     gap_factor: float = 5.0  # of a decode iteration of 32 sequences of 4,096 tokens
     target: float = 0.9  # share of requests within both objectives
     resolution: float = 0.03  # relative, of every rate that is searched
+    tight: float = (
+        0.1  # share of the KV memory that is left in a second comparison, where memory limits batches
+    )
     loads: list[float] = field(
         default_factory=lambda: [0.25, 0.5, 0.75, 1.0, 1.25, 1.5]
     )  # rates of the curves, over vLLM's goodput
@@ -64,7 +71,9 @@ class Job:
     seed: int
     workload: Workload  # at one request a second
     split: int = 0  # DistServe's prefill instances
+    overlap: Overlap | None = None  # NanoFlow's
     reference: float = 0.0  # requests/s and GPU that `loads` multiply, once it is known
+    kv_share: float = 1.0  # of the KV memory
 
 
 Row = tuple[str, float, dict[str, str | float]]
@@ -80,8 +89,9 @@ def run(config: Config, lab: Runtime) -> Observations:
     seen.add("gap_objective", slo.tpot)
     split = best_split(config, slo, lab) if "DistServe" in config.systems else 0
     seen.add("distserve_prefills", split)
+    overlap = mean_overlap(config, lab) if "NanoFlow" in config.systems else None
     jobs = [
-        Job(config, system, seed, requests(config, lab, seed), split)
+        Job(config, system, seed, requests(config, lab, seed), split, overlap)
         for seed in lab.seeds
         for system in config.systems
     ]
@@ -104,6 +114,12 @@ def best_split(config: Config, slo: SLO, lab: Runtime) -> int:
     jobs = [Job(config, "DistServe", 0, workload, n) for n in range(1, config.instances)]
     found = lab.map(Search(slo, goodput_only=True), jobs, "placement")
     return max(zip(found, jobs, strict=True), key=lambda one: one[0][0][1])[1].split
+
+
+def mean_overlap(config: Config, lab: Runtime) -> Overlap:
+    """NanoFlow's pipeline for the mean lengths of requests that no seed serves."""
+    drawn = requests(config, lab, 0, "planning")
+    return plan_overlap(round(float(drawn.prompt.mean())), round(float(drawn.output.mean())))
 
 
 def requests(config: Config, lab: Runtime, seed: int, stream: str = "requests") -> Workload:
@@ -137,18 +153,24 @@ class Search:
         serve = server(job)
         target, slo = job.config.target, self.slo
 
-        def highest(sustains: Callable[[Trace], bool]) -> float:
+        def highest(sustains: Callable[[Trace], bool], serve: Callable[[float], Trace] = serve) -> float:
             # from below, for under overload prompts stop interrupting decodes and gaps get short again
             return goodput(
                 lambda rate: sustains(serve(rate * gpus)), LOW, job.config.resolution, LOWEST, HIGHEST
             )
 
-        within = highest(lambda trace: attainment(trace, slo) >= target)
+        def attains(trace: Trace) -> bool:
+            return attainment(trace, slo) >= target
+
+        within = highest(attains)
         rows: list[Row] = [("goodput", within, {})]
         if within > 0:
             rows.append(("gpu_seconds_per_request", 1 / within, {}))
         if not self.goodput_only:
             rows.append(("capacity", highest(lambda trace: keeps_pace(trace, slo.tpot)), {}))
+            if job.config.tight:
+                tight = server(replace(job, kv_share=job.config.tight))
+                rows.append(("goodput_tight", highest(attains, tight), {}))
         return rows
 
 
@@ -176,15 +198,21 @@ class Curve:
         return rows
 
 
-def terms_of(config: Config) -> Terms:
+def terms_of(config: Config, kv_share: float = 1.0) -> Terms:
     """The terms that all systems share."""
-    return Terms.of(config.model, config.gpu, config.tensor_parallel, config.instances)
+    return Terms.of(config.model, config.gpu, config.tensor_parallel, config.instances, kv_share)
 
 
 def server(job: Job) -> Callable[[float], Trace]:
     """What serves a job's requests at a rate, requests/s; a rate that was served before is not served again."""
-    config, terms = job.config, terms_of(job.config)
-    build = partial(distserve, prefills=job.split) if job.system == "DistServe" else SYSTEMS[job.system]
+    config, terms = job.config, terms_of(job.config, job.kv_share)
+    given: dict[str, dict[str, Any]] = {
+        "DistServe": {"prefills": job.split},
+        "NanoFlow": {"overlap": job.overlap},
+        "FastSwitch": {"requests": config.most_requests, "seed": job.seed},
+        "vLLM, priorities": {"requests": config.most_requests, "seed": job.seed},
+    }
+    build = partial(SYSTEMS[job.system], **given.get(job.system, {}))
     known: dict[float, Trace] = {}
 
     def serve(rate: float) -> Trace:

@@ -4,6 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 
+import numpy as np
+
+from bakeoffs.nanoflow_overlap import Overlap, OverlappedLatency
+from common.hardware.copies import h100
 from common.hardware.specs import gpu as device
 from common.hardware.specs import link
 from common.serving.batch import Scheduler
@@ -13,8 +17,15 @@ from common.serving.loop import EventLoop
 from common.serving.memory import KVMemory, PagedMemory, ReservedMemory
 from common.serving.profiled import CARDS, SHAPES, ProfiledLatency, profiled_latency
 from common.serving.schedulers import IterationLevel, PrefillFirst, RequestLevel
+from common.serving.workload import Workload
 from papers.distserve.deployment import Parallelism, Placement, Profile, disaggregated
 from papers.fastgen.splitfuse import DynamicSplitFuse
+from papers.fastswitch.async_swaps import KVLayout
+from papers.fastswitch.conversations import Conversations
+from papers.fastswitch.deployments import DEPLOYMENTS, HOST_BYTES
+from papers.fastswitch.priorities import markov_priorities
+from papers.fastswitch.priority_switching import PrioritySwitching
+from papers.fastswitch.server import Setup, SwitchingInstance
 from papers.infinite_llm.cluster import ETHERNET, NODE_GPUS, lending_over
 from papers.infinite_llm.lender import Lender
 from papers.infinite_llm.loan_costs import LendingLatency
@@ -48,12 +59,13 @@ class Terms:
 
     @staticmethod
     @cache
-    def of(model: str, gpu: str, tensor_parallel: int, instances: int) -> "Terms":
-        """The terms of a model on GPUs with an operator profile."""
+    def of(model: str, gpu: str, tensor_parallel: int, instances: int, kv_share: float = 1.0) -> "Terms":
+        """The terms of a model on GPUs with an operator profile. kv_share: of what is free for KV caches."""
         shape, card = SHAPES[model], device(CARDS[gpu])
         free = MEMORY_SHARE * card.memory_bytes * tensor_parallel - shape.weight_bytes()
         latency = profiled_latency(model, gpu, tensor_parallel)
-        return Terms(latency, int(free / shape.kv_bytes_per_token()), tensor_parallel, instances, card.name)
+        kv_tokens = int(kv_share * free / shape.kv_bytes_per_token())
+        return Terms(latency, kv_tokens, tensor_parallel, instances, card.name)
 
 
 Build = Callable[[Terms, EventLoop], System]
@@ -115,6 +127,54 @@ def infinite(terms: Terms, loop: EventLoop) -> System:
     return Replicas(lenders, LeastLoad())
 
 
+def switching(terms: Terms, loop: EventLoop, ours: bool, requests: int = 10_000, seed: int = 0) -> System:
+    """Priorities that change as FastSwitch's Markov pattern has it, every 50 iterations, and swaps that follow them.
+
+    ours: with FastSwitch's block groups, reuse and asynchronous copies; else as vLLM swaps, a block a call, waited for.
+    Every request is a conversation of one turn. Copies cost what was measured on an H100, over the A100's PCIe 4; each
+    GPU copies its share of the KV heads over a link of its own.
+    """
+    shape = terms.latency.shape
+    heads = max(1, shape.kv_heads // terms.tensor_parallel)
+    layout = KVLayout(shape.layers, BLOCK_TOKENS * heads * shape.head_dim * DTYPE_BYTES)
+    setup = Setup(
+        kv_blocks=terms.kv_tokens // BLOCK_TOKENS,
+        host_blocks=int(HOST_BYTES // layout.size(1)),
+        layout=layout,
+        to_host=h100("d2h").over_pcie4(),
+        to_device=h100("h2d").over_pcie4(),
+        memory_bandwidth=device(terms.card).bandwidth,
+        groups=ours,
+        reuse=ours,
+        asynchronous=ours,
+    )
+    ones, none = np.ones(requests, dtype=np.int64), np.zeros(requests, dtype=np.int64)
+    turns = Conversations(Workload(none.astype(float), ones, ones), np.arange(requests), none, none)
+    update = markov_priorities(np.random.default_rng(seed), requests)
+    frequency = DEPLOYMENTS["qwen-32b"].frequency  # of the paper's larger model
+    return Replicas(
+        [
+            SwitchingInstance(
+                loop, terms.latency, setup, turns, PrioritySwitching(update, frequency, MAX_SEQUENCES)
+            )
+            for _ in range(terms.instances)
+        ],
+        LeastLoad(),
+    )
+
+
+def nanoflow(terms: Terms, loop: EventLoop, overlap: Overlap | None = None) -> System:
+    """Dense batches, whose mixed iterations take the share of their time that `overlap` leaves (None: all of it)."""
+    latency = OverlappedLatency(terms.latency, overlap) if overlap else terms.latency
+    return Replicas(
+        [
+            Instance(loop, latency, PagedMemory(terms.kv_tokens), DenseBatch(), records_tokens=True)
+            for _ in range(terms.instances)
+        ],
+        LeastLoad(),
+    )
+
+
 def vattention(terms: Terms, loop: EventLoop, page_bytes: int) -> System:
     """vLLM's batches on contiguous virtual memory whose physical pages are mapped as a request grows."""
     shape = terms.latency.shape
@@ -140,7 +200,10 @@ SYSTEMS: dict[str, Build] = {
     "Infinite-LLM": infinite,
     "vAttention 64 KB": partial(vattention, page_bytes=64 << 10),
     "vAttention 2 MB": partial(vattention, page_bytes=2 << 20),
-    "NanoFlow's batches": partial(replicas, scheduler=DenseBatch, memory=PagedMemory),
+    "NanoFlow's batches": partial(nanoflow, overlap=None),
+    "NanoFlow": nanoflow,
+    "vLLM, priorities": partial(switching, ours=False),
+    "FastSwitch": partial(switching, ours=True),
 }
 
 # What each of them is, in a line, for the reader of the table.
@@ -158,4 +221,7 @@ ABOUT: dict[str, str] = {
     "vAttention 64 KB": "vLLM's batches, KV memory taken in pages of 64 KB a layer; the same kernels for all here",
     "vAttention 2 MB": "the same with the driver's own pages of 2 MB",
     "NanoFlow's batches": "dense batches of 2,048 tokens, ends seen late; without its overlap inside the GPU",
+    "NanoFlow": "the same; mixed iterations are shorter by what its pipeline overlaps (simulated)",
+    "vLLM, priorities": "requests of high priority run first, and priorities change; swaps a block a call, waited for",
+    "FastSwitch": "the same priorities; swaps in groups of blocks, reused and beside computing",
 }

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from bakeoffs.nanoflow_overlap import OverlappedLatency, plan_overlap
 from bakeoffs.serving import Config, Curve, Job, Search, objectives, requests, run, server, terms_of
 from bakeoffs.serving_systems import ABOUT, SYSTEMS
 from common.lab.bakeoff import compose_bakeoff
@@ -14,6 +17,7 @@ from common.lab.project import Project
 from common.lab.runtime import Runtime
 from common.serving.metrics import attainment, keeps_pace
 from common.serving.workload import Workload
+from papers.nanoflow.search import Effort
 
 SMALL = Config(
     requests=60,
@@ -23,8 +27,14 @@ SMALL = Config(
     loads=[0.5, 1.5],
     instances=4,
     systems=["vLLM"],
+    tight=0.0,
 )
 NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "serving_bakeoff.ipynb"
+
+
+@pytest.fixture(scope="module")
+def overlap():
+    return plan_overlap(1155, 211, Effort(walks=2, evaluations=400, refined=400, nodes=20))
 
 
 def lab(seeds: int = 1) -> Runtime:
@@ -67,6 +77,48 @@ def test_the_rates_found_are_sustained_and_a_little_more_is_not(small):
     assert attainment(serve(found["goodput"] * gpus * 1.2), slo) < 0.9
     assert keeps_pace(serve(found["capacity"] * gpus), slo.tpot)
     assert found["gpu_seconds_per_request"] == 1 / found["goodput"]
+
+
+@given(
+    chunks=st.lists(st.tuples(st.integers(1, 2048), st.integers(0, 4000)), max_size=4),
+    decodes=st.integers(0, 200),
+    length=st.integers(1, 4000),
+)
+@settings(max_examples=80, deadline=None)
+def test_overlap_shortens_full_mixed_batches_alone_and_its_lines_are_exact(overlap, chunks, decodes, length):
+    base = terms_of(SMALL).latency
+    latency = OverlappedLatency(base, overlap)
+    plain, ours = (one.iteration(chunks, decodes, decodes * length)[0] for one in (base, latency))
+    tokens = decodes + sum(new for new, _ in chunks)
+    assert 0.5 * plain < ours <= plain
+    if not chunks or tokens < 500:
+        assert ours == plain
+    if decodes:
+        line = latency.decode_line(decodes, decodes * length)
+        expected = latency.iteration([], decodes, decodes * length)[0]
+        assert line.intercept + line.slope * decodes * length == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_full_batch_of_the_planned_lengths_does_overlap(overlap):
+    latency = OverlappedLatency(terms_of(SMALL).latency, overlap)
+    share = overlap.share([(1738, 0)], 310, 310 * 1260)
+    assert share < 1.0
+    assert latency.iteration([(1738, 0)], 310, 310 * 1260)[0] == pytest.approx(
+        share * latency.base.iteration([(1738, 0)], 310, 310 * 1260)[0]
+    )
+
+
+def test_less_memory_serves_less_and_priorities_swap_where_it_is_short(small):
+    _, workload = small
+    config = replace(SMALL, requests=200, instances=1)
+    served = {}
+    for system in ("vLLM, priorities", "FastSwitch"):
+        for share in (1.0, 0.05):
+            trace = server(Job(config, system, 0, workload, kv_share=share))(3.0)
+            served[system, share] = trace
+        assert served[system, 1.0].preemptions.sum() == 0 < served[system, 0.05].preemptions.sum()
+    slow, fast = (served[system, 0.05].finish.max() for system in ("vLLM, priorities", "FastSwitch"))
+    assert fast <= slow
 
 
 def test_attainment_falls_with_the_rate(small):
