@@ -83,7 +83,62 @@ class LiveSlot(Slot):
         return resumed
 
 
-class LiveInstance(Instance):
+class LiveBatches(Instance):
+    """An instance whose iterations run on this machine. Its subclass knows what each request said, and its cache."""
+
+    wall: WallClock
+    model: Decoder
+    log: list[Iteration]
+    _copied, _copy_seconds = 0, 0.0  # tokens swapped before the next iteration, and the seconds that took
+
+    def text(self, sequence: Request) -> list[int]:
+        """All tokens of a request so far; what comes out is appended."""
+        raise NotImplementedError
+
+    def cache(self, sequence: Request) -> Cache:
+        """Where its keys and values are, with room for those of the next iteration."""
+        raise NotImplementedError
+
+    def _coalesces(self, slot: Slot, plan: Plan) -> bool:
+        return False
+
+    def _begin_iteration(self, slot: Slot, plan: Plan) -> None:
+        start, group = self.loop.now, slot.group
+        decoding = list(group.members) if plan.decode else []
+        chunks = tuple((new, sequence.context) for sequence, new in plan.chunks)
+        context = group.context + len(decoding) if decoding else 0
+        if decoding:
+            self.memory.free -= group.growth()
+        self._compute(plan, decoding)
+        end = self.wall.clock()
+        seconds = end - start - self._copy_seconds
+        self.log.append(
+            Iteration(start, seconds, chunks, len(decoding), context, self._copied, self._copy_seconds)
+        )
+        self._copied, self._copy_seconds = 0, 0.0
+        self.busy_seconds += end - start
+        self.loop.at(end, self.rank, self._end_iteration, (slot, plan, start))
+
+    def _compute(self, plan: Plan, decoding: list[Request]) -> None:
+        """Run the batch and append the tokens that come out of it."""
+        feeds, caches, ends = [], [], []
+        for sequence, new in plan.chunks:
+            first, last = sequence.context, sequence.context + new
+            caches.append(self.cache(sequence))
+            feeds.append(self.text(sequence)[first:last])
+            ends.append(last == sequence.goal)
+        for sequence in decoding:
+            caches.append(self.cache(sequence))
+            feeds.append(self.text(sequence)[-1:])
+            ends.append(True)
+        best = self.model([torch.tensor(feed) for feed in feeds], caches).argmax(-1).tolist()
+        batch = [sequence for sequence, _ in plan.chunks] + decoding
+        for sequence, token, comes_out in zip(batch, best, ends, strict=True):
+            if comes_out:
+                self.text(sequence).append(token)
+
+
+class LiveInstance(LiveBatches):
     """One model replica on this machine; see Instance for the queues and the memory.
 
     tokens: the prompt of each request, by its index; what is generated is appended. new_cache: makes a cache with
@@ -111,9 +166,16 @@ class LiveInstance(Instance):
         self._new_cache = new_cache or (lambda capacity: KVCache(model.config, capacity))
         self._on_finish = on_finish
         self._host: dict[Request, list[tuple[Tensor, Tensor]]] = {}  # keys and values of each layer
-        self._copied, self._copy_seconds = 0, 0.0  # before the next iteration
         self._only = LiveSlot(self, self.slots[0].group)
         self.slots = [self._only]
+
+    def text(self, sequence: Request) -> list[int]:
+        """See LiveBatches."""
+        return self.tokens[sequence.index]
+
+    def cache(self, sequence: Request) -> Cache:
+        """See LiveBatches; a new one at the first chunk."""
+        return self.caches[sequence] if sequence in self.caches else self._cache(sequence)
 
     def put_away(self, sequence: Request, keep: bool) -> None:
         """Give up the cache of a sequence, after copying it to the host's buffers if it is to be kept."""
@@ -152,44 +214,6 @@ class LiveInstance(Instance):
             )
         cache = self.caches[sequence] = self._new_cache(capacity)
         return cache
-
-    def _coalesces(self, slot: Slot, plan: Plan) -> bool:
-        return False
-
-    def _begin_iteration(self, slot: Slot, plan: Plan) -> None:
-        start, group = self.loop.now, slot.group
-        decoding = list(group.members) if plan.decode else []
-        chunks = tuple((new, sequence.context) for sequence, new in plan.chunks)
-        context = group.context + len(decoding) if decoding else 0
-        if decoding:
-            self.memory.free -= group.growth()
-        self._compute(plan, decoding)
-        end = self.wall.clock()
-        seconds = end - start - self._copy_seconds
-        self.log.append(
-            Iteration(start, seconds, chunks, len(decoding), context, self._copied, self._copy_seconds)
-        )
-        self._copied, self._copy_seconds = 0, 0.0
-        self.busy_seconds += end - start
-        self.loop.at(end, self.rank, self._end_iteration, (slot, plan, start))
-
-    def _compute(self, plan: Plan, decoding: list[Request]) -> None:
-        """Run the batch and append the tokens that come out of it."""
-        feeds, caches, ends = [], [], []
-        for sequence, new in plan.chunks:
-            first, last = sequence.context, sequence.context + new
-            caches.append(self._cache(sequence) if first == 0 else self.caches[sequence])
-            feeds.append(self.tokens[sequence.index][first:last])
-            ends.append(last == sequence.goal)
-        for sequence in decoding:
-            caches.append(self.caches[sequence])
-            feeds.append(self.tokens[sequence.index][-1:])
-            ends.append(True)
-        best = self.model([torch.tensor(feed) for feed in feeds], caches).argmax(-1).tolist()
-        batch = [sequence for sequence, _ in plan.chunks] + decoding
-        for sequence, token, comes_out in zip(batch, best, ends, strict=True):
-            if comes_out:
-                self.tokens[sequence.index].append(token)
 
     def _finish(self, slot: Slot, sequence: Request) -> None:
         super()._finish(slot, sequence)
