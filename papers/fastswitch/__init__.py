@@ -14,9 +14,9 @@ ledger.py              what a run counts
 conversations.py       multi-turn workloads
 deployments.py         the paper's models and GPUs
 allocator_replay.py    both allocators under a long history
-copy_threads.py        a real decode loop beside real copies
+live_server.py         the same server on a real model: iterations computed, blocks copied by a thread
+live_study.py          whether its answers change, and whether it decodes while blocks move
 pinned_swap.py         real copies to pinned memory, by blocks and by groups, on a GPU
-model_swap.py          a real model's answers, swapped out and in
 evaluation.py          one run of one system
 experiment.py          Config and run(): everything the claims in paper.yaml read
 """

@@ -56,11 +56,18 @@ class Stream:
         return ends
 
 
+@dataclass(eq=False)
+class Transfer:
+    """A copy that was ordered. end: s; the simulator knows it at once, a real server when it has ended."""
+
+    end: float = math.inf
+
+
 @dataclass
 class Leaving:
-    """A run of GPU blocks whose copy to the host ends at `end`; until then nobody may have it."""
+    """A run of GPU blocks that is being copied to the host; until that has ended nobody may have it."""
 
-    end: float
+    transfer: Transfer
     run: Run
 
 
@@ -73,23 +80,31 @@ class InFlight:
     def __len__(self) -> int:
         return len(self._leaving)
 
-    def add(self, end: float, run: Run) -> None:
-        self._leaving.append(Leaving(end, run))
+    def add(self, transfer: Transfer, run: Run) -> None:
+        self._leaving.append(Leaving(transfer, run))
 
     def ended(self, now: float) -> list[Run]:
         """Take out the runs whose copies have ended by `now`, in the order of their ends."""
-        done = sorted((one for one in self._leaving if one.end <= now), key=lambda one: (one.end, one.run))
+        done = [one for one in self._in_order() if one.transfer.end <= now]
         if done:
-            self._leaving = [one for one in self._leaving if one.end > now]
+            self._leaving = [one for one in self._leaving if one.transfer.end > now]
         return [one.run for one in done]
 
     def until(self, blocks: int) -> float | None:
         """When the first copies to end will have freed `blocks` blocks; None if all together are fewer."""
-        for one in sorted(self._leaving, key=lambda one: (one.end, one.run)):
+        for one in self._in_order():
             blocks -= one.run.length
             if blocks <= 0:
-                return one.end
+                return one.transfer.end
         return None
+
+    def _in_order(self) -> list[Leaving]:
+        return sorted(self._leaving, key=lambda one: (one.transfer.end, one.run))
+
+    @property
+    def transfers(self) -> list[Transfer]:
+        """In the order in which they were ordered."""
+        return [one.transfer for one in self._leaving]
 
     @property
     def blocks(self) -> int:
@@ -99,7 +114,7 @@ class InFlight:
     @property
     def last(self) -> float:
         """When the last of them ends."""
-        return max((one.end for one in self._leaving), default=0.0)
+        return max((one.transfer.end for one in self._leaving), default=0.0)
 
 
 class AdaptiveChoice:

@@ -21,10 +21,9 @@ from common.serving.workload import draw_lengths
 from papers.fastswitch.allocator_replay import CAPACITY, operations, replay
 from papers.fastswitch.block_groups import BlockGroups, BlockTables, SingleBlocks
 from papers.fastswitch.conversations import MEAN_TURNS, Conversations, draw_conversations
-from papers.fastswitch.copy_threads import StallComparison, compare
 from papers.fastswitch.deployments import DEPLOYMENTS
 from papers.fastswitch.evaluation import SYSTEMS, Job, serve
-from papers.fastswitch.model_swap import Swapped, answer_swapped
+from papers.fastswitch.live_study import Beside, Swapped, answer_swapped, decode_beside
 from papers.fastswitch.pinned_swap import time_swap
 
 GAINS = ("ttft_p95", "ttft_p99", "ttft_p999", "tbt_p999")  # vLLM's over FastSwitch's
@@ -64,12 +63,13 @@ class Config:
     keep_copies: bool = True  # False: host copies are invalid once they are swapped in
     wait_for_all: bool = False  # whoever allocates waits for every copy in flight
     replayed: int = 100_000  # operations on each allocator
-    copied_blocks: int = 128  # MiB of a real copy beside a real decode loop; 0 leaves it out
-    copy_repeats: int = 5
-    copy_worker: bool = True  # a thread that copies; False: the loop does it itself
-    answered_rounds: int = 12  # turns of every conversation with the real model; 0 leaves it out
+    copied_tokens: int = (
+        800  # of the long conversations whose KV a live server copies while it decodes; 0: none
+    )
+    copy_worker: bool = True  # a thread that copies; False: the live server does it itself
+    answered_turns: float = 4.0  # of every conversation with the live server on average; 0 leaves it out
     pinned_blocks: int = 0  # on the device, of a real swap to pinned memory; 0 leaves it out
-    trust_copies: bool = False  # of the real model: take any host copy for complete
+    trust_copies: bool = False  # of the live server: take any host copy for complete
 
 
 def run(config: Config, lab: Runtime) -> Observations:
@@ -78,17 +78,17 @@ def run(config: Config, lab: Runtime) -> Observations:
     jobs = chosen_jobs(config, lab)
     results = dict(zip(jobs, lab.map(serve, jobs.values(), "servers"), strict=True))
     observe(config, lab, results, seen)
-    if config.answered_rounds and lab.wants("changed_answers"):
+    if config.answered_turns and lab.wants("changed_answers"):
         rounds = partial(answers, config)
         seeds = [(seed, lab.rng(seed, "answers")) for seed in lab.seeds]
         for (seed, _), found in zip(seeds, lab.map(rounds, seeds, "answers"), strict=True):
             seen.add("changed_answers", found.changed, seed)
             seen.add("answers_saving", found.saving, seed)
-            seen.add("answers_compared", found.rows, seed)
-    if config.copied_blocks and lab.wants("iterations_meanwhile"):
+            seen.add("answers_compared", found.tokens, seed)
+    if config.copied_tokens and lab.wants("iterations_meanwhile"):
         for seed in lab.seeds:  # one at a time: two would time each other
-            (gap,) = lab.map(partial(copies, config), [lab.rng(seed, "copies")], "copies")
-            seen.add("real_gap_gain", gap.gain, seed)
+            (gap,) = lab.map(partial(copies, config), [(seed, lab.rng(seed, "copies"))], "copies")
+            seen.add("real_gap_gain", gap.waiting / gap.beside, seed)
             seen.add("real_gap", gap.waiting, seed, system="waiting")
             seen.add("real_gap", gap.beside, seed, system="beside")
             seen.add("iterations_meanwhile", gap.meanwhile, seed)
@@ -223,13 +223,15 @@ def observe_claims(
         seen.add("reuse_saving", mean, seed)
 
 
-def copies(config: Config, rng: np.random.Generator) -> StallComparison:
-    """A real decode loop beside a real copy."""
-    return compare(rng, config.copied_blocks, config.copy_repeats, config.copy_worker)
+def copies(config: Config, one: tuple[int, np.random.Generator]) -> Beside:
+    """A live server that decodes while it copies, or does not."""
+    seed, rng = one
+    generator = torch.Generator().manual_seed(seed)
+    return decode_beside(generator, rng, config.copied_tokens, 30, config.copy_worker)
 
 
 def answers(config: Config, one: tuple[int, np.random.Generator]) -> Swapped:
-    """The real model's conversations of one seed."""
+    """A live server's conversations of one seed."""
     seed, rng = one
     generator = torch.Generator().manual_seed(seed)
-    return answer_swapped(generator, rng, rounds=config.answered_rounds, trust=config.trust_copies)
+    return answer_swapped(generator, rng, config.answered_turns, trust=config.trust_copies)

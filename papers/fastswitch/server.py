@@ -16,7 +16,7 @@ from common.serving.latency import LatencyModel
 from common.serving.loop import COPY, EventLoop
 from common.serving.memory import PagedMemory, blocks_of
 from common.serving.sequence import DecodeGroup, Sequence
-from papers.fastswitch.async_swaps import AdaptiveChoice, InFlight, KVLayout, Stream
+from papers.fastswitch.async_swaps import AdaptiveChoice, InFlight, KVLayout, Stream, Transfer
 from papers.fastswitch.block_groups import (
     INITIAL_TARGET,
     BlockGroups,
@@ -51,6 +51,7 @@ class Setup:
     reuse: bool = True  # keep host copies valid
     asynchronous: bool = True  # copy beside computing
     wait_for_all: bool = False  # whoever allocates while copies are in flight waits for every one of them
+    trusts_copies: bool = False  # take any host copy for complete, which is wrong
 
     def tables(self, blocks: int) -> BlockTables:
         return BlockGroups(blocks, self.target, self.longest_group) if self.groups else SingleBlocks(blocks)
@@ -107,11 +108,10 @@ class SwitchingInstance(Instance):
         self.leaving = InFlight()
         self.choice = AdaptiveChoice()
         self.ledger = Ledger()
-        self.arriving: dict[Sequence, float] = {}  # being copied in, until then
-        self._read: list[tuple[float, int]] = []  # copies in: end, conversation
-        self._written: list[
-            tuple[float, int, int, bool]
-        ] = []  # copies out: end, conversation, tokens, needed
+        self.arriving: dict[Sequence, Transfer] = {}  # being copied in
+        self._read: list[tuple[Transfer, int]] = []  # copies in, with their conversation
+        # copies out, with their conversation, tokens, and whether somebody needs them
+        self._written: list[tuple[Transfer, int, int, bool]] = []
         self._busy_until = 0.0  # an idle server's last wait
         self._live = 0
         self._since = 0.0
@@ -177,17 +177,17 @@ class SwitchingInstance(Instance):
             self.tables.give_back([run])
             self.memory.free += run.length
         self._end_reads(now)
-        for record in [record for record in self._written if record[0] <= now]:
+        for record in [record for record in self._written if record[0].end <= now]:
             self._written.remove(record)
             _, key, tokens, needed = record
             self.host.end(key)
             self.host.written(key, tokens, needed or self._waits(key))
-        for sequence in [sequence for sequence, end in self.arriving.items() if end <= now]:
+        for sequence in [sequence for sequence, copy in self.arriving.items() if copy.end <= now]:
             del self.arriving[sequence]
             self._join(slot, sequence)
 
     def _end_reads(self, now: float) -> None:
-        for done in [done for done in self._read if done[0] <= now]:
+        for done in [done for done in self._read if done[0].end <= now]:
             self._read.remove(done)
             self.host.end(done[1])
             self.host.read(done[1])
@@ -234,34 +234,26 @@ class SwitchingInstance(Instance):
         self.ledger.swaps.append(Swap(False, stored, len(moved), blocks))
         self.copied(key, moved, out=False)
         self.host.begin(key)
-        seconds = self.setup.layout.seconds(self.setup.to_device, moved)
-        running = len(slot.group.members)
-        beside = False
-        if self.setup.asynchronous:
-            iteration = (
-                self.latency.iteration([], running, slot.group.context + running)[0] if running else 1.0
-            )
-            beside = self.choice.beside(running, seconds, iteration)
-            self.choice.note(running, seconds)
+        beside = self.setup.asynchronous and self.runs_beside(slot, moved)
         # its blocks may come from copies that the next iteration waits for: it begins no earlier
-        end = self.to_device.send(self.loop.now + slot.copy_seconds, [moved])[0]
-        self._read.append((end if self.setup.asynchronous else self.loop.now, key))
+        (copy,) = self.order(False, self.loop.now + slot.copy_seconds, [moved])
+        self._read.append((copy if self.setup.asynchronous else Transfer(self.loop.now), key))
         if beside:
-            self.arriving[sequence] = end
+            self.arriving[sequence] = copy
             self._share_memory(slot, moved)
-            self._poll_at(end)
+            self._poll_at(copy)
         else:
-            self._stall(slot, end)
+            self._stall(slot, copy)
             self._join(slot, sequence)
         if not self.setup.asynchronous:
             self.settle(slot, self.loop.now)
 
     def wait_for_blocks(self, slot: Slot, blocks: int) -> bool:
         """Let the next iteration wait until `blocks` more blocks are free; False if no copy in flight frees so many."""
-        end = self.leaving.until(blocks)
-        if end is None:
+        if blocks > self.leaving.blocks:
             return False
-        self._stall(slot, end)
+        end = self.freed_at(blocks)
+        self._stall(slot, Transfer(end))
         for run in self.leaving.ended(end):
             self.tables.give_back([run])
             self.memory.free += run.length
@@ -269,9 +261,10 @@ class SwitchingInstance(Instance):
 
     def wait_for_all(self, slot: Slot) -> None:
         """Let the next iteration wait for every copy in flight, and settle them."""
-        ends = [end for end, *_ in (*self._written, *self._read)] + [self.leaving.last]
-        self._stall(slot, max(ends))
-        self.settle(slot, max(ends))
+        copies = [one[0] for one in self._written] + [one[0] for one in self._read] + self.leaving.transfers
+        for copy in copies:
+            self._stall(slot, copy)
+        self.settle(slot, max(copy.end for copy in copies))
 
     def idle(self, slot: Slot) -> None:
         """Nobody is here to wait for the copies of the next iteration: remember until when it must."""
@@ -281,6 +274,26 @@ class SwitchingInstance(Instance):
     @property
     def copying(self) -> bool:
         return bool(self._written or self._read or len(self.leaving))
+
+    def order(self, out: bool, start: float, batches: list[list[Piece]]) -> list[Transfer]:
+        """Begin to copy batches of pieces one after another, out to the host or in, not before `start`."""
+        stream = self.to_host if out else self.to_device
+        return [Transfer(end) for end in stream.send(start, batches)]
+
+    def runs_beside(self, slot: Slot, moved: list[Piece]) -> bool:
+        """Whether the batch goes on while these pieces are copied in."""
+        seconds = self.setup.layout.seconds(self.setup.to_device, moved)
+        running = len(slot.group.members)
+        iteration = self.latency.iteration([], running, slot.group.context + running)[0] if running else 1.0
+        beside = self.choice.beside(running, seconds, iteration)
+        self.choice.note(running, seconds)
+        return beside
+
+    def freed_at(self, blocks: int) -> float:
+        """When copies in flight have freed so many blocks."""
+        end = self.leaving.until(blocks)
+        assert end is not None
+        return end
 
     def copied(self, key: int, moved: list[Piece], out: bool) -> None:
         """A copy of these pieces has been ordered; for tests that move real contents."""
@@ -298,6 +311,8 @@ class SwitchingInstance(Instance):
     def _copy_out(self, slot: Slot, key: int, tokens: int, turn_ended: bool) -> bool:
         """Bring a conversation's first `tokens` tokens to the host and free its blocks; False if the host is full."""
         first = self.host.make_room(key, tokens)
+        if first and self.setup.trusts_copies:
+            first = blocks_of(tokens, BLOCK_TOKENS)
         held = self.tables.used(key)
         if first is None:
             self._free(held, key)
@@ -309,9 +324,8 @@ class SwitchingInstance(Instance):
         )
         self.copied(key, moved, out=True)
         if not moved or not self.setup.asynchronous:
-            self._stall(
-                slot, self.to_host.send(self.loop.now + slot.copy_seconds, [moved])[0] if moved else 0.0
-            )
+            if moved:
+                self._stall(slot, self.order(True, self.loop.now + slot.copy_seconds, [moved])[0])
             self._free(held, key)
             self.host.written(key, tokens, needed=not turn_ended)
             return True
@@ -319,11 +333,11 @@ class SwitchingInstance(Instance):
         batches = [
             [piece for piece in moved if run.start <= piece.source < run.start + run.length] for run in runs
         ]
-        ends = iter(self.to_host.send(self.loop.now, [batch for batch in batches if batch]))
-        last = self.loop.now
+        ordered = iter(self.order(True, self.loop.now, [batch for batch in batches if batch]))
+        last = Transfer(self.loop.now)
         for run, batch in zip(runs, batches, strict=True):
             if batch:
-                last = next(ends)
+                last = next(ordered)
                 self.leaving.add(last, run)
                 self._poll_at(last)
             else:  # valid on the host already: nobody reads these blocks
@@ -351,13 +365,14 @@ class SwitchingInstance(Instance):
         self.tables.give_back(self.tables.detach(key))
         self.memory.free += blocks
 
-    def _stall(self, slot: Slot, until: float) -> None:
-        slot.copy_seconds = max(slot.copy_seconds, until - self.loop.now)
+    def _stall(self, slot: Slot, copy: Transfer) -> None:
+        """Let the next iteration wait for a copy."""
+        slot.copy_seconds = max(slot.copy_seconds, copy.end - self.loop.now)
 
     def _share_memory(self, slot: Slot, moved: list[Piece]) -> None:
         """An asynchronous copy takes its bytes' share of the memory's bandwidth from the next iteration."""
         size = self.setup.layout.size(sum(piece.length for piece in moved))
         slot.copy_seconds += size / self.setup.memory_bandwidth
 
-    def _poll_at(self, end: float) -> None:
-        self.loop.at(end, COPY, lambda _: self.at_boundary(lambda: None))
+    def _poll_at(self, copy: Transfer) -> None:
+        self.loop.at(copy.end, COPY, lambda _: self.at_boundary(lambda: None))

@@ -13,7 +13,7 @@ from common.serving.engine import simulate
 from common.serving.latency import FittedLatency
 from common.serving.loop import ARRIVAL
 from common.serving.workload import Lengths, Workload
-from papers.fastswitch.async_swaps import AdaptiveChoice, InFlight, KVLayout, Stream
+from papers.fastswitch.async_swaps import AdaptiveChoice, InFlight, KVLayout, Stream, Transfer
 from papers.fastswitch.block_groups import Piece, Run
 from papers.fastswitch.conversations import Conversations, draw_conversations
 from papers.fastswitch.evaluation import SYSTEMS, granularity, saving, switch_gain, tail
@@ -98,7 +98,10 @@ class Audited(SwitchingInstance):
                 [b for run in self.tables.runs(key) for b in range(run.start, run.start + run.length)],
             )
             waits = self.loop.now + slot.copy_seconds if self.setup.asynchronous else None
-            self.after(self.arriving.get(sequence, waits), lambda _: self.arrive(key, tokens, moved, place))
+            self.after(
+                getattr(self.arriving.get(sequence), "end", waits),
+                lambda _: self.arrive(key, tokens, moved, place),
+            )
 
     def arrive(self, key, tokens, moved, place):
         for source, target, length in moved:
@@ -131,7 +134,7 @@ class Audited(SwitchingInstance):
                 if id(one) not in before:
                     start, length = one.run
                     moved = [p for p in self.last_moved if start <= p.source < start + length]
-                    self.after(one.end, lambda _, moved=moved: self.leave(moved))
+                    self.after(one.transfer.end, lambda _, moved=moved: self.leave(moved))
         return done
 
     def leave(self, moved):
@@ -227,7 +230,7 @@ def test_the_contents_are_really_checked_and_a_wrong_increment_is_noticed(monkey
 def test_blocks_under_copy_are_nobodys_until_their_own_copy_ends():
     flight = InFlight()
     for end, run_ in ((3.0, Run(0, 4)), (1.0, Run(8, 2)), (2.0, Run(20, 5))):
-        flight.add(end, run_)
+        flight.add(Transfer(end), run_)
     assert flight.blocks == 11
     assert flight.until(2) == 1.0 and flight.until(3) == 2.0 and flight.until(11) == 3.0
     assert flight.until(12) is None
@@ -351,7 +354,7 @@ def test_random_priorities_are_drawn_anew_and_markov_ones_mostly_stay():
 
 
 SMALL = Config(
-    conversations=15, rate=1.0, patterns=["random"], sweep=[], replayed=0, copied_blocks=0, answered_rounds=0,
+    conversations=15, rate=1.0, patterns=["random"], sweep=[], replayed=0, copied_tokens=0, answered_turns=0,
     kv_tokens=8000,
 )  # fmt: skip
 

@@ -2,15 +2,12 @@
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from papers.fastswitch.allocator_replay import CAPACITY, operations, replay
 from papers.fastswitch.block_groups import BlockGroups, FreeRuns, Piece, Run, SingleBlocks, pieces
-from papers.fastswitch.copy_threads import compare
 from papers.fastswitch.kv_reuse import HostCopies
-from papers.fastswitch.model_swap import answer_swapped
 from papers.fastswitch.pinned_swap import swapped_pieces, time_swap
 
 owners = st.integers(0, 7)
@@ -220,27 +217,6 @@ def test_a_long_history_leaks_nothing(make):
     assert result.leaked == 0
     tables.audit()
     assert (result.mean_run > 4) if isinstance(tables, BlockGroups) else (result.mean_run == 1)
-
-
-def test_swapped_answers_of_a_real_model_are_equal_to_the_bit_and_stale_copies_are_noticed():
-    torch.set_num_threads(1)
-
-    def run(**switches):
-        return answer_swapped(
-            torch.Generator().manual_seed(0), np.random.default_rng(0), conversations=4, rounds=4, **switches
-        )
-
-    kept, fresh, stale = run(), run(keep=False), run(trust=True)
-    assert kept.changed == fresh.changed == 0 and kept.rows > 100
-    assert kept.saving > 0.2 and fresh.saving == 0
-    assert stale.changed > 0.2
-
-
-def test_a_worker_copies_every_block_rightly_and_no_worker_means_no_iteration_meanwhile():
-    torch.set_num_threads(1)
-    with_one = compare(np.random.default_rng(0), 16, 1, worker=True, width=64)
-    without = compare(np.random.default_rng(0), 16, 1, worker=False, width=64)
-    assert without.meanwhile == 0 and with_one.waiting > 0
 
 
 def test_a_swap_by_groups_moves_the_same_blocks_in_fewer_calls():
