@@ -1,30 +1,44 @@
-"""Live migration for real: a request moves between two processes while it decodes, its KV blocks crossing gloo.
+"""Live migration for real: a request moves between two serving engines in two processes while it decodes.
 
-Rank 0 is the source: one thread decodes a batch, another copies blocks of the migrating request meanwhile. Rank 1 is
-the target: it allocates blocks from its pool when asked, receives them, and goes on decoding. Three other ways to move
-stand beside it: a blocking copy, recomputation, and a live copy on the thread that decodes. Clients would see the
-tokens of both ranks as one stream, so both stamp them with the machine's monotonic clock.
+Rank 0 is the source: its live instance decodes a batch, and a thread copies blocks of the migrating request meanwhile.
+Rank 1 is the target: its instance allocates blocks when asked, receives them, and goes on decoding. Three other ways to
+move stand beside it: a blocking copy, recomputation, and a live copy on the thread that decodes. Clients would see the
+tokens of both ranks as one stream, so both read the machine's monotonic clock.
 
-A cache counts when each block was written last; what was written since it was sent must be sent (again). An append-only
-cache writes its last block only. One that moves its tokens at every step writes all of them, and never gets done.
+A block is sent again when it has been written since. An append-only cache writes its last block only. One that moves
+its tokens at every step writes all of them, and never gets done.
 """
 
 import queue
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from common.models.decoder import Decoder, DecoderConfig, KVCache
+from common.serving.live import Iteration
+from common.serving.memory import blocks_of
+from common.serving.sequence import Sequence
+from common.serving.wall_clock import WallClock
+from papers.llumnix.live_instance import (
+    BLOCK,
+    MachineClock,
+    MigratingInstance,
+    gather,
+    new_cache,
+    scatter,
+    versions,
+)
 from papers.llumnix.migration import Stages
 
-BLOCK = 16  # tokens
 MODEL = DecoderConfig(hidden=256, layers=8, heads=4, intermediate=512, positions=4096)
 WEIGHTS = 0  # seed of weights and prompts, the same in every process
 COMPANIONS = (128, 192)  # prompt tokens of the other requests in the source's batch
+SPARE = 512  # tokens that a request may grow by
 METHODS = ("live", "blocking", "recompute", "live on the decoding thread")
 ASK, LAST, RECOMPUTE, ABORT = range(4)  # messages of the source
 
@@ -75,65 +89,18 @@ def prompt_of(length: int) -> torch.Tensor:
     return torch.randint(MODEL.vocab, (length,), generator=generator)
 
 
-def prefilled(model: Decoder, length: int, capacity: int) -> tuple[int, KVCache]:
+def prefilled(model: Decoder, length: int) -> tuple[int, KVCache]:
     """First token and cache of the prompt of that length."""
-    cache = KVCache(MODEL, capacity)
+    cache = KVCache(MODEL, length)
     return int(model([prompt_of(length)], [cache]).argmax(-1)), cache
 
 
-def copied(cache: KVCache) -> KVCache:
-    """The same cache in other memory."""
-    twin = KVCache(MODEL, cache.data.shape[3])
+def copied(cache: KVCache, append_only: bool = True) -> KVCache:
+    """The same cache in other memory, with room to grow."""
+    twin = new_cache(MODEL, cache.length + SPARE, append_only)
     twin.data[:, :, :, : cache.length] = cache.data[:, :, :, : cache.length]
     twin.length = cache.length
     return twin
-
-
-class Request:
-    """A decoding request: its cache, its last token, and when each of its blocks was written last."""
-
-    def __init__(self, cache: KVCache, last: int, append_only: bool = True) -> None:
-        self.cache, self.last, self.append_only = cache, last, append_only
-        self.tokens: list[int] = []
-        self.stamps: list[float] = []
-        self.steps = 0
-        self.written = [0] * blocks(cache.data.shape[3])  # step of the last write, a block
-
-    def took(self, token: int) -> None:
-        """A step is over: the cache has one more token, or has moved all of its tokens."""
-        self.steps += 1
-        self.tokens.append(token)
-        self.stamps.append(time.monotonic())
-        self.last = token
-        if self.append_only:
-            self.written[(self.cache.length - 1) // BLOCK] = self.steps
-            return
-        kept = self.cache.data[:, :, :, 1 : self.cache.length].clone()  # the oldest goes, everybody moves up
-        self.cache.length -= 1
-        self.cache.data[:, :, :, : self.cache.length] = kept
-        self.written = [self.steps] * len(self.written)
-
-    def dirty(self, sent: dict[int, int]) -> list[int]:
-        """Blocks in use that were never sent or were written since."""
-        return [b for b in range(blocks(self.cache.length)) if sent.get(b) != self.written[b]]
-
-
-def blocks(tokens: int) -> int:
-    """Blocks that hold so many tokens."""
-    return -(-tokens // BLOCK)
-
-
-def gather(cache: KVCache, chosen: list[int]) -> torch.Tensor:
-    """Chosen blocks in one contiguous buffer (block fusion), shape (layers, 2, heads, tokens, head_dim)."""
-    index = torch.cat([torch.arange(b * BLOCK, (b + 1) * BLOCK) for b in chosen])
-    return cache.data.index_select(3, index)
-
-
-def decode(model: Decoder, batch: list[Request]) -> None:
-    """One iteration of a batch."""
-    logits = model([torch.tensor([one.last]) for one in batch], [one.cache for one in batch])
-    for one, token in zip(batch, logits.argmax(-1).tolist(), strict=True):
-        one.took(token)
 
 
 def say(kind: int, *rest: int) -> bool:
@@ -144,76 +111,137 @@ def say(kind: int, *rest: int) -> bool:
     return bool(answer)
 
 
-class Source:
-    """The source's side of one trial: a decoding loop, and the migration beside it.
+def on_the_loop(loop: WallClock, call: Callable[[], Any]) -> Any:
+    """From another thread: what `call()` answers on the thread of the run."""
+    answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    loop.post(lambda _: answer.put(call()))
+    return answer.get()
 
-    prompt: of the request, with its first token, int64 of shape (tokens,); what recomputation needs.
+
+class Outside:
+    """A thread beside a run: the run lasts at least as long, and what it raises is raised in the end."""
+
+    def __init__(self, loop: WallClock, work: Callable[[], None]) -> None:
+        self.loop, self.work = loop, work
+        self.error: BaseException | None = None
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        loop.outside += 1
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.work()
+        except BaseException as error:
+            self.error = error
+        self.loop.post(self._over)
+
+    def _over(self, _: None) -> None:
+        self.loop.outside -= 1
+        if self.error is not None:
+            raise self.error
+
+
+class Source:
+    """The source's side of one trial: an instance that decodes, and the migration beside it.
+
+    Decodes `before` steps, then migrates and decodes until that is over, then `after` steps more.
     """
 
     def __init__(
-        self, model: Decoder, request: Request, prompt: torch.Tensor, companions: list[Request], trial: Trial
+        self, model: Decoder, trial: Trial, made: dict[int, tuple[int, KVCache]], before: int, after: int
     ) -> None:
-        self.model, self.request, self.prompt, self.trial = model, request, prompt, trial
-        self.batch = [request, *companions]
-        self.between: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()  # due at the next boundary
-        self.done = threading.Event()  # the migration is over, one way or the other
-        self.stopped_at = 0.0  # when the request left the batch
+        self.trial, self.before, self.after = trial, before, after
+        self.loop = MachineClock()
+        self.instance = MigratingInstance(self.loop, model, 4096, self._step)
+        running = [self._running(*made[trial.length], trial.length, trial.output, trial.append_only)]
+        running += [self._running(*made[length], length, SPARE) for length in COMPANIONS]
+        self.migrating = running[0][0]
+        self.seen = (
+            running[0][1].data,
+            [0],
+            0,
+        )  # its cache as of the last look: data, versions of blocks, tokens
+        self.loop.post(lambda _: self.instance.at_boundary(partial(self._begin, running)))
+        self.stopped_at = -1.0  # when the request left its batch, on the machine's clock
+        self.began = self.ended = float("inf")  # the migration, on the run's clock
+        self.steps_left = after
         self.copies = 0
         self.outcome = ""
         self.sent: dict[int, int] = {}  # block -> the version of it that was sent
 
-    def run(self, before: int, after: int) -> Moved:
-        """Decode `before` steps, then migrate and decode until that is over, then `after` steps more."""
-        quiet = [self._step() for _ in range(before)]
-        busy = []
+    def _running(
+        self, first: int, cache: KVCache, length: int, output: int, append_only: bool = True
+    ) -> tuple[Sequence, KVCache]:
+        """A request that was prefilled before the run, and a cache of its own."""
+        request = self.instance.request([*prompt_of(length).tolist(), first], length, output)
+        return request, copied(cache, append_only)
+
+    def _begin(self, running: list[tuple[Sequence, KVCache]]) -> None:
+        """At the first boundary."""
+        for sequence, cache in running:
+            held = blocks_of(cache.length, BLOCK)
+            self.instance.take(held)
+            self.instance.adopt(sequence, cache, held)
+
+    def run(self) -> Moved:
+        """Serve until the trial is over."""
+        self.loop.run([], self.instance.enqueue)
+        said = self.instance.tokens[self.migrating.index][self.trial.length + 1 :]
+        moved = Moved(self.outcome, said, self.copies)
+        for one in self.instance.log:
+            beside = one.start < self.ended and one.start + one.seconds > self.began
+            (moved.busy_steps if beside else moved.steps).append(one.seconds)
+        return moved
+
+    def last_token_at(self) -> float:
+        """When the request's last token here came out, on the machine's clock."""
+        ends = [self.loop.origin + end_of(one) for one in self.instance.log]
+        return max(end for end in ends if end <= self.stopped_at)
+
+    def _step(self) -> None:
+        """Between two iterations."""
+        steps = len(self.instance.log)
         inline = self.trial.method == "live on the decoding thread"
-        if not inline:
-            threading.Thread(target=self._migrate, daemon=True).start()
-        while not self.done.is_set():
-            start = time.monotonic()
-            if inline and not self._stage(self._look()):
-                self.done.set()
-            self._step()
-            busy.append(time.monotonic() - start)
-        quiet += [self._step() for _ in range(after)]
-        return Moved(self.outcome, self.request.tokens, self.copies, steps=quiet, busy_steps=busy)
-
-    def _step(self) -> float:
-        """One iteration, and what is due between it and the next."""
-        start = time.monotonic()
-        decode(self.model, self.batch)
-        if self._finished and self.request in self.batch:
-            self.batch.remove(self.request)
-        seconds = time.monotonic() - start
-        while not self.between.empty():
-            self.between.get()()
-        return seconds
-
-    @property
-    def _finished(self) -> bool:
-        return len(self.request.tokens) >= self.trial.output
+        if steps == self.before:
+            self.began = self.loop.clock()
+            if not inline:
+                Outside(self.loop, self._migrate)
+        if steps >= self.before and inline and self.ended == float("inf") and not self._stage(self._look()):
+            self.ended = self.loop.clock()
+        if self.ended < float("inf"):
+            self.steps_left -= 1
+            if self.steps_left < 0:
+                for member in list(self.instance.slots[0].group.members):
+                    self.instance.slots[0].stop_decoding(member)
 
     def _migrate(self) -> None:
         """The migration's thread, beside the decoding loop."""
-        while self._stage(self._at_boundary()):
+        while self._stage(on_the_loop(self.loop, self._at_boundary).get()):
             pass
-        self.done.set()
 
-    def _at_boundary(self) -> list[int] | None:
-        """What `_look` says when the decoding thread is between two iterations."""
+        def over() -> None:
+            self.ended = self.loop.clock()
+
+        on_the_loop(self.loop, over)
+
+    def _at_boundary(self) -> "queue.SimpleQueue[list[int] | None]":
+        """What `_look` will say when the instance is between two iterations."""
         seen: queue.SimpleQueue[list[int] | None] = queue.SimpleQueue()
-        self.between.put(lambda: seen.put(self._look()))
-        return seen.get()
+        self.instance.at_boundary(lambda: seen.put(self._look()))
+        return seen
 
     def _look(self) -> list[int] | None:
         """The blocks to send next; where they are the last ones the request leaves its batch. None: it is finished."""
-        if self._finished:
+        if self.migrating.finish >= 0:
             return None
-        dirty = self.request.dirty(self.sent)
+        cache = self.instance.caches[self.migrating]
+        assert isinstance(cache, KVCache)
+        self.seen = cache.data, versions(cache), cache.length
+        dirty = [b for b, version in enumerate(self.seen[1]) if self.sent.get(b) != version]
         stops_at_once = self.trial.method in ("blocking", "recompute")
         if stops_at_once or len(dirty) <= self.trial.stages.last_stage_blocks:
-            self.batch.remove(self.request)
-            self.stopped_at = time.monotonic()
+            self.instance.stop(self.migrating)
+            self.stopped_at = self.loop.origin + self.loop.clock()
         return dirty
 
     def _stage(self, dirty: list[int] | None) -> bool:
@@ -221,7 +249,7 @@ class Source:
         if dirty is None:
             return self._abort("finished")
         self.copies += 1
-        if self.stopped_at:
+        if self.stopped_at >= 0:
             return self._hand_over(dirty)
         if self.copies == self.trial.stages.max_stages:
             return self._abort("too many stages")
@@ -232,27 +260,26 @@ class Source:
         return True
 
     def _send(self, dirty: list[int]) -> None:
-        self.sent |= {b: self.request.written[b] for b in dirty}
+        if not dirty:
+            return
+        data, version, _ = self.seen
+        self.sent |= {b: version[b] for b in dirty}
         dist.send(torch.tensor(dirty), 1)
-        dist.send(gather(self.request.cache, dirty), 1)
+        dist.send(gather(data, dirty), 1)
 
     def _hand_over(self, dirty: list[int]) -> bool:
         """The request has stopped: send the rest and commit, or take it back where the target has no room."""
-        request = self.request
+        text = self.instance.tokens[self.migrating.index]
         if self.trial.method == "recompute":
-            stored = torch.cat([self.prompt, torch.tensor(request.tokens, dtype=torch.int64)])
-            if say(RECOMPUTE, blocks(len(stored)), len(stored)):
-                dist.send(stored, 1)
+            if say(RECOMPUTE, blocks_of(len(text), BLOCK), len(text)):
+                dist.send(torch.tensor(text), 1)
                 self.outcome = "committed"
-        elif say(
-            LAST, sum(b not in self.sent for b in dirty), len(dirty), request.cache.length, request.last
-        ):
+        elif say(LAST, sum(b not in self.sent for b in dirty), len(dirty), self.seen[2], text[-1]):
             self._send(dirty)
             self.outcome = "committed"
-        if not self.outcome:
-            self.between.put(lambda: self.batch.append(request))
-            self._abort("no room")
-        return False
+        back = self.instance.gone if self.outcome else self.instance.resume
+        self.loop.post(lambda _: self.instance.at_boundary(partial(back, self.migrating)))
+        return False if self.outcome else self._abort("no room")
 
     def _abort(self, why: str) -> bool:
         say(ABORT)
@@ -261,53 +288,79 @@ class Source:
 
 
 class Target:
-    """The target's side: a pool of blocks, and the caches that arrive in it."""
+    """The target's side: an instance that allocates blocks, and the request that arrives in it.
 
-    def __init__(self, model: Decoder) -> None:
-        self.model = model
-        self.free = 0
+    after: tokens that the request says here, once it has moved.
+    """
 
-    def serve(self, room: int, after: int) -> tuple[Request | None, float]:
-        """Answer the source until the migration is over: the request that came, with `after` tokens, and its start."""
-        self.free = room
+    def __init__(self, model: Decoder, room: int, after: int) -> None:
+        self.after = after
+        self.loop = MachineClock()
+        self.instance = MigratingInstance(self.loop, model, room, lambda: None)
+        self.arrived: Sequence | None = None
+
+    def serve(self) -> tuple[list[int], float, float, int]:
+        """Answer the source until the migration is over: the request's tokens here, when the first one came out, when
+        its iteration began (the machine's clock), and free blocks in the end.
+        """
+        Outside(self.loop, self._answer)
+        self.loop.run([], self.instance.enqueue)
+        free = self.instance.memory.free
+        if self.arrived is None:
+            return [], 0.0, 0.0, free
+        first = self.instance.log[0]
+        said = self.instance.tokens[0][-self.after :]
+        return said, self.loop.origin + end_of(first), self.loop.origin + first.start, free
+
+    def _answer(self) -> None:
+        """The thread that listens to the source."""
         held = 0
         cache = KVCache(MODEL, MODEL.positions)
         word = torch.zeros(5, dtype=torch.int64)
         while True:
             dist.recv(word, 0)
             kind, wanted, count, length, last = word.tolist()
-            agreed = kind == ABORT or wanted <= self.free
-            dist.send(torch.tensor([int(agreed)]), 0)
             if kind == ABORT:
-                self.free += held
-                return None, 0.0
+                on_the_loop(self.loop, partial(self.instance.release, held))
+                dist.send(torch.tensor([1]), 0)
+                return
+            agreed = on_the_loop(self.loop, partial(self.instance.allocate, wanted))
+            dist.send(torch.tensor([int(agreed)]), 0)
             if not agreed:
                 continue
-            self.free -= wanted
             held += wanted
             if kind == RECOMPUTE:
                 stored = torch.empty(count, dtype=torch.int64)
                 dist.recv(stored, 0)
-                began = time.monotonic()
-                token = int(self.model([stored], [cache]).argmax(-1))
-                request = Request(cache, token)
-                request.took(token)
-            else:
+                on_the_loop(self.loop, partial(self._prefill, stored.tolist(), held))
+                return
+            if count:
                 index = torch.empty(count, dtype=torch.int64)
                 dist.recv(index, 0)
                 received = torch.empty(MODEL.layers, 2, MODEL.heads, count * BLOCK, MODEL.head_dim)
                 dist.recv(received, 0)
-                tokens = (index[:, None] * BLOCK + torch.arange(BLOCK)).flatten()
-                cache.data.index_copy_(3, tokens, received)
-                if kind != LAST:
-                    continue
+                scatter(cache, index, received)
+            if kind == LAST:
                 cache.length = length
-                request = Request(cache, last)
-                began = time.monotonic()
-            while len(request.tokens) < after:
-                decode(self.model, [request])
-            self.free += held  # it is finished
-            return request, began
+                on_the_loop(self.loop, partial(self._go_on, cache, last, held))
+                return
+
+    def _prefill(self, text: list[int], held: int) -> None:
+        """The request queues as a new one, with all that it has said as its prompt."""
+        self.instance.release(held)
+        self.arrived = self.instance.request(text, len(text), self.after)
+        self.arrived.context = 0
+        self.instance.enqueue(self.arrived)
+
+    def _go_on(self, cache: KVCache, last: int, held: int) -> None:
+        """The request decodes here from the next boundary on; only its last token is known here."""
+        self.arrived = self.instance.request([0] * cache.length + [last], cache.length, self.after)
+        self.instance.at_boundary(partial(self.instance.adopt, self.arrived, cache, held))
+
+
+def end_of(one: Iteration) -> float:
+    """When an iteration ended, on the run's clock."""
+    return one.start + one.seconds + one.copy_seconds
 
 
 def migrations(rank: int, world: int, trials: list[Trial], before: int, after: int) -> list[Moved]:
@@ -316,32 +369,26 @@ def migrations(rank: int, world: int, trials: list[Trial], before: int, after: i
     before, after: tokens of the request before the migration begins, and at the target once it has moved.
     """
     model = build()
-    target = Target(model)
+    model([torch.zeros(2, dtype=torch.int64)], [KVCache(MODEL, 2)])  # the first batch would pay for set-up
     made: dict[int, tuple[int, KVCache]] = {}
     results = []
     for trial in trials:
         dist.barrier()
         if rank == 1:
-            request, began = target.serve(trial.room, after)
-            tokens = request.tokens if request else []
-            dist.send_object_list([(tokens, request.stamps[0] if request else 0.0, began, target.free)], 0)
+            dist.send_object_list([Target(model, trial.room, after).serve()], 0)
             continue
         for length in (trial.length, *COMPANIONS):
             if length not in made:
-                made[length] = prefilled(model, length, length + 512)
-        first, cache = made[trial.length]
-        request = Request(copied(cache), first, trial.append_only)
-        companions = [Request(copied(made[n][1]), made[n][0]) for n in COMPANIONS]
-        prompt = torch.cat([prompt_of(trial.length), torch.tensor([first])])
-        source = Source(model, request, prompt, companions, trial)
-        moved = source.run(before, before)
+                made[length] = prefilled(model, length)
+        source = Source(model, trial, made, before, before)
+        moved = source.run()
         answer: list[tuple[list[int], float, float, int]] = [([], 0.0, 0.0, 0)]
         dist.recv_object_list(answer, 1)
         tokens, stamp, began, moved.free_blocks = answer[0]
         if moved.outcome == "committed":
-            moved.gap = stamp - request.stamps[-1]
+            moved.gap = stamp - source.last_token_at()
             moved.downtime = began - source.stopped_at
-            moved.tokens = request.tokens + tokens
+            moved.tokens = moved.tokens + tokens
         results.append(moved)
     return results
 
@@ -349,8 +396,10 @@ def migrations(rank: int, world: int, trials: list[Trial], before: int, after: i
 def unmoved(length: int, tokens: int) -> list[int]:
     """The greedy tokens of a request that never migrates: what every migrated one must say, too."""
     model = build()
-    first, cache = prefilled(model, length, length + tokens + 1)
-    request = Request(cache, first)
-    while len(request.tokens) < tokens:
-        decode(model, [request])
-    return request.tokens
+    first, cache = prefilled(model, length)
+    cache, last = copied(cache), first
+    said: list[int] = []
+    while len(said) < tokens:
+        last = int(model([torch.tensor([last])], [cache]).argmax(-1))
+        said.append(last)
+    return said

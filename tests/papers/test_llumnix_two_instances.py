@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from common.distributed.launch import launch
+from papers.llumnix.live_instance import BLOCK, gather, new_cache, scatter, versions
 from papers.llumnix.migration import Stages
 from papers.llumnix.migration_study import slowdown
-from papers.llumnix.two_instances import METHODS, Moved, Request, Trial, build, migrations, prefilled, unmoved
+from papers.llumnix.two_instances import METHODS, MODEL, Moved, Trial, build, migrations, unmoved
 
 ROOM = 64
 TRIALS = {
@@ -72,16 +73,29 @@ def test_every_block_of_the_target_comes_back(moved):
     assert [one.free_blocks for one in moved.values()] == [trial.room for trial in TRIALS.values()]
 
 
-def test_only_the_last_block_of_an_append_only_cache_gets_dirty():
+@pytest.mark.parametrize(("append_only", "changed"), [(True, [2]), (False, [0, 1, 2])])
+def test_only_the_last_block_of_an_append_only_cache_changes(append_only, changed):
     model = build()
-    first, cache = prefilled(model, 40, 80)
-    for append_only, expected in ((True, [2]), (False, [0, 1, 2])):
-        request = Request(cache, first, append_only)
-        sent = {b: request.written[b] for b in request.dirty({})}
-        assert request.dirty(sent) == []
-        cache.length += 1
-        request.took(1)
-        assert request.dirty(sent) == expected
+    cache = new_cache(MODEL, 80, append_only)
+    generator = torch.Generator().manual_seed(0)
+    model([torch.randint(MODEL.vocab, (41,), generator=generator)], [cache])
+    before, stored = versions(cache), cache.data.clone()
+    model([torch.tensor([1])], [cache])
+    after = versions(cache)
+    differ = [b for b, (old, new) in enumerate(zip(before, after, strict=True)) if old != new]
+    assert differ == changed
+    for block in range(3):  # what is said to be unchanged is
+        same = torch.equal(gather(stored, [block]), gather(cache.data, [block]))
+        assert same == (block not in differ)
+
+
+def test_gathered_blocks_come_back_where_they_were():
+    generator = torch.Generator().manual_seed(1)
+    ours, theirs = new_cache(MODEL, 6 * BLOCK, True), new_cache(MODEL, 6 * BLOCK, True)
+    ours.data.normal_(generator=generator)
+    for chosen in ([4, 1], [0, 2, 3, 5]):
+        scatter(theirs, torch.tensor(chosen), gather(ours.data, chosen))
+    assert torch.equal(ours.data, theirs.data)
 
 
 def test_slowdown_compares_steps_with_and_without_a_copy_beside_them():

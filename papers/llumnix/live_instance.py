@@ -1,0 +1,128 @@
+"""A live instance whose running requests can leave for another process and arrive from one.
+
+The engine, the batch policy and the memory are those of the simulated instances (local_scheduler.py). Here a decoder
+runs the batches, and a request that leaves or arrives brings its keys and values along.
+"""
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from common.models.decoder import Decoder, DecoderConfig, KVCache
+from common.serving.batch import Plan, Slot
+from common.serving.live import LiveInstance
+from common.serving.memory import PagedMemory, blocks_of
+from common.serving.sequence import Sequence
+from common.serving.wall_clock import WallClock
+from papers.llumnix.local_scheduler import PreemptionLoss, PromptsFirst
+
+BLOCK = 16  # tokens
+
+
+class RewrittenCache(KVCache):
+    """A cache that is not append-only: at every decode step the oldest token goes and all others move up."""
+
+    rewrites = 0
+
+    def advance(self, new: int) -> None:
+        """See Cache."""
+        super().advance(new)
+        if new > 1:  # a prompt
+            return
+        kept = self.data[:, :, :, 1 : self.length].clone()
+        self.length -= 1
+        self.data[:, :, :, : self.length] = kept
+        self.rewrites += 1
+
+
+def versions(cache: KVCache) -> list[int]:
+    """What tells a block's contents from earlier ones, by block in use: how full it is, or how often rewritten."""
+    if isinstance(cache, RewrittenCache):
+        return [cache.rewrites] * blocks_of(cache.length, BLOCK)
+    return [min(BLOCK, cache.length - first) for first in range(0, cache.length, BLOCK)]
+
+
+def gather(data: Tensor, chosen: list[int]) -> Tensor:
+    """Chosen blocks of a cache's data in one contiguous buffer (block fusion), (layers, 2, heads, tokens, head_dim)."""
+    index = torch.cat([torch.arange(b * BLOCK, (b + 1) * BLOCK) for b in chosen])
+    return data.index_select(3, index)
+
+
+def scatter(cache: KVCache, chosen: Tensor, received: Tensor) -> None:
+    """Put gathered blocks where they belong. chosen: their numbers, int64 of shape (blocks,)."""
+    tokens = (chosen[:, None] * BLOCK + torch.arange(BLOCK)).flatten()
+    cache.data.index_copy_(3, tokens, received)
+
+
+class MachineClock(WallClock):
+    """A run's clock that knows when it began on the machine's monotonic clock, which all processes share."""
+
+    def __init__(self) -> None:
+        super().__init__(time.monotonic)
+
+    @property
+    def origin(self) -> float:
+        return self._origin
+
+
+class MigratingInstance(LiveInstance):
+    """See LiveInstance. room: blocks of its memory. on_step: called between two iterations, before the next plan."""
+
+    def __init__(self, loop: WallClock, model: Decoder, room: int, on_step: Callable[[], None]) -> None:
+        memory = PagedMemory(room * BLOCK, BLOCK, watermark=0.0)
+        super().__init__(loop, model, [], memory, PromptsFirst(PreemptionLoss()))
+        self.on_step = on_step
+
+    def _end_iteration(self, begun: tuple[Slot, Plan, float]) -> None:
+        self.at_boundary(self.on_step)
+        super()._end_iteration(begun)
+
+    def request(self, tokens: list[int], stored: int, output: int) -> Sequence:
+        """A request that has said `tokens` so far, `stored` of them in a cache, and ends after `output` more."""
+        sequence = Sequence(len(self.tokens), self.loop.now, stored, output + len(tokens) - stored)
+        sequence.context = sequence.goal = stored
+        sequence.generated = len(tokens) - stored
+        self.tokens.append(tokens)
+        self.loop.unfinished += 1
+        return sequence
+
+    def allocate(self, blocks: int) -> bool:
+        """Hold blocks for a request that may come; False without room."""
+        if not self.can_take(blocks):
+            return False
+        self.take(blocks)
+        return True
+
+    def adopt(self, sequence: Sequence, cache: KVCache, held: int) -> None:
+        """At a boundary: a request whose cache is here goes on in this batch. held: blocks allocated for it."""
+        sequence.blocks = held
+        self.caches[sequence] = cache
+        self.slots[0].start_decoding(sequence)
+
+    def stop(self, sequence: Sequence) -> KVCache:
+        """At a boundary: a request leaves its batch, and keeps its blocks until `gone`. Its cache."""
+        self.slots[0].stop_decoding(sequence)
+        cache = self.caches[sequence]
+        assert isinstance(cache, KVCache)
+        return cache
+
+    def resume(self, sequence: Sequence) -> None:
+        """At a boundary: a request that was stopped decodes on."""
+        self.slots[0].start_decoding(sequence)
+
+    def gone(self, sequence: Sequence) -> None:
+        """It lives somewhere else now: its blocks here are free."""
+        self.caches.pop(sequence).release()
+        self.release(sequence.blocks)
+        sequence.blocks = 0
+
+    def running(self, sequence: Sequence) -> bool:
+        """Whether a request is in the batch."""
+        return sequence in self.slots[0].group.members
+
+
+def new_cache(config: DecoderConfig, capacity: int, append_only: bool) -> KVCache:
+    """An empty cache, or the control's."""
+    return (KVCache if append_only else RewrittenCache)(config, capacity)
