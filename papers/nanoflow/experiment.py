@@ -91,11 +91,16 @@ class Config:
     reuse: bool = True  # False: earlier rounds are computed again
     late: int = 1  # iterations after which an end of sequence is noticed
     pair: str = "gemm+decode_attention"  # kernels on two streams of an H100
+    gpu_batch: int = 0  # decodes of a layer on a GPU's streams, and then nothing else is observed; 0: none
+    gpu_context: int = 1024  # tokens of each
 
 
 def run(config: Config, lab: Runtime) -> Observations:
     """Find the pipelines, and collect what the claims and figures read."""
     seen = Observations()
+    if config.gpu_batch:
+        observe_gpu(config, lab, seen)
+        return seen
     observe_arithmetic(config, lab, seen)
     observe_conversations(config, lab, seen)
     if lab.wants(*PIPELINE_METRICS):
@@ -108,6 +113,33 @@ def run(config: Config, lab: Runtime) -> Observations:
         observe_pipelines(config, lab, seen, base)
         observe_traces(config, lab, seen, base)
     return seen
+
+
+def observe_gpu(config: Config, lab: Runtime, seen: Observations) -> None:
+    """A layer in nano-batches on streams of this device, and shares of stand-alone rates beside one another."""
+    from papers.nanoflow.gpu_streams import StreamedLayer  # brings torch
+
+    if not lab.wants("gpu_overlap_gain"):
+        return
+    for seed in lab.seeds:
+        layer = StreamedLayer(lab.torch_generator(seed, "streams"), config.gpu_batch, config.gpu_context)
+        whole = layer.forward(1, False)
+        plain = layer.seconds(lambda layer=layer: layer.forward(1, False))  # type: ignore[misc]
+        for parts in (2, 4):
+            found = layer.forward(parts, config.overlap)
+            error = float((found - whole).abs().max() / whole.abs().max())
+            seen.add("gpu_difference", error, seed, parts=parts)
+            taken = layer.seconds(lambda layer=layer, parts=parts: layer.forward(parts, config.overlap))  # type: ignore[misc]
+            seen.add("gpu_gain_by_parts", plain / taken, seed, parts=parts)
+            if parts == 2:
+                seen.add("gpu_overlap_gain", plain / taken, seed)
+        every = slice(None)
+        for part in (8, 4, 2, 1):
+            rows = slice(0, max(1, config.gpu_batch // part))
+            product, attend = (lambda: layer.product(rows)), (lambda: layer.attention(every))  # noqa: B023
+            at = {"rows": rows.stop}
+            seen.add("gpu_share", layer.share_beside(product, attend), seed, kernel="GEMM", **at)
+            seen.add("gpu_share", layer.share_beside(attend, product), seed, kernel="attention", **at)
 
 
 PIPELINE_METRICS = (

@@ -37,11 +37,15 @@ class Config:
     live_requests: int = 10  # of each run of the real engine; 0 leaves it out
     pretrained_prompt: int = 64  # tokens that SmolLM2-135M prefills in chunks; 0 leaves it out
     keeps_past: bool = True  # False: a chunk does not see the chunks before it
+    gpu_prompt: int = 0  # tokens, of hybrid batches timed on a GPU, and of nothing else then; 0: none
 
 
 def run(config: Config, lab: Runtime) -> Observations:
     """Observe every metric that the card's claims read, one row a seed."""
     seen = Observations()
+    if config.gpu_prompt:
+        time_hybrid_batches(config, lab, seen)
+        return seen
     search_capacities(config, lab, seen)
     if lab.wants(*ABLATION):
         loads = [(seed, ablation_loads(lab, seed)) for seed in lab.seeds]
@@ -79,6 +83,37 @@ REAL_METRICS = (
     "chunking_error", "chunking_error_smollm2", "chunk_overhead_cpu", "stall_cpu", "piggyback_gain_cpu",
     "live_tbt_ratio",
 )  # fmt: skip
+
+
+# A GPU --------------------------------------------------------------------------------------------------------------
+
+GPU_CHUNKS = (64, 128, 256, 512, 1024, 2048)  # tokens
+GPU_MODEL, GPU_DECODES, GPU_CONTEXT = "llama-2-7b", 32, 1024
+
+
+def time_hybrid_batches(config: Config, lab: Runtime, seen: Observations) -> None:
+    """Seconds of a layer over decodes, a chunk and both on this device, and of a prompt in chunks and at once."""
+    from common.serving.models import model
+    from papers.sarathi_serve.gpu_hybrid_batches import Layer  # brings torch
+
+    prompt = config.gpu_prompt
+    chunk = prompt if config.system == "hybrid-only" else min(config.chunk, prompt)
+    for seed in lab.seeds:
+        generator = lab.torch_generator(seed, "hybrid batches")
+        layer = Layer(model(GPU_MODEL), GPU_DECODES, GPU_CONTEXT, prompt, generator)
+        if lab.wants("gpu_stall_avoided"):
+            seen.add("gpu_iteration", layer.seconds(True, 0), seed, batch="decodes", chunk=0)
+            for tokens in sorted({*(one for one in GPU_CHUNKS if one <= prompt), prompt}):
+                seen.add("gpu_iteration", layer.seconds(False, tokens), seed, batch="prefill", chunk=tokens)
+                seen.add("gpu_iteration", layer.seconds(True, tokens), seed, batch="hybrid", chunk=tokens)
+            whole = layer.seconds(True, prompt)
+            seen.add("gpu_stall_avoided", whole / layer.seconds(True, chunk), seed)
+        if lab.wants("gpu_chunk_overhead"):
+            once = layer.prefill_seconds(prompt, prompt)
+            for tokens in (one for one in GPU_CHUNKS if 512 <= one < prompt):
+                ratio = layer.prefill_seconds(prompt, tokens) / once
+                seen.add("gpu_chunk_overhead_by_chunk", ratio, seed, chunk=tokens)
+            seen.add("gpu_chunk_overhead", layer.prefill_seconds(prompt, chunk) / once, seed)
 
 
 # Capacities ---------------------------------------------------------------------------------------------------------
