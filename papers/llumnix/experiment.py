@@ -29,7 +29,7 @@ class Config:
     priority_cvs: list[float] = field(default_factory=lambda: [2.0, 4.0, 8.0])
     priority_requests: int = 6000
     scaling_cvs: list[float] = field(default_factory=lambda: [1.0, 4.0])  # besides the sweep's 2
-    scaling_thresholds: list[float] = field(default_factory=lambda: [5.0, 10.0, 25.0, 45.0, 65.0, 85.0])
+    scaling_thresholds: list[float] = field(default_factory=lambda: [5.0, 25.0, 45.0, 85.0])
     scaling_requests: int = 2000
     start_seconds: float = 40.0  # until an ordered instance serves (inferred: 20 to 60)
     bytes_per_s: float = 1.5e9  # of migration in the simulation (inferred: gloo between machines)
@@ -149,7 +149,8 @@ def observe_serving(config: Config, lab: Runtime, seen: Observations) -> None:
     for (trace, level), rate in rates.items():
         seen.add("rate", rate, trace=trace, level=level)
         seen.add("rate_factor", rate / AUTHORS_RATES[trace], trace=trace, level=level)
-    policies = ("infaas++", "llumnix", "round-robin")
+    compares = lab.wants(*(metric for metric in SERVING if metric != "time_migrating"))
+    policies = ("infaas++", "llumnix", "round-robin") if compares else ("llumnix",)
     jobs = []
     for seed in lab.seeds:
         for trace in config.traces:
@@ -169,6 +170,9 @@ def observe_serving(config: Config, lab: Runtime, seen: Observations) -> None:
                 by_policy[job.setup.policy][job.trace, job.level] = summary
                 for name, value, at in serving_study.rows_of(job, summary):
                     seen.add(name, value, seed, **at)
+        if not compares:
+            seen.add("time_migrating", serving_study.time_migrating([*by_policy["llumnix"].values()]), seed)
+            continue
         pairs = {
             place: (by_policy["infaas++"][place], by_policy["llumnix"][place])
             for place in by_policy["llumnix"]
