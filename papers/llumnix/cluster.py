@@ -49,6 +49,22 @@ class Setup:
     sample_seconds: float = 1.0
 
 
+def what_matters(setup: Setup) -> Setup:
+    """The same setup with the usual values of all that its policy never looks at: runs of both are the same."""
+    usual = Setup()
+    if setup.policy not in ("llumnix", "llumnix-base"):
+        setup = replace(
+            setup,
+            migration=usual.migration,
+            lowest=usual.lowest,
+            bytes_per_s=usual.bytes_per_s,
+            drain_by_migration=usual.drain_by_migration,
+        )
+    if setup.policy == "llumnix-base":
+        setup = replace(setup, headroom=usual.headroom, prioritises=usual.prioritises)
+    return setup
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a run left: the trace, the cluster's samples, migrations, preemption loss in seconds over all requests."""

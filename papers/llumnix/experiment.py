@@ -5,17 +5,21 @@ knee of each trace (Sections 6.3), priorities (6.4) and auto-scaling (6.5). Meas
 what a client feels of a migration, by method and length (6.2).
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 
 from common.lab.runtime import Observations, Runtime
 from papers.llumnix import priority_study, scaling_study, serving_study
-from papers.llumnix.cluster import Setup
+from papers.llumnix.cluster import Setup, what_matters
 from papers.llumnix.global_scheduler import Scaling
 from papers.llumnix.lengths import draw_trace, means
 from papers.llumnix.serving_study import AUTHORS_RATES, THRESHOLDS, Job, Search, Summary, rate_at, run_job
+
+SomeJob = TypeVar("SomeJob", Job, priority_study.Job, scaling_study.Job)
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,35 @@ def requests_of(config: Config, trace: str) -> int:
 _FOUND: dict[tuple[str, float, int, int, bool], float] = {}  # rates searched before in this process
 
 
+_RAN: dict[tuple[Hashable, ...], Any] = {}  # rivals' runs of this process, which controls would repeat
+
+
+def run_jobs(
+    config: Config, lab: Runtime, function: Callable[[SomeJob], Result], jobs: list[SomeJob], label: str
+) -> list[Result]:
+    """`lab.map`, but a rival's run on the same requests is done once in a process, whatever the control switches."""
+    sizes: tuple[float, ...] = (
+        config.requests,
+        config.priority_requests,
+        config.scaling_requests,
+        config.high_share,
+    )
+    keys: list[tuple[Hashable, ...]] = []
+    for index, job in enumerate(jobs):
+        coordinates: list[Hashable] = [
+            value for value in vars(job).values() if isinstance(value, (str, float, int))
+        ]
+        rival = job.setup.policy != "llumnix"
+        keys.append(
+            (label, *coordinates, what_matters(job.setup), *sizes, config.homogeneous) if rival else (index,)
+        )
+    missing = [(key, job) for key, job in zip(keys, jobs, strict=True) if key not in _RAN]
+    results = lab.map(function, [job for _, job in missing], label)
+    found = {key: result for (key, _), result in zip(missing, results, strict=True)}
+    _RAN.update((key, result) for key, result in found.items() if len(key) > 1)
+    return [found[key] if key in found else _RAN[key] for key in keys]
+
+
 def find_rates(
     config: Config, lab: Runtime, wanted: Iterable[tuple[str, float]]
 ) -> dict[tuple[str, float], float]:
@@ -162,7 +195,7 @@ def observe_serving(config: Config, lab: Runtime, seen: Observations) -> None:
                         continue
                     setup = replace(setup_of(config, policy), lowest=THRESHOLDS[trace])
                     jobs.append(Job(trace, level, rates[trace, level], setup, workload, seed))
-    summaries = lab.map(run_job, jobs, "serving")
+    summaries = run_jobs(config, lab, run_job, jobs, "serving")
     for seed in lab.seeds:
         by_policy: dict[str, dict[tuple[str, float], Summary]] = {policy: {} for policy in policies}
         for job, summary in zip(jobs, summaries, strict=True):
@@ -198,7 +231,9 @@ def observe_priorities(config: Config, lab: Runtime, seen: Observations) -> None
             for policy in ("llumnix-base", "llumnix"):
                 setup = replace(setup_of(config, policy), lowest=THRESHOLDS[trace])
                 jobs.append(priority_study.Job(cv, rate, setup, workload, priority, seed))
-    results = dict(zip(map(id, jobs), lab.map(priority_study.run_job, jobs, "priorities"), strict=True))
+    results = dict(
+        zip(map(id, jobs), run_jobs(config, lab, priority_study.run_job, jobs, "priorities"), strict=True)
+    )
     for seed in lab.seeds:
         found = {(job.cv, job.setup.policy): results[id(job)] for job in jobs if job.seed == seed}
         pairs = {cv: (found[cv, "llumnix-base"], found[cv, "llumnix"]) for cv in config.priority_cvs}
@@ -230,7 +265,7 @@ def observe_scaling(config: Config, lab: Runtime, seen: Observations) -> None:
                 first = min(scaling_study.FIRST_INSTANCES, config.instances)
                 setup = replace(setup_of(config, policy), instances=first, scaling=scaling)
                 jobs.append(scaling_study.Job(cv, rate, threshold, setup, workload, seed))
-    summaries = lab.map(scaling_study.run_job, jobs, "auto-scaling")
+    summaries = run_jobs(config, lab, scaling_study.run_job, jobs, "auto-scaling")
     for seed in lab.seeds:
         ran = [(job, summary) for job, summary in zip(jobs, summaries, strict=True) if job.seed == seed]
         pairs = [(job, theirs, ours) for (job, theirs), (_, ours) in zip(ran[::2], ran[1::2], strict=True)]

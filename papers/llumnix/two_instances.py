@@ -65,7 +65,8 @@ class Moved:
 
     tokens: of the request, by source and target together. gap: between the last token at the source and the first at
     the target. downtime: from leaving the batch to the start of the first iteration over there. steps: seconds
-    of the source's iterations while nothing was being copied; busy_steps: those that overlap the migration.
+    of the source's iterations with the request in the batch and nothing being copied; busy_steps: of those that overlap
+    the migration.
     """
 
     outcome: str
@@ -188,7 +189,10 @@ class Source:
         self.loop.run([], self.instance.enqueue)
         said = self.instance.tokens[self.migrating.index][self.trial.length + 1 :]
         moved = Moved(self.outcome, said, self.copies)
+        whole = self.instance.log[0].decodes
         for one in self.instance.log:
+            if one.decodes < whole:  # the request has left, and iterations are shorter
+                continue
             beside = one.start < self.ended and one.start + one.seconds > self.began
             (moved.busy_steps if beside else moved.steps).append(one.seconds)
         return moved

@@ -16,7 +16,7 @@ from common.serving.link import Link
 from common.serving.loop import COPY
 from common.serving.memory import PagedMemory
 from common.serving.workload import Workload
-from papers.llumnix.cluster import Setup, serve
+from papers.llumnix.cluster import Setup, serve, what_matters
 from papers.llumnix.experiment import Config, run
 from papers.llumnix.freeness import (
     Load,
@@ -242,6 +242,26 @@ def test_without_migration_it_is_infaas_bit_by_bit():
     plain = simulate(requests, infaas)
     assert np.array_equal(off.finish, plain.finish) and np.array_equal(off.first_token, plain.first_token)
     assert np.array_equal(off.finish, serve(requests, Setup("infaas++")).trace.finish)
+
+
+@pytest.mark.parametrize("policy", ["infaas++", "round-robin", "llumnix-base"])
+@pytest.mark.parametrize(
+    "switched",
+    [
+        {"migration": False},
+        {"bytes_per_s": 1e6, "lowest": 5.0},
+        {"headroom": False},
+        {"prioritises": False},
+        {"queued_demand": False},
+    ],
+)
+def test_what_does_not_matter_to_a_policy_changes_nothing(policy, switched):
+    requests = draw_trace("512-512", np.random.default_rng(4), 250).scaled(6.0)
+    priority = (np.arange(250) % 5 == 0).astype(np.int64) if policy == "llumnix-base" else None
+    setup = replace(Setup(policy, 4), **switched)
+    one, other = (serve(requests, each, priority) for each in (setup, what_matters(setup)))
+    assert np.array_equal(one.trace.finish, other.trace.finish)
+    assert one.samples == other.samples and one.preemption_loss == other.preemption_loss
 
 
 # One migration, by hand
