@@ -91,7 +91,9 @@ def fetch(name: str) -> Path:
     wanted = dataset(name)
     if wanted.url.startswith(NOWHERE):
         reason = wanted.url.removeprefix(NOWHERE).strip()
-        raise DataError(f"data set {name} can't be downloaded: {reason}; put it at $PAPERLAB_DATA/{wanted.mirror}")
+        raise DataError(
+            f"data set {name} can't be downloaded: {reason}; put it at $PAPERLAB_DATA/{wanted.mirror}"
+        )
     target = cache() / wanted.mirror
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

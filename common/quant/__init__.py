@@ -5,4 +5,5 @@ blockwise.py         blocks of a tensor, each scaled by its largest magnitude, c
 shared_exponent.py   block floating point: integers with one power of two a block
 groups.py            groups of a weight matrix with a scale and a zero point (round to nearest)
 packing.py           codes of k bits in bytes, so that sizes are counted and not computed
+errors.py            how far an approximation is from what it stands for
 """

@@ -1,0 +1,1 @@
+"""Training a model: one loop over accelerate, with checkpoints and resumption."""
