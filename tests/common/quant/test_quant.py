@@ -1,5 +1,6 @@
 """Code books and blocks against bitsandbytes, shared exponents against exact rationals, packing against integers."""
 
+import math
 from fractions import Fraction
 
 import bitsandbytes.functional as reference
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from common.quant.blockwise import WHOLE, dequantise, quantise
 from common.quant.codebooks import dynamic, linear, normal_float4
+from common.quant.errors import relative_error, signal_to_noise_db
 from common.quant.groups import WHOLE_ROW, restored, round_to_nearest
 from common.quant.packing import pack, unpack
 from common.quant.shared_exponent import decode, encode
@@ -189,3 +191,14 @@ def test_shapes_that_do_not_divide_are_refused():
         round_to_nearest(torch.ones(2, 10), 4, 4)
     with pytest.raises(ValueError, match="no multiple"):
         encode(torch.ones(2, 10), 4, 4)
+
+
+def test_errors_are_relative_and_in_decibels():
+    exact = torch.tensor([3.0, 4.0])
+    assert relative_error(exact, torch.tensor([3.0, 4.5])) == pytest.approx(0.1)
+    assert signal_to_noise_db(exact, torch.tensor([3.0, 4.5])) == pytest.approx(20.0)
+    assert relative_error(exact, exact) == 0 and signal_to_noise_db(exact, exact) == math.inf
+    assert (
+        relative_error(torch.zeros(2), exact) == math.inf
+        and relative_error(torch.zeros(2), torch.zeros(2)) == 0
+    )
