@@ -2,8 +2,9 @@
 
     losses = train(model, optimiser, batch_at, loss_of, steps=400, schedule=warmup_cosine(20, 400), clip=1.0)
 
-A batch is a function of its step, so that a resumed run sees the data it would have seen. Under `accelerate launch` the
-same call trains with data parallelism: every process takes its rows of each batch, gradients are averaged.
+A batch is a function of its step, so that a resumed run sees the data it would have seen. Under `torchrun` (on GPUs
+also `accelerate launch`, which starts several CPU processes through MPI alone) the same call trains with data
+parallelism: every process takes its rows of each batch, gradients are averaged.
 """
 
 import json

@@ -123,16 +123,8 @@ def test_two_processes_train_as_one_does(tmp_path):
     ends = []
     for processes in (1, 2):
         out = tmp_path / f"{processes}.json"
-        launch = [
-            sys.executable,
-            "-m",
-            "accelerate.commands.launch",
-            "--cpu",
-            "--num_processes",
-            str(processes),
-        ]
-        launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-        launch += ["--main_process_port", "0", script, out]
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+        launch += [str(processes), script, out]
         subprocess.run(launch, cwd=ROOT, env=_environment(), check=True, capture_output=True, timeout=120)
         ends.append(json.loads(out.read_text()))
     one, two = ends
