@@ -92,6 +92,22 @@ def test_every_code_is_the_nearest_and_the_largest_of_a_block_is_exact(values, b
             assert back[part.argmax()] == scale
 
 
+@pytest.mark.parametrize("book", sorted(BOOKS))
+def test_looking_codes_up_by_first_bits_is_searching_all_bounds(book):
+    """At the bounds, next to them, at denormals and signed zeros, and at random."""
+    code = BOOKS[book]
+    bounds = (code[1:] + code[:-1]) / 2
+    beside = [torch.nextafter(bounds, torch.full_like(bounds, far)) for far in (-9.0, 9.0)]
+    generator = torch.Generator().manual_seed(2)
+    spread = torch.randn(40_000, generator=generator).clamp(-1, 1)
+    spread *= 10 ** torch.empty(40_000).uniform_(-45, 0, generator=generator)
+    special = torch.tensor([0.0, -0.0, 1e-45, -1e-45, 1.0, -1.0])
+    scaled = torch.cat([spread, bounds, *beside, code, special])
+    found = quantise(scaled, code, WHOLE)
+    assert float(found.scales) == 1.0
+    assert torch.equal(found.codes.long(), torch.bucketize(scaled, bounds))
+
+
 def test_an_outlier_costs_its_own_block_alone():
     tensor = torch.randn(4096, generator=torch.Generator().manual_seed(1))
     spoilt = tensor.clone()
