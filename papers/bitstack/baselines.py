@@ -1,0 +1,146 @@
+"""Quantised models of one size: round to nearest, GPTQ, AWQ's scale search, and bitsandbytes' NF4.
+
+Each changes a model's linear layers in place to what their codes stand for, and says how many bytes the packed codes
+with their scales and zero points take. Calibration tokens are those of BitStack's scales.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from common.models.capture import Channels, Grams, watching
+from common.models.llama import embed, linears, through
+from common.quant.gptq import gptq
+from common.quant.groups import restored, round_to_nearest
+from papers.bitstack.scaling import READERS, inputs_of
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
+
+METHODS = ("rtn", "gptq", "awq", "nf4")
+EXPONENTS = tuple(i / 10 for i in range(10))  # of AWQ's grid; the authors try twenty
+SEARCHED_TOKENS = 256  # calibration tokens on which an exponent's output error is measured
+NF4_BLOCK = 64
+
+
+def packed_bytes(rows: int, columns: int, bits: int, group: int) -> int:
+    """Codes as a stream of bits; a float16 scale and a zero point of `bits` bits for each group."""
+    groups = rows * (columns // (group or columns))
+    return -(-rows * columns * bits // 8) + 2 * groups + -(-groups * bits // 8)
+
+
+@torch.no_grad()
+def quantise(
+    model: "LlamaForCausalLM", method: str, bits: int, group: int, windows: Tensor, first: int = 0
+) -> int:
+    """Quantise all linear layers from block `first` on; their packed bytes.
+
+    group: inputs that share a scale, 0 for all of a row. windows: calibration tokens (n, length).
+    ValueError for an unknown method, and for NF4 in anything but its own 4 bits and blocks of 64.
+    """
+    chosen = {n: layer for n, layer in linears(model).items() if int(n.partition(".")[0]) >= first}
+    if method == "nf4":
+        if (bits, group) != (4, NF4_BLOCK):
+            raise ValueError(f"NF4 has 4 bits and blocks of {NF4_BLOCK}, not {bits} and {group}")
+        return sum(_nf4(layer) for layer in chosen.values())
+    if method == "rtn":
+        for layer in chosen.values():
+            layer.weight.copy_(restored(round_to_nearest(layer.weight, bits, group)))
+    elif method == "gptq":
+        _gptq(model, bits, group, windows, first)
+    elif method == "awq":
+        _awq(model, bits, group, windows, first)
+    else:
+        raise ValueError(f"unknown method {method!r}; one of {', '.join(METHODS)}")
+    return sum(packed_bytes(*layer.weight.shape, bits, group) for layer in chosen.values())
+
+
+def _nf4(layer: torch.nn.Linear) -> int:
+    """bitsandbytes' own NF4, on its CPU kernel; codes and float32 scales."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    codes, state = quantize_4bit(layer.weight.data, blocksize=NF4_BLOCK, quant_type="nf4")
+    layer.weight.copy_(dequantize_4bit(codes, state))
+    return codes.nbytes + state.absmax.nbytes
+
+
+def _readers(model: "LlamaForCausalLM", index: int) -> Iterator[tuple[str, list[torch.nn.Linear]]]:
+    """Each distinct input of a block and the layers that read it."""
+    layers = linears(model)
+    for reader, names in READERS.items():
+        yield f"{index}.{reader}", [layers[f"{index}.{name}"] for name in names]
+
+
+def _replace(layers: list[torch.nn.Linear], weight: Tensor) -> None:
+    for layer, part in zip(layers, weight.split([layer.out_features for layer in layers]), strict=True):
+        layer.weight.copy_(part)
+
+
+def _gptq(model: "LlamaForCausalLM", bits: int, group: int, windows: Tensor, first: int) -> None:
+    """Block by block, each on what the quantised blocks before it put out, as in the authors' code."""
+    hidden = through(model, embed(model, windows), 0, first)
+    for index in range(first, len(model.model.layers)):
+        grams = Grams()
+        with watching({n: x for n, x in inputs_of(model).items() if n.startswith(f"{index}.")}, grams):
+            through(model, hidden, index, index + 1)
+        for name, layers in _readers(model, index):
+            weight = torch.cat([layer.weight for layer in layers])
+            _replace(layers, restored(gptq(weight, grams.sums[name], bits, group)))
+        hidden = through(model, hidden, index, index + 1)
+
+
+def _awq(model: "LlamaForCausalLM", bits: int, group: int, windows: Tensor, first: int) -> None:
+    """Scale channels by a power of their mean input before rounding, the power with the least output error.
+
+    Lin et al. (MLSys 2024, arXiv:2306.00978), Section 3.2, without clipping. Scales fold into what makes the inputs
+    (scaling.py); rounding commutes with a factor a row, so that here they are taken out of the weights again instead.
+    Like the authors' code it leaves o_proj alone under grouped-query attention.
+    """
+    channels, samples = Channels(), _Samples(windows.numel() // SEARCHED_TOKENS)
+    wanted = inputs_of(model)
+    for window in windows:
+        with watching(wanted, lambda name, x: (channels(name, x), samples(name, x))):
+            through(model, embed(model, window[None]))
+    grouped_query = model.config.num_key_value_heads != model.config.num_attention_heads
+    for index in range(first, len(model.model.layers)):
+        for name, layers in _readers(model, index):
+            weight = torch.cat([layer.weight for layer in layers])
+            mean = (channels.magnitudes[name] / channels.tokens[name]).float().clamp(min=1e-4)
+            only = (0.0,) if grouped_query and name.endswith("o_proj") else EXPONENTS
+            _replace(layers, awq(weight, mean, samples.rows(name), bits, group, only)[0])
+
+
+def awq(
+    weight: Tensor, mean: Tensor, inputs: Tensor, bits: int, group: int, exponents: tuple[float, ...] = EXPONENTS
+) -> tuple[Tensor, float]:
+    """The rounded matrix (rows, columns) of the best exponent, and that exponent.
+
+    mean: mean magnitude of each input, (columns,). inputs: (tokens, columns), on which output errors are compared.
+    """
+    best: tuple[float, Tensor, float] | None = None
+    for exponent in exponents:
+        s = mean**exponent
+        s = s / (s.max() * s.min()).sqrt()
+        rounded = restored(round_to_nearest(weight * s, bits, group)) / s
+        error = float((inputs @ (rounded - weight).T).square().sum())
+        if best is None or error < best[0]:
+            best = error, rounded, exponent
+    assert best is not None
+    return best[1], best[2]
+
+
+class _Samples:
+    """Every n-th token of what enters each layer."""
+
+    def __init__(self, every: int) -> None:
+        self.every = max(1, every)
+        self.kept: dict[str, list[Tensor]] = {}
+
+    def __call__(self, name: str, inputs: Tensor) -> None:
+        rows = inputs.reshape(-1, inputs.shape[-1])[:: self.every]
+        self.kept.setdefault(name, []).append(rows.clone())
+
+    def rows(self, name: str) -> Tensor:
+        return torch.cat(self.kept[name])

@@ -1,0 +1,61 @@
+"""What the claims of BitStack read: perplexities of SmolLM2-135M under a budget of bytes, files, moves and kernels."""
+
+from dataclasses import dataclass, field
+
+from common.lab.runtime import Observations, Runtime
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes and switches. A control changes one switch; profiles change the sizes."""
+
+    # switches of the mechanism
+    scaling: str = "activations"  # "permuted": the scales on the wrong channels
+    absolute: bool = True  # False: singular vectors of the residual itself, without signs
+    sign_only: bool = False  # True: one number in place of singular vectors
+    residual: bool = True  # False: every block is made of the matrix itself
+    shuffle: bool = False  # True: blocks of other matrices of the same shape are added
+    order: str = "average"  # "reversed": the least important block of a level first
+    whole_levels: bool = False  # True: a block of every matrix is loaded at a time, or none
+    packed: bool = True  # False: a byte a sign
+    fused: bool = True  # False: the plain kernel in place of the fused one
+    # sizes
+    k: int = 8  # singular values a block; the paper's 16 at 4096 x 4096 would cost 0.9 bits a parameter here
+    blocks: int = 4  # of each matrix; the paper has 16
+    layers: int = 30  # the model's last so many are compressed, the others stay as they are
+    calibration_windows: int = 4  # of 512 tokens, for scales, GPTQ and AWQ alike
+    calibration_tokens: int = 512
+    sort_tokens: int = 256
+    sort_by: str = "block"  # of the model; "matrix": each alone, as in the paper
+    test_tokens: int = 192  # of one window a seed
+    budgets: int = 13  # evenly spaced memory sizes at which perplexity is measured; an odd number
+    rivals: list[str] = field(
+        default_factory=lambda: [
+            *("rtn-2-64", "rtn-3-64", "rtn-4-64", "rtn-3-0"),
+            *("gptq-2-64", "gptq-3-64", "gptq-3-0", "awq-2-64", "awq-3-64", "awq-4-64", "nf4-4-64"),
+        ]
+    )  # method, bits, group (0: a row)
+    levels: list[int] = field(default_factory=lambda: [2, 4])  # blocks everywhere, for the ablations
+    ranks: list[int] = field(default_factory=lambda: [2])  # other k, evaluated at all numbers of blocks in `levels`
+    greedy_layers: int = 6  # the last so many are sorted greedily; 0 leaves it out
+    greedy_tokens: int = 128
+    random_orders: int = 3  # of these layers
+    kernel: list[int] = field(default_factory=lambda: [4096, 4096, 16, 4])  # rows, columns, k, blocks
+    kernel_rounds: int = 2
+    ticks: int = 100  # of the memory trace
+
+
+def run(config: Config, lab: Runtime) -> Observations:
+    """Observe every metric that the card's claims read, one row a seed."""
+    from papers.bitstack import measurements, study  # torch: what a reader of the settings does without
+
+    seen = Observations()
+    if config.kernel_rounds:
+        measurements.kernels(config, lab, seen)
+    if config.layers:
+        made = study.prepared(config, lab)
+        if made is not None:
+            measurements.files(made, seen)
+            measurements.trace(made, seen)
+            study.perplexities(made, seen)
+    return seen
