@@ -1,0 +1,372 @@
+"""What the claims read: perplexity with a packed key cache in many orders, exactness, bytes, keys' statistics, clocks."""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from common.data import DataError, fetch
+from common.lab.runtime import Observations, Runtime
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from papers.bfp_outliers.settings import Setting
+
+MODEL, TEXT, CALIBRATION, SECOND = (
+    "smollm2-135m-gguf",
+    "wikitext2-test",
+    "wikitext2-valid",
+    "tiny-shakespeare",
+)
+GAINS = ((32, 4), (16, 4), (32, 3), (16, 3))  # (block, mantissa bits) whose gain a claim reads
+BFP12, BFP16 = 4, 8  # mantissa bits
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes and switches. A control changes one switch; profiles change the sizes."""
+
+    # switches of the mechanism
+    order: str = "ksort"  # of the rearranged model; random: the negative control
+    sort_queries: bool = True  # False: W_k rearranged, W_q not
+    saving_bits: int = BFP12  # mantissa of the small format; 8: BFP16 against itself
+    null_block: int = 0  # of the null case; 0: the whole head
+    gather: bool = False  # True: rearrange at run time instead of in the weights
+    shuffle: bool = False  # True: every token's channels in an order of its own
+    planted_share: float = (
+        1 / 16
+    )  # of the rotary pairs that become outliers; 1: all of them, so none stands out
+    equal: bool = False  # True: all rotary pairs of a head have one norm
+    # sizes
+    layers: int = 30  # of SmolLM2-135M
+    context: int = 160  # tokens of a window
+    table_windows: int = 6  # of the table of all settings; claims read every seed's window
+    letters: int = 400_000  # of each text
+    blocks: list[int] = field(default_factory=lambda: [64, 32, 16, 8])  # of the table
+    comparisons: bool = True  # rivals, calibrated order, values and queries in BFP, the step that never clips
+    strengths: list[float] = field(
+        default_factory=lambda: [4.0, 64.0]
+    )  # of planted outliers, beside `planted`
+    planted: float = 16.0  # whose gain the claim compares with that of no outliers
+    key_tokens: int = 96  # of each text and seed, whose keys are looked at
+    exact_tokens: int = 64
+    decode_context: int = 2048
+    rounds: int = 3  # decode steps a seed and system
+    long_tokens: list[int] = field(default_factory=list)  # cached, for attention with 128 channels
+    long_heads: int = 32
+    long_rounds: int = 20
+
+
+def run(config: Config, lab: Runtime) -> Observations:
+    """Observe every metric that the card's claims read."""
+    seen = Observations()
+    if config.layers and _have(lab, MODEL, TEXT, CALIBRATION, SECOND):
+        windows = {seed: _window(lab, TEXT, seed, config) for seed in lab.seeds}
+        perplexities(config, lab, windows, seen)
+        same_model(config, lab, windows[lab.seeds[0]], seen)
+        if lab.wants("channel_share", "rank_correlation", "norm_correlation"):
+            key_statistics(config, lab, seen)
+        if lab.wants("step_time_ratio"):
+            decode_steps(config, lab, seen)
+    if lab.wants("long_time_ratio"):
+        long_contexts(config, lab, seen)
+    return seen
+
+
+def perplexities(config: Config, lab: Runtime, windows: "dict[int, Tensor]", seen: Observations) -> None:
+    """Losses of every setting; gains are paired over the same windows, in percent of perplexity."""
+    from papers.bfp_outliers.settings import Setting
+
+    compared = {}  # metric: (before, after)
+    for block, bits in GAINS:
+        plain = Setting(bits=bits, block=block)
+        compared[f"gain_n{block}_m{bits}"] = (plain, dataclasses.replace(plain, order=config.order))
+    plain = Setting(block=16, equal=config.equal)
+    compared["gain_pairs_n16_m4"] = (plain, dataclasses.replace(plain, order="pairs"))
+    sorted_keys, wide = Setting(order=config.order), Setting(bits=BFP16)
+    outliers = Setting(strength=config.planted, share=config.planted_share)
+    planted = (outliers, dataclasses.replace(outliers, order=config.order))
+
+    whole: list[Setting] = []
+    for metric, pair in compared.items():
+        if lab.wants(metric):
+            whole += pair
+    if lab.wants("increase_over_bfp16"):
+        whole += [sorted_keys, wide]
+    if lab.wants("planted_growth"):
+        whole += [Setting(), sorted_keys, *planted]
+    table = table_settings(config) if lab.wants("perplexity") else []
+    if table:
+        whole.append(Setting(keys="fp16"))
+    losses = evaluate(config, lab, windows, whole, table)
+    tokens = config.context - 1
+
+    def gains(before: Setting, after: Setting) -> np.ndarray:
+        return 100 * (1 - np.exp((losses[after] - losses[before]) / tokens))
+
+    def add(metric: str, values: np.ndarray) -> None:
+        for seed, value in zip(lab.seeds, values, strict=True):
+            seen.add(metric, value, seed)
+
+    for metric, pair in compared.items():
+        if lab.wants(metric):
+            add(metric, gains(*pair))
+    if lab.wants("increase_over_bfp16"):
+        add("increase_over_bfp16", -gains(wide, sorted_keys))
+    if lab.wants("planted_growth"):
+        add("planted_growth", gains(*planted) - gains(Setting(), sorted_keys))
+    for setting in dict.fromkeys(table + whole if table else []):
+        at: dict[str, str | int | float] = {**dataclasses.asdict(setting), "share": round(setting.share, 4)}
+        at["bits_an_element"] = setting.bits_an_element
+        few = losses[setting][: config.table_windows]
+        seen.add("perplexity", math.exp(few.mean() / tokens), **at)
+        if len(losses[setting]) == len(lab.seeds):
+            seen.add("perplexity_all", math.exp(losses[setting].mean() / tokens), **at)
+    if table:
+        exact = Setting(keys="fp16")
+        for (block, bits), pair in zip(GAINS, list(compared.values())[: len(GAINS)], strict=True):
+            before, after = (losses[setting].sum() - losses[exact].sum() for setting in pair)
+            seen.add("degradation_removed", 1 - after / before, block=block, bits=bits)
+
+
+def table_settings(config: Config) -> "list[Setting]":
+    """What the table of perplexities holds beside the claims' own settings."""
+    from papers.bfp_outliers.settings import Setting
+
+    found = [
+        Setting(order=order, bits=bits, block=block)
+        for bits in (BFP12, 3)
+        for block in config.blocks
+        for order in ("original", "ksort")
+    ]
+    found += [Setting(order="random", block=block) for block in config.blocks if block < 64]
+    for strength in config.strengths:
+        found += [Setting(order=order, strength=strength) for order in ("original", "ksort")]
+    if config.comparisons:
+        found += [
+            Setting(order=order, block=block)
+            for order in ("calibrated", "adjacent", "gains")
+            for block in (32, 16)
+        ]
+        found += [
+            Setting(order="interleaved"),
+            Setting(order="ksort", bits=BFP16),
+            Setting(bits=BFP16, block=64),
+            Setting(keys="hadamard"),
+            Setting(keys="hadamard", block=64),
+            Setting(keys="per-channel"),
+            Setting(clips=False),
+            Setting(order="ksort", clips=False),
+            Setting(order="ksort", value_bits=BFP12),
+            Setting(order="ksort", query_bits=BFP16),
+        ]
+    return found
+
+
+_known: "dict[tuple[object, ...], np.ndarray]" = {}  # losses that this process has seen: controls share settings
+
+
+def evaluate(
+    config: Config, lab: Runtime, windows: "dict[int, Tensor]", whole: "list[Setting]", table: "list[Setting]"
+) -> "dict[Setting, np.ndarray]":
+    """Summed loss of each window: of every seed's for `whole`, of the first `table_windows` for the rest."""
+    import torch
+
+    from papers.bfp_outliers.settings import Task, losses
+
+    tokens = torch.cat(list(windows.values()))
+    calibration = _window(lab, CALIBRATION, 0, config)
+    counts = dict.fromkeys(table, config.table_windows) | dict.fromkeys(whole, len(tokens))
+    keys = {
+        setting: (setting, config.layers, tuple(tokens[:count].flatten().tolist()))
+        for setting, count in counts.items()
+    }
+    missing = [setting for setting in counts if keys[setting] not in _known]
+    tasks = [Task(setting, tokens[: counts[setting]], calibration, config.layers) for setting in missing]
+    for setting, found in zip(missing, lab.map(losses, tasks, "perplexity"), strict=True):
+        _known[keys[setting]] = np.array(found)
+    return {setting: _known[keys[setting]] for setting in counts}
+
+
+def same_model(config: Config, lab: Runtime, window: "Tensor", seen: Observations) -> None:
+    """Scores and logits of rearranged models, codes of a whole head, and bytes of real caches: no chance in them."""
+    wanted = (
+        "differing_scores",
+        "differing_scores_pairs",
+        "differing_logits",
+        "differing_codes",
+        "bytes_saving",
+    )
+    wanted = tuple(metric for metric in wanted if lab.wants(metric))
+    if wanted:
+        (found,) = lab.map(_same_model, [(config, window[:, : config.exact_tokens], wanted)], "exactness")
+        seen.extend(found)
+
+
+def _same_model(task: "tuple[Config, Tensor, tuple[str, ...]]") -> Observations:
+    from papers.bfp_outliers import exactness, ksort
+    from papers.bfp_outliers.block_cache import CodedCache, Half
+    from papers.bfp_outliers.channel_outliers import cached_keys
+    from papers.bfp_outliers.packed_rows import BlockRows
+    from papers.bfp_outliers.settings import order_of, pretrained
+
+    config, tokens, wanted = task
+    seen = Observations()
+    model = pretrained(config.layers)
+    for order, metric in (("ksort", "differing_scores"), ("pairs", "differing_scores_pairs")):
+        if metric in wanted:
+            rearranged = ksort.fold(model, order_of(model, order), queries=config.sort_queries)
+            share, largest = exactness.differing_scores(model, rearranged, tokens)
+            seen.add(metric, share)
+            seen.add("largest_score_difference", largest, order=order)
+    if "differing_logits" in wanted:
+        rearranged = ksort.fold(model, order_of(model, "ksort"), queries=config.sort_queries)
+        share, largest = exactness.differing_logits(model, rearranged, tokens)
+        seen.add("differing_logits", share)
+        seen.add("largest_logit_difference", largest)
+    if "differing_codes" in wanted:
+        keys, order = cached_keys(model, tokens), order_of(model, "ksort")
+        block = config.null_block or keys.shape[-1]
+        seen.add("differing_codes", exactness.differing_codes(keys, order, BFP12, block))
+    if "bytes_saving" in wanted:
+        sizes = {}
+        for name, code in {
+            "small": BlockRows(config.saving_bits, 32),
+            "wide": BlockRows(BFP16, 32),
+            "fp16": Half(),
+            **{f"bfp12_n{block}": BlockRows(BFP12, block) for block in config.blocks},
+        }.items():
+            cache = CodedCache(config.layers, code)
+            model.model(tokens, past_key_values=cache, use_cache=True)
+            sizes[name] = cache.key_bytes
+        seen.add("bytes_saving", sizes["wide"] / sizes["small"])
+        for name, size in sizes.items():
+            seen.add("key_bytes_a_token", size / tokens.shape[1], format=name)
+    return seen
+
+
+def key_statistics(config: Config, lab: Runtime, seen: Observations) -> None:
+    """Where the variance of log |k| lies, and whether channels that are large on one text are so on another."""
+    import torch
+
+    half = math.ceil(len(lab.seeds) / 2)
+    tasks = []
+    for seeds in (lab.seeds[:half], lab.seeds[half:]):
+        if seeds:
+            texts = [
+                torch.cat([_window(lab, name, seed, config, "keys") for seed in seeds])
+                for name in (TEXT, SECOND)
+            ]
+            tasks.append((config, seeds, *(text[:, : config.key_tokens] for text in texts)))
+    for found in lab.map(_key_statistics, tasks, "keys"):
+        seen.extend(found)
+
+
+def _key_statistics(task: "tuple[Config, tuple[int, ...], Tensor, Tensor]") -> Observations:
+    import torch
+
+    from papers.bfp_outliers.channel_outliers import (
+        cached_keys,
+        rank_correlation,
+        shuffle_channels,
+        variance_shares,
+    )
+    from papers.bfp_outliers.ksort import row_norms
+    from papers.bfp_outliers.settings import pretrained
+
+    config, seeds, first, second = task
+    model = pretrained(config.layers)
+    seen = Observations()
+    for seed, one, other in zip(seeds, first.split(1), second.split(1), strict=True):
+        keys = [cached_keys(model, text) for text in (one, other)]
+        if config.shuffle:
+            generator = torch.Generator().manual_seed(seed)
+            keys = [shuffle_channels(found, generator) for found in keys]
+        shares = variance_shares(keys[0])
+        seen.add("channel_share", shares.channel, seed)
+        seen.add("token_share", shares.token, seed)
+        sizes = [found.abs().mean(dim=2) for found in keys]
+        seen.add("rank_correlation", float(rank_correlation(*sizes).mean()), seed)
+        seen.add("norm_correlation", float(rank_correlation(row_norms(model), sizes[0]).mean()), seed)
+    return seen
+
+
+def decode_steps(config: Config, lab: Runtime, seen: Observations) -> None:
+    """Seconds of a decode step: transformers' own model, rearranged ones, and keys rearranged as they are read."""
+    (found,) = lab.map(_decode_steps, [(config, lab.seeds)], "decode steps")
+    seen.extend(found)
+
+
+def _decode_steps(task: tuple[Config, tuple[int, ...]]) -> Observations:
+    from transformers.cache_utils import DynamicCache
+
+    from papers.bfp_outliers import ksort
+    from papers.bfp_outliers.decode_latency import gathered_cache, step_seconds
+    from papers.bfp_outliers.settings import order_of, pretrained
+
+    config, seeds = task
+    model = pretrained(config.layers)
+    order = order_of(model, "ksort")
+    systems = {"unsorted": (model, DynamicCache), "gathered": (model, lambda: gathered_cache(order))}
+    if not config.gather:
+        for name in ("ksort", "pairs"):
+            systems[name] = (ksort.fold(model, order_of(model, name)), DynamicCache)
+    seconds = step_seconds(systems, config.decode_context, config.rounds * len(seeds))  # type: ignore[arg-type]
+    seen = Observations()
+    for index, seed in enumerate(seeds):
+        mine = slice(index * config.rounds, (index + 1) * config.rounds)
+        for name, series in seconds.items():
+            ratio = median(a / b for a, b in zip(series[mine], seconds["unsorted"][mine], strict=True))
+            seen.add("step_ms", 1e3 * median(series[mine]), seed, system=name)
+            seen.add("step_over_unsorted", ratio, seed, system=name)
+            if name == ("gathered" if config.gather else "ksort"):
+                seen.add("step_time_ratio", ratio, seed)
+    return seen
+
+
+def long_contexts(config: Config, lab: Runtime, seen: Observations) -> None:
+    """Attention of one token with 128 channels a head over long packed caches, on this runtime's device."""
+    from papers.bfp_outliers.packed_attention import Shape, measure, time_ratio
+    from papers.bfp_outliers.packed_rows import BlockRows
+
+    shape = Shape(config.long_heads, config.long_heads)
+    for seed in lab.seeds if config.long_tokens else ():
+        for tokens in config.long_tokens:
+            generator = lab.torch_generator(seed, "long", str(tokens))
+            measured = measure(shape, tokens, BlockRows(BFP12, 32), config.long_rounds, generator)
+            for way, series in measured.seconds.items():
+                seen.add("long_ms", 1e3 * median(series), seed, way=way, tokens=tokens)
+            for name, size in measured.key_bytes.items():
+                seen.add("long_key_bytes", size, seed, format=name, tokens=tokens)
+        seen.add(
+            "long_time_ratio",
+            time_ratio(measured, "gathered" if config.gather else "sorted", "original"),
+            seed,
+        )
+
+
+def _window(lab: Runtime, text: str, seed: int, config: Config, stream: str = "window") -> "Tensor":
+    """A seed's window of a text, int64 of shape (1, context)."""
+    from common.models.llama import tokenizer
+    from common.models.texts import encoded, random_windows
+
+    path = lab.data(text)
+    assert isinstance(path, Path)
+    tokens = encoded(path, tokenizer(), config.letters)
+    return random_windows(tokens, config.context, 1, lab.rng(seed, stream, text))
+
+
+def _have(lab: Runtime, *names: str) -> bool:
+    """Whether these data sets can be had; the record notes them."""
+    for name in names:
+        try:
+            fetch(name)
+        except DataError:
+            return False
+        lab.data(name)
+    return True

@@ -1,0 +1,136 @@
+"""A setting is an order of channels and a format of keys; what it costs is the perplexity of a real model."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from papers.bfp_outliers import ksort
+from papers.bfp_outliers.channel_outliers import cached_keys, planted_factors
+from papers.bfp_outliers.packed_rows import BlockRows
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
+
+FORMATS = ("fp16", "bfp", "hadamard", "per-channel")
+ORDERS = ("original", "interleaved", "ksort", "pairs", "adjacent", "random", "gains", "calibrated")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where a key's channels stand, and in which format the cache stores it."""
+
+    order: str = "original"  # of ORDERS
+    bits: int = 4  # of a mantissa with its sign
+    block: int = 32  # n, channels that share an exponent
+    keys: str = "bfp"  # of FORMATS; hadamard: BFP of rotated keys
+    clips: bool = (
+        True  # the step of common/quant/shared_exponent.py; False: twice as large, nothing is clipped
+    )
+    value_bits: int = 0  # mantissa of values in BFP; 0: FP16
+    query_bits: int = 0  # the same of queries; 0: as they are
+    strength: float = 1.0  # of planted outliers; 1: none
+    share: float = 1 / 16  # of the rotary pairs that they are planted in
+    equal: bool = False  # all rotary pairs of a head scaled to one norm
+
+    def __post_init__(self) -> None:
+        if self.order not in ORDERS or self.keys not in FORMATS:
+            raise ValueError(
+                f"order is one of {', '.join(ORDERS)}, keys one of {', '.join(FORMATS)}; not {self}"
+            )
+
+    @property
+    def bits_an_element(self) -> float:
+        """What a key's element takes, exponents and scales included."""
+        if self.keys == "fp16":
+            return 16.0
+        return 5.0 if self.keys == "per-channel" else self.bits + 8 / self.block
+
+
+class Task(NamedTuple):
+    """A setting on windows of a text, (n, length), for a model of `layers` blocks; calibration: text for its order."""
+
+    setting: Setting
+    windows: Tensor
+    calibration: Tensor
+    layers: int
+
+
+@lru_cache(maxsize=1)
+def pretrained(layers: int) -> "LlamaForCausalLM":
+    """SmolLM2-135M, loaded once a process."""
+    from common.models.llama import load_smollm2
+
+    return load_smollm2(layers)
+
+
+def order_of(model: "LlamaForCausalLM", name: str, calibration: Tensor | None = None) -> Tensor:
+    """An order of ORDERS for this model. Ours: gains, by rows times the gains before them; calibrated, by mean |k| of
+    cached keys on a text."""
+    norms = ksort.row_norms(model)
+    if name == "calibrated":
+        if calibration is None:
+            raise ValueError("the calibrated order needs a text")
+        return ksort.ksort(cached_keys(model, calibration).abs().mean(dim=2))
+    made: dict[str, Callable[[], Tensor]] = {
+        "original": lambda: ksort.original(norms),
+        "interleaved": lambda: ksort.interleaved(norms),
+        "ksort": lambda: ksort.ksort(norms),
+        "gains": lambda: ksort.ksort(ksort.row_norms(model, gains=True)),
+        "pairs": lambda: ksort.pair_sort(norms),
+        "adjacent": lambda: ksort.pair_sort(norms, adjacent=True),
+        "random": lambda: ksort.shuffled(norms, torch.Generator().manual_seed(0)),
+    }
+    return made[name]()
+
+
+def prepared(
+    model: "LlamaForCausalLM", setting: Setting, calibration: Tensor | None = None
+) -> "LlamaForCausalLM":
+    """The model of a setting: planted or equal pairs, rearranged. All but W_k and W_q is shared with the given one."""
+    if setting.equal:
+        model = ksort.scale_pairs(model, ksort.equal_pairs(model))
+    if setting.strength != 1:
+        generator = torch.Generator().manual_seed(1)
+        factors = planted_factors(ksort.row_norms(model), setting.strength, setting.share, generator)
+        model = ksort.scale_pairs(model, factors)
+    if setting.order != "original" or setting.query_bits:
+        model = ksort.fold(model, order_of(model, setting.order, calibration))
+    if setting.query_bits:
+        from papers.bfp_outliers.sorted_attention import encode_queries
+
+        code = BlockRows(setting.query_bits, setting.block, setting.clips)
+        encode_queries(model, lambda queries: code.decode(code.encode(queries)))
+    return model
+
+
+def new_cache(setting: Setting, layers: int, head_dim: int) -> Any:
+    """An empty cache of transformers in a setting's format."""
+    from papers.bfp_outliers.baselines import PerChannelCache, RotatedRows
+    from papers.bfp_outliers.block_cache import CodedCache, Half
+
+    if setting.keys == "per-channel":
+        return PerChannelCache(layers)
+    rows = BlockRows(setting.bits, setting.block, setting.clips)
+    values = BlockRows(setting.value_bits, setting.block, setting.clips) if setting.value_bits else Half()
+    codes = {"fp16": Half(), "bfp": rows, "hadamard": RotatedRows(rows, head_dim)}
+    return CodedCache(layers, codes[setting.keys], values)
+
+
+def losses(task: Task) -> list[float]:
+    """Summed loss of each window, nats, of its tokens but the first; keys are read from the packed cache."""
+    from common.models.perplexity import window_losses, windows
+
+    base = pretrained(task.layers)
+    model = prepared(base, task.setting, task.calibration)
+    head_dim = model.model.layers[0].self_attn.head_dim
+
+    def logits(tokens: Tensor) -> Tensor:
+        cache = new_cache(task.setting, task.layers, head_dim)
+        return model(tokens, past_key_values=cache, use_cache=True).logits
+
+    length = task.windows.shape[1]
+    return window_losses(logits, windows(task.windows.flatten(), length), batch=4)[0].tolist()
