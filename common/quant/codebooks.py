@@ -33,6 +33,7 @@ def linear(signed: bool = True, bits: int = 8) -> Tensor:
         return torch.linspace(0.0, 1.0, 2**bits)
     values = torch.linspace(-1.0, 1.0, 2**bits - 1)
     half = len(values) // 2
+    values[half].clamp_(min=0.0)  # which linspace misses by rounding, for some numbers of bits from below
     return torch.cat([values[:half], torch.zeros(1), values[half:]])
 
 

@@ -31,6 +31,13 @@ def test_the_code_books_are_bitsandbytes_own(signed):
     assert len(set(dynamic(signed).tolist())) == 256
 
 
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_linear_code_books_ascend_and_hold_zero(bits):
+    for signed in (True, False):
+        code = linear(signed, bits)
+        assert len(code) == 2**bits and bool((code[1:] >= code[:-1]).all()) and 0.0 in code
+
+
 def test_nf4_is_bitsandbytes_own():
     assert torch.equal(normal_float4(), reference.get_4bit_type("nf4", device="cpu"))
 
