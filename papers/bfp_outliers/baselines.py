@@ -12,7 +12,7 @@ from papers.bfp_outliers.packed_rows import BlockRows, pack_rows, unpack_rows
 
 
 def hadamard(size: int) -> Tensor:
-    """Sylvester's matrix over sqrt(size): symmetric, its own inverse, float32. ValueError if `size` is no power of 2."""
+    """Sylvester's matrix over sqrt(size): symmetric, its own inverse. ValueError if `size` is no power of 2."""
     if size < 1 or size & (size - 1):
         raise ValueError(f"a Hadamard matrix of Sylvester has a power of two as its size, not {size}")
     matrix = torch.ones(1, 1)
@@ -59,9 +59,7 @@ class PerChannelLayer(DynamicLayer):
         if whole:
             self._encode(waiting[..., :whole, :].float())
         self.waiting = waiting[..., whole:, :]
-        self.values = (
-            value_states if not self.is_initialized else torch.cat([self.values, value_states], dim=-2)
-        )  # type: ignore[list-item]
+        self.values = value_states if self.values is None else torch.cat([self.values, value_states], dim=-2)
         self.is_initialized = True
         return torch.cat([*self._decoded(), self.waiting.float()], dim=-2), self.values
 
@@ -102,7 +100,7 @@ class PerChannelCache(DynamicCache):
 
     def __init__(self, layers: int, group: int = 32) -> None:
         super().__init__()
-        self.layers = [PerChannelLayer(group) for _ in range(layers)]
+        self.layers: list[PerChannelLayer] = [PerChannelLayer(group) for _ in range(layers)]  # type: ignore[assignment]
 
     @property
     def key_bytes(self) -> int:

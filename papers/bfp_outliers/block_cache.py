@@ -97,7 +97,7 @@ class CodedCache(DynamicCache):
 
     def __init__(self, layers: int, key_code: RowCode, value_code: RowCode | None = None) -> None:
         super().__init__()
-        self.layers = [CodedLayer(key_code, value_code or Half()) for _ in range(layers)]
+        self.layers: list[CodedLayer] = [CodedLayer(key_code, value_code or Half()) for _ in range(layers)]  # type: ignore[assignment]
 
     @property
     def key_bytes(self) -> int:

@@ -1,6 +1,6 @@
 """How keys really look: where the variance of log |k| lies, and whether large channels stay large on other text."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ def cached_keys(model: "LlamaForCausalLM", tokens: Tensor) -> Tensor:
     """Keys after their rotation, as a cache holds them: (layers, KV heads, batch * length, head_dim)."""
     from transformers.cache_utils import DynamicCache
 
-    cache = DynamicCache()
+    cache: Any = DynamicCache()
     model.model(tokens, past_key_values=cache, use_cache=True)
     return torch.stack([layer.keys.transpose(0, 1).flatten(1, 2) for layer in cache.layers])
 

@@ -51,7 +51,8 @@ def step_seconds(
     for name, (model, make) in systems.items():
         caches[name] = make()
         config = model.config
-        shape = (1, config.num_key_value_heads, context, config.hidden_size // config.num_attention_heads)
+        heads = config.num_key_value_heads or config.num_attention_heads
+        shape = (1, heads, context, config.hidden_size // config.num_attention_heads)
         for layer in range(config.num_hidden_layers):
             caches[name].update(*(torch.randn(shape, generator=generator) for _ in range(2)), layer)
     seconds: dict[str, list[float]] = {name: [] for name in systems}

@@ -1,6 +1,6 @@
 """That a rearranged model is the same model, and that a block as long as a head does not care about order."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,23 +21,12 @@ def differing_scores(
 
     Differences are relative to the head's largest score. Both models get what enters each attention of the first one.
     """
-    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
-
-    entered: dict[str, Tensor] = {}
-    projections = {name: linear for name, linear in linears(model).items() if name.endswith("q_proj")}
-    with watching(projections, entered.__setitem__):
-        model.model(tokens)
     positions = torch.arange(tokens.shape[1])[None]
     plain = model.model.rotary_emb(tokens.float(), positions)
     tables = rearranged.model.rotary_emb(tokens.float(), positions)
     beyond, count, largest = 0, 0, 0.0
-    for index, hidden in enumerate(entered.values()):
-        old = model.model.layers[index].self_attn
-        queries, keys = (
-            linear(hidden).unflatten(-1, (-1, old.head_dim)).transpose(1, 2)
-            for linear in (old.q_proj, old.k_proj)
-        )
-        expected = _scores(*apply_rotary_pos_emb(queries, keys, *plain))
+    for index, hidden in enumerate(attention_inputs(model, tokens)):
+        expected = _scores(*turned(model.model.layers[index].self_attn, hidden, plain))
         new = rearranged.model.layers[index].self_attn
         found = _scores(*new.turned(hidden, *(table[:, :, index] for table in tables)))
         relative = (found - expected).abs() / expected.abs().amax(dim=(-2, -1), keepdim=True)
@@ -70,6 +59,27 @@ def differing_codes(keys: Tensor, order: Tensor, bits: int, block: int) -> float
         before.exponents.repeat_interleave(block, dim=-1) == steps
     )
     return float((~same).double().mean())
+
+
+@torch.inference_mode()
+def attention_inputs(model: "LlamaForCausalLM", tokens: Tensor) -> list[Tensor]:
+    """What enters the projections of each layer's attention, (batch, length, hidden)."""
+    entered: dict[str, Tensor] = {}
+    projections = {name: linear for name, linear in linears(model).items() if name.endswith("q_proj")}
+    with watching(projections, entered.__setitem__):
+        model.model(tokens)
+    return list(entered.values())
+
+
+def turned(attention: Any, hidden: Tensor, tables: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Queries and keys of transformers' own attention at their positions, (batch, heads, length, head_dim)."""
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+    queries, keys = (
+        linear(hidden).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+        for linear in (attention.q_proj, attention.k_proj)
+    )
+    return apply_rotary_pos_emb(queries, keys, *tables)
 
 
 def _scores(queries: Tensor, keys: Tensor) -> Tensor:

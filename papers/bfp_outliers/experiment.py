@@ -1,11 +1,10 @@
-"""What the claims read: perplexity with a packed key cache in many orders, exactness, bytes, keys' statistics, clocks."""
+"""What the claims read: perplexities with a packed key cache; the rest is in measurements.py."""
 
 import dataclasses
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -49,9 +48,7 @@ class Config:
     letters: int = 400_000  # of each text
     blocks: list[int] = field(default_factory=lambda: [64, 32, 16, 8])  # of the table
     comparisons: bool = True  # rivals, calibrated order, values and queries in BFP, the step that never clips
-    strengths: list[float] = field(
-        default_factory=lambda: [4.0, 64.0]
-    )  # of planted outliers, beside `planted`
+    strengths: list[float] = field(default_factory=lambda: [4.0, 64.0])  # of more planted outliers
     planted: float = 16.0  # whose gain the claim compares with that of no outliers
     key_tokens: int = 96  # of each text and seed, whose keys are looked at
     exact_tokens: int = 64
@@ -64,17 +61,28 @@ class Config:
 
 def run(config: Config, lab: Runtime) -> Observations:
     """Observe every metric that the card's claims read."""
+    import torch
+
+    from papers.bfp_outliers import measurements
+
     seen = Observations()
     if config.layers and _have(lab, MODEL, TEXT, CALIBRATION, SECOND):
         windows = {seed: _window(lab, TEXT, seed, config) for seed in lab.seeds}
         perplexities(config, lab, windows, seen)
-        same_model(config, lab, windows[lab.seeds[0]], seen)
+        measurements.same_model(config, lab, windows[lab.seeds[0]], seen)
         if lab.wants("channel_share", "rank_correlation", "norm_correlation"):
-            key_statistics(config, lab, seen)
+            first, second = (
+                torch.cat([_window(lab, name, seed, config, "keys") for seed in lab.seeds])
+                for name in (TEXT, SECOND)
+            )
+            measurements.key_statistics(config, lab, first, second, seen)
+        if lab.wants("perplexity"):
+            calibration = _window(lab, CALIBRATION, 0, config)
+            measurements.errors_by_order(config, lab, windows[lab.seeds[0]], calibration, seen)
         if lab.wants("step_time_ratio"):
-            decode_steps(config, lab, seen)
+            measurements.decode_steps(config, lab, seen)
     if lab.wants("long_time_ratio"):
-        long_contexts(config, lab, seen)
+        measurements.long_contexts(config, lab, seen)
     return seen
 
 
@@ -121,8 +129,7 @@ def perplexities(config: Config, lab: Runtime, windows: "dict[int, Tensor]", see
     if lab.wants("planted_growth"):
         add("planted_growth", gains(*planted) - gains(Setting(), sorted_keys))
     for setting in dict.fromkeys(table + whole if table else []):
-        at: dict[str, str | int | float] = {**dataclasses.asdict(setting), "share": round(setting.share, 4)}
-        at["bits_an_element"] = setting.bits_an_element
+        at: dict[str, Any] = dataclasses.asdict(setting) | {"bits_an_element": setting.bits_an_element}
         few = losses[setting][: config.table_windows]
         seen.add("perplexity", math.exp(few.mean() / tokens), **at)
         if len(losses[setting]) == len(lab.seeds):
@@ -149,12 +156,10 @@ def table_settings(config: Config) -> "list[Setting]":
         found += [Setting(order=order, strength=strength) for order in ("original", "ksort")]
     if config.comparisons:
         found += [
-            Setting(order=order, block=block)
-            for order in ("calibrated", "adjacent", "gains")
-            for block in (32, 16)
+            Setting(order=order, block=block) for order in ("calibrated", "weighted") for block in (32, 16)
         ]
+        found += [Setting(order=order) for order in ("interleaved", "adjacent", "gains")]
         found += [
-            Setting(order="interleaved"),
             Setting(order="ksort", bits=BFP16),
             Setting(bits=BFP16, block=64),
             Setting(keys="hadamard"),
@@ -191,163 +196,6 @@ def evaluate(
     for setting, found in zip(missing, lab.map(losses, tasks, "perplexity"), strict=True):
         _known[keys[setting]] = np.array(found)
     return {setting: _known[keys[setting]] for setting in counts}
-
-
-def same_model(config: Config, lab: Runtime, window: "Tensor", seen: Observations) -> None:
-    """Scores and logits of rearranged models, codes of a whole head, and bytes of real caches: no chance in them."""
-    wanted = (
-        "differing_scores",
-        "differing_scores_pairs",
-        "differing_logits",
-        "differing_codes",
-        "bytes_saving",
-    )
-    wanted = tuple(metric for metric in wanted if lab.wants(metric))
-    if wanted:
-        (found,) = lab.map(_same_model, [(config, window[:, : config.exact_tokens], wanted)], "exactness")
-        seen.extend(found)
-
-
-def _same_model(task: "tuple[Config, Tensor, tuple[str, ...]]") -> Observations:
-    from papers.bfp_outliers import exactness, ksort
-    from papers.bfp_outliers.block_cache import CodedCache, Half
-    from papers.bfp_outliers.channel_outliers import cached_keys
-    from papers.bfp_outliers.packed_rows import BlockRows
-    from papers.bfp_outliers.settings import order_of, pretrained
-
-    config, tokens, wanted = task
-    seen = Observations()
-    model = pretrained(config.layers)
-    for order, metric in (("ksort", "differing_scores"), ("pairs", "differing_scores_pairs")):
-        if metric in wanted:
-            rearranged = ksort.fold(model, order_of(model, order), queries=config.sort_queries)
-            share, largest = exactness.differing_scores(model, rearranged, tokens)
-            seen.add(metric, share)
-            seen.add("largest_score_difference", largest, order=order)
-    if "differing_logits" in wanted:
-        rearranged = ksort.fold(model, order_of(model, "ksort"), queries=config.sort_queries)
-        share, largest = exactness.differing_logits(model, rearranged, tokens)
-        seen.add("differing_logits", share)
-        seen.add("largest_logit_difference", largest)
-    if "differing_codes" in wanted:
-        keys, order = cached_keys(model, tokens), order_of(model, "ksort")
-        block = config.null_block or keys.shape[-1]
-        seen.add("differing_codes", exactness.differing_codes(keys, order, BFP12, block))
-    if "bytes_saving" in wanted:
-        sizes = {}
-        for name, code in {
-            "small": BlockRows(config.saving_bits, 32),
-            "wide": BlockRows(BFP16, 32),
-            "fp16": Half(),
-            **{f"bfp12_n{block}": BlockRows(BFP12, block) for block in config.blocks},
-        }.items():
-            cache = CodedCache(config.layers, code)
-            model.model(tokens, past_key_values=cache, use_cache=True)
-            sizes[name] = cache.key_bytes
-        seen.add("bytes_saving", sizes["wide"] / sizes["small"])
-        for name, size in sizes.items():
-            seen.add("key_bytes_a_token", size / tokens.shape[1], format=name)
-    return seen
-
-
-def key_statistics(config: Config, lab: Runtime, seen: Observations) -> None:
-    """Where the variance of log |k| lies, and whether channels that are large on one text are so on another."""
-    import torch
-
-    half = math.ceil(len(lab.seeds) / 2)
-    tasks = []
-    for seeds in (lab.seeds[:half], lab.seeds[half:]):
-        if seeds:
-            texts = [
-                torch.cat([_window(lab, name, seed, config, "keys") for seed in seeds])
-                for name in (TEXT, SECOND)
-            ]
-            tasks.append((config, seeds, *(text[:, : config.key_tokens] for text in texts)))
-    for found in lab.map(_key_statistics, tasks, "keys"):
-        seen.extend(found)
-
-
-def _key_statistics(task: "tuple[Config, tuple[int, ...], Tensor, Tensor]") -> Observations:
-    import torch
-
-    from papers.bfp_outliers.channel_outliers import (
-        cached_keys,
-        rank_correlation,
-        shuffle_channels,
-        variance_shares,
-    )
-    from papers.bfp_outliers.ksort import row_norms
-    from papers.bfp_outliers.settings import pretrained
-
-    config, seeds, first, second = task
-    model = pretrained(config.layers)
-    seen = Observations()
-    for seed, one, other in zip(seeds, first.split(1), second.split(1), strict=True):
-        keys = [cached_keys(model, text) for text in (one, other)]
-        if config.shuffle:
-            generator = torch.Generator().manual_seed(seed)
-            keys = [shuffle_channels(found, generator) for found in keys]
-        shares = variance_shares(keys[0])
-        seen.add("channel_share", shares.channel, seed)
-        seen.add("token_share", shares.token, seed)
-        sizes = [found.abs().mean(dim=2) for found in keys]
-        seen.add("rank_correlation", float(rank_correlation(*sizes).mean()), seed)
-        seen.add("norm_correlation", float(rank_correlation(row_norms(model), sizes[0]).mean()), seed)
-    return seen
-
-
-def decode_steps(config: Config, lab: Runtime, seen: Observations) -> None:
-    """Seconds of a decode step: transformers' own model, rearranged ones, and keys rearranged as they are read."""
-    (found,) = lab.map(_decode_steps, [(config, lab.seeds)], "decode steps")
-    seen.extend(found)
-
-
-def _decode_steps(task: tuple[Config, tuple[int, ...]]) -> Observations:
-    from transformers.cache_utils import DynamicCache
-
-    from papers.bfp_outliers import ksort
-    from papers.bfp_outliers.decode_latency import gathered_cache, step_seconds
-    from papers.bfp_outliers.settings import order_of, pretrained
-
-    config, seeds = task
-    model = pretrained(config.layers)
-    order = order_of(model, "ksort")
-    systems = {"unsorted": (model, DynamicCache), "gathered": (model, lambda: gathered_cache(order))}
-    if not config.gather:
-        for name in ("ksort", "pairs"):
-            systems[name] = (ksort.fold(model, order_of(model, name)), DynamicCache)
-    seconds = step_seconds(systems, config.decode_context, config.rounds * len(seeds))  # type: ignore[arg-type]
-    seen = Observations()
-    for index, seed in enumerate(seeds):
-        mine = slice(index * config.rounds, (index + 1) * config.rounds)
-        for name, series in seconds.items():
-            ratio = median(a / b for a, b in zip(series[mine], seconds["unsorted"][mine], strict=True))
-            seen.add("step_ms", 1e3 * median(series[mine]), seed, system=name)
-            seen.add("step_over_unsorted", ratio, seed, system=name)
-            if name == ("gathered" if config.gather else "ksort"):
-                seen.add("step_time_ratio", ratio, seed)
-    return seen
-
-
-def long_contexts(config: Config, lab: Runtime, seen: Observations) -> None:
-    """Attention of one token with 128 channels a head over long packed caches, on this runtime's device."""
-    from papers.bfp_outliers.packed_attention import Shape, measure, time_ratio
-    from papers.bfp_outliers.packed_rows import BlockRows
-
-    shape = Shape(config.long_heads, config.long_heads)
-    for seed in lab.seeds if config.long_tokens else ():
-        for tokens in config.long_tokens:
-            generator = lab.torch_generator(seed, "long", str(tokens))
-            measured = measure(shape, tokens, BlockRows(BFP12, 32), config.long_rounds, generator)
-            for way, series in measured.seconds.items():
-                seen.add("long_ms", 1e3 * median(series), seed, way=way, tokens=tokens)
-            for name, size in measured.key_bytes.items():
-                seen.add("long_key_bytes", size, seed, format=name, tokens=tokens)
-        seen.add(
-            "long_time_ratio",
-            time_ratio(measured, "gathered" if config.gather else "sorted", "original"),
-            seed,
-        )
 
 
 def _window(lab: Runtime, text: str, seed: int, config: Config, stream: str = "window") -> "Tensor":

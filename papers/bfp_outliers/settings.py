@@ -9,14 +9,25 @@ import torch
 from torch import Tensor
 
 from papers.bfp_outliers import ksort
-from papers.bfp_outliers.channel_outliers import cached_keys, planted_factors
+from papers.bfp_outliers.attention_error import over_queries, queries_and_keys
+from papers.bfp_outliers.channel_outliers import planted_factors
 from papers.bfp_outliers.packed_rows import BlockRows
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
 FORMATS = ("fp16", "bfp", "hadamard", "per-channel")
-ORDERS = ("original", "interleaved", "ksort", "pairs", "adjacent", "random", "gains", "calibrated")
+ORDERS = (
+    "original",
+    "interleaved",
+    "ksort",
+    "pairs",
+    "adjacent",
+    "random",
+    "gains",
+    "calibrated",
+    "weighted",
+)
 
 
 @dataclass(frozen=True)
@@ -68,13 +79,14 @@ def pretrained(layers: int) -> "LlamaForCausalLM":
 
 
 def order_of(model: "LlamaForCausalLM", name: str, calibration: Tensor | None = None) -> Tensor:
-    """An order of ORDERS for this model. Ours: gains, by rows times the gains before them; calibrated, by mean |k| of
-    cached keys on a text."""
+    """An order of ORDERS for this model. The last three are ours: rows times the gains before them; mean |k| on a
+    text; mean |k| over mean |q| on it."""
     norms = ksort.row_norms(model)
-    if name == "calibrated":
+    if name in ("calibrated", "weighted"):
         if calibration is None:
-            raise ValueError("the calibrated order needs a text")
-        return ksort.ksort(cached_keys(model, calibration).abs().mean(dim=2))
+            raise ValueError(f"the {name} order needs a text")
+        queries, keys = queries_and_keys(model, calibration)
+        return ksort.ksort(over_queries(queries, keys) if name == "weighted" else keys.abs().mean(dim=(1, 3)))
     made: dict[str, Callable[[], Tensor]] = {
         "original": lambda: ksort.original(norms),
         "interleaved": lambda: ksort.interleaved(norms),
@@ -110,13 +122,13 @@ def prepared(
 def new_cache(setting: Setting, layers: int, head_dim: int) -> Any:
     """An empty cache of transformers in a setting's format."""
     from papers.bfp_outliers.baselines import PerChannelCache, RotatedRows
-    from papers.bfp_outliers.block_cache import CodedCache, Half
+    from papers.bfp_outliers.block_cache import CodedCache, Half, RowCode
 
     if setting.keys == "per-channel":
         return PerChannelCache(layers)
     rows = BlockRows(setting.bits, setting.block, setting.clips)
     values = BlockRows(setting.value_bits, setting.block, setting.clips) if setting.value_bits else Half()
-    codes = {"fp16": Half(), "bfp": rows, "hadamard": RotatedRows(rows, head_dim)}
+    codes: dict[str, RowCode] = {"fp16": Half(), "bfp": rows, "hadamard": RotatedRows(rows, head_dim)}
     return CodedCache(layers, codes[setting.keys], values)
 
 

@@ -13,6 +13,7 @@ from common.models.llama import new_llama
 from common.quant.packing import pack, unpack
 from common.quant.shared_exponent import decode, encode
 from papers.bfp_outliers import ksort
+from papers.bfp_outliers.attention_error import errors, over_queries, queries_and_keys
 from papers.bfp_outliers.channel_outliers import (
     cached_keys,
     planted_factors,
@@ -230,6 +231,31 @@ def test_shuffled_channels_leave_nothing_between_channels():
     assert torch.equal(shuffled.sort(dim=-1).values, keys)
     assert variance_shares(keys).channel == pytest.approx(1)
     assert variance_shares(shuffled).channel < 0.01
+
+
+def test_turned_keys_are_those_that_a_cache_holds(model):
+    queries, keys = queries_and_keys(model, TOKENS)
+    assert queries.shape == (3, 2, 4, 24, 16)
+    torch.testing.assert_close(keys.transpose(1, 2).flatten(2, 3), cached_keys(model, TOKENS))
+    groups = (
+        queries[1, :, 2:].abs().mean(dim=(0, 1, 2))
+    )  # the second KV head serves query heads two and three
+    expected = keys[1, :, 1].abs().mean(dim=(0, 1)) / groups
+    torch.testing.assert_close(over_queries(queries, keys)[1, 1], expected)
+
+
+def test_attention_diverges_with_coarse_keys_and_not_with_order_where_a_block_is_a_head(model):
+    queries, keys = queries_and_keys(model, TOKENS)
+    found = {
+        (name, block): errors(queries, keys, order, BlockRows(4, block))
+        for name, order in orders(model).items()
+        for block in (16, 8)
+    }
+    assert found["ksort", 16] == pytest.approx(found["original", 16], rel=1e-5)
+    assert found["ksort", 8].keys != pytest.approx(found["original", 8].keys, rel=1e-5)
+    fine = errors(queries, keys, orders(model)["original"], BlockRows(8, 16))
+    assert 0 <= fine.attention < found["original", 16].attention
+    assert fine.keys < found["original", 16].keys / 100  # four bits more: a step sixteen times as small
 
 
 def test_rank_correlation_is_scipys():

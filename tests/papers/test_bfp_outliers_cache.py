@@ -47,8 +47,8 @@ def test_a_prompt_and_its_tokens_one_by_one_leave_the_same_bytes_and_logits(mode
     # a rounding error of a float may tip a code over, so that the stored bytes are compared by their number
     same = [
         (a == b).double().mean()
-        for x, y in zip(whole.layers, steps.layers)
-        for a, b in zip(x.stored_keys, y.stored_keys)
+        for x, y in zip(whole.layers, steps.layers, strict=True)
+        for a, b in zip(x.stored_keys, y.stored_keys, strict=True)
     ]
     assert min(same) > 0.995
     assert float((at_once - one_by_one).abs().max() / at_once.abs().max()) < (5e-2 if min(same) < 1 else 1e-4)
@@ -69,9 +69,6 @@ def test_attention_sees_exactly_what_the_codes_stand_for(model):
     code = BlockRows(4, 8)
     coded = CodedCache(3, code)
     logits(model, TOKENS[:, :-1], coded)
-    plain = DynamicCache()
-    for index, layer in enumerate(coded.layers):
-        plain.update(code.decode(layer.stored_keys), layer.stored_values[0].float(), index)
 
     class Rounding(DynamicCache):
         def update(self, key_states, value_states, layer_idx, *args, **kwargs):
@@ -79,8 +76,9 @@ def test_attention_sees_exactly_what_the_codes_stand_for(model):
             return super().update(rounded, value_states.half().float(), layer_idx)
 
     rounding = Rounding()
-    for index, layer in enumerate(plain.layers):
-        rounding.update(layer.keys, layer.values, index)  # codes of coded values are themselves
+    for index, layer in enumerate(coded.layers):
+        past = code.decode(layer.stored_keys), layer.stored_values[0].float()
+        DynamicCache.update(rounding, *past, index)
     assert torch.equal(logits(model, TOKENS[:, -1:], coded), logits(model, TOKENS[:, -1:], rounding))
 
 
@@ -114,7 +112,7 @@ def test_a_packed_cache_can_be_cropped_reordered_repeated_and_reset(model):
 def test_generation_by_transformers_runs_on_it(model):
     cache = CodedCache(3, BlockRows(8, 16))
     made = model.generate(
-        TOKENS[:1], past_key_values=cache, max_new_tokens=5, do_sample=False, pad_token_id=0
+        TOKENS[:1], past_key_values=cache, use_cache=True, max_new_tokens=5, do_sample=False, pad_token_id=0
     )
     assert made.shape == (1, 29)
     assert cache.get_seq_length() == 28
