@@ -1,0 +1,369 @@
+"""What the claims of 8-bit Optimizers read: bytes that exist, trained models, errors of real states, seconds."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.lab.runtime import Observations, Runtime
+from papers.eight_bit_optimizers.language_task import LanguageTask
+from papers.eight_bit_optimizers.optimizer import WIDE, States
+from papers.eight_bit_optimizers.runs import Hyper, Task
+from papers.eight_bit_optimizers.study import (
+    ABLATION,
+    BASE,
+    IMAGES,
+    LANGUAGE,
+    NAIVE,
+    SENTENCES,
+    Cells,
+    Result,
+    Run,
+    loss,
+    performed,
+    perplexity,
+    points,
+    side,
+)
+from papers.eight_bit_optimizers.tasks import ImageTask, SentenceTask, TranslationTask
+from papers.eight_bit_optimizers.update_error import UpdateError
+
+
+@dataclass(frozen=True)
+class Config:
+    """Switches and sizes. A control changes switches; profiles change the sizes."""
+
+    # switches of the mechanism
+    bits: int = 8  # 32: states are not quantised
+    code: str = "dynamic"  # linear: equally spaced values; linear4: 16 of them
+    block: int = 2048  # 0: one scale for a whole tensor
+    stable: bool = True  # False: the standard embedding, its states as all others
+    adafactor_momentum: bool = True  # False: Adafactor without beta1
+    # sizes
+    measure: bool = True  # False: leaves out all but the timing on a device
+    language_steps: int = 80
+    language_hidden: int = 64
+    language_layers: int = 2
+    language_rows: int = 4
+    language_scored: int = 48  # windows of the held-out text
+    sensitivity_points: int = 4  # hyper-parameters changed, one at a time
+    ablation_points: int = 1  # of them for the settings with the standard embedding
+    image_steps: int = 150  # 0 leaves a task out
+    sentence_steps: int = 40
+    sentences_tested: int = 500
+    translation_steps: int = 80
+    timed_elements: int = 1 << 21
+    timed_rounds: int = 7
+    memory_rows: int = 1024  # of the matrix whose states are counted; as many columns
+    gpu_elements: list[int] = field(default_factory=lambda: [1 << 24, 1 << 26, 1 << 28, 1 << 30])
+
+
+OURS = "ours"
+H100_RIVALS = {  # rows of 32-bit optimizers in the H100 table
+    "over_torch_foreach": "adam32_torch_foreach",
+    "over_torch_fused": "adam32_torch_fused",
+    "over_bitsandbytes_32": "adam32_bnb",
+    "momentum": "momentum32_torch",
+}
+
+
+def run(config: Config, lab: Runtime) -> Observations:
+    """Observe every metric that the card's claims read, one row a seed."""
+    states = states_of(config)
+    seen = Observations()
+    if config.measure:
+        memory(config, states, lab, seen)
+        timing(config, states, lab, seen)
+        training(config, states, lab, seen)
+    if lab.device.startswith("cuda"):
+        on_device(config, states, lab, seen)
+    return seen
+
+
+def states_of(config: Config) -> States:
+    """How our own optimizer keeps its states. ValueError for settings that do not exist."""
+    known: Any = config.code
+    return States(config.bits, known, config.block)
+
+
+def memory(config: Config, states: States, lab: Runtime, seen: Observations) -> None:
+    """Bytes of state tensors after a step; what they save in the paper's models."""
+    from papers.eight_bit_optimizers.memory import (
+        GPT2_XL,
+        ROBERTA_LARGE,
+        adafactor_bytes,
+        measured_bytes,
+        saved_bytes,
+    )
+
+    shape = (config.memory_rows, config.memory_rows)
+    elements = config.memory_rows**2
+    if lab.wants("adam_bytes", "momentum_bytes", "adafactor_over_ours"):
+        adam = measured_bytes(states, shape)
+        seen.add("adam_bytes", adam / elements)
+        seen.add("momentum_bytes", measured_bytes(states, shape, momentum=True) / elements)
+        seen.add("adam_bytes_of_256", measured_bytes(States(block=256), shape) / elements)
+        seen.add("adafactor_over_ours", adafactor_bytes(shape, config.adafactor_momentum) / adam)
+    for name, model in (("lm", GPT2_XL), ("roberta", ROBERTA_LARGE)):
+        seen.add(f"saved_gb_{name}", saved_bytes(model, states) / 1e9)
+
+
+def timing(config: Config, states: States, lab: Runtime, seen: Observations) -> None:
+    """Updates of Adam: ratios of seconds, above one where eight bits are faster."""
+    from papers.eight_bit_optimizers import timing as clock
+
+    rows = clock.h100_rows()
+    lab.used("h100-optimisers", clock.h100_digest())
+    for (name, parameters), seconds in rows.items():
+        seen.add("h100_ms", 1e3 * seconds, optimizer=name, parameters=parameters)
+    largest = max(parameters for _, parameters in rows)
+    for name, rival in H100_RIVALS.items():
+        eight_bits = "momentum8bit_bnb" if rival.startswith("momentum") else "adam8bit_bnb"
+        ours = eight_bits if states.bits == 8 else rival  # with 32-bit states it is the rival itself
+        seen.add(f"h100_gain_{name}", rows[rival, largest] / rows[ours, largest])
+
+    if not lab.wants("cpu_gain_ours", "cpu_gain_bitsandbytes"):
+        return
+    library = f"bitsandbytes {states.bits}"
+    names = ["torch foreach", "torch fused", library, "adafactor", "ours"]
+    for seed in lab.seeds:
+        generator = lab.torch_generator(seed, "timing")
+        taken = clock.cpu_seconds(config.timed_elements, names, states, generator, config.timed_rounds)
+        for name, seconds in taken.items():
+            seen.add("cpu_ns", 1e9 * seconds / config.timed_elements, seed, optimizer=name)
+        seen.add("cpu_gain_ours", taken["torch fused"] / taken["ours"], seed)
+        seen.add("cpu_gain_bitsandbytes", taken["torch fused"] / taken[library], seed)
+
+
+def on_device(config: Config, states: States, lab: Runtime, seen: Observations) -> None:
+    """The same updates on the runtime's device, for each number of parameters; claims read the largest that fits.
+
+    Ours, made of torch's operators, needs several times the memory of a fused kernel: it is timed up to 2^26.
+    """
+    import torch
+
+    from papers.eight_bit_optimizers.timing import device_seconds
+
+    names = ["torch foreach", "torch fused", "bitsandbytes 32", "bitsandbytes 8"]
+    for seed in lab.seeds:
+        generator = lab.torch_generator(seed, "device")
+        taken: dict[str, float] = {}
+        for elements in config.gpu_elements:
+            timed = [*names, "ours"] if elements <= 1 << 26 else names
+            try:
+                taken = device_seconds(elements, timed, states, generator)
+            except torch.OutOfMemoryError:
+                break
+            for name, seconds in taken.items():
+                seen.add("device_ms", 1e3 * seconds, seed, optimizer=name, parameters=elements)
+        for rival in ("torch foreach", "torch fused") if taken else ():
+            ours = taken["bitsandbytes 8" if states.bits == 8 else rival]  # as for the H100
+            seen.add(f"gpu_gain_over_{rival.split()[1]}", taken[rival] / ours, seed)
+
+
+# Metrics of the language model, and the cells (see study.Cells) that they compare at the base point
+AT_BASE = {
+    "language_ratio": ("ours", "wide"),
+    "code_gain": ("naive", "code"),
+    "block_gain": ("code", "code and blocks"),
+    "block_gain_stable": ("code, stable", "code and blocks, stable"),
+    "all_parts_over_32": ("ours", "wide, standard"),
+    "stable_gain_32": ("wide, standard", "wide as ours"),
+    "stable_gain_8": ("code and blocks", "ours"),
+    "error_code_gain": ("wide, standard",),
+    "error_block_gain": ("wide, standard",),
+    "flushed_naive": ("wide, standard",),
+    "ablation": (*ABLATION, "ours"),
+}
+AT_FEW = {
+    "never_unstable": ("ours",),
+    "unstable_naive": ("naive", "ours"),
+    "ablation": ("naive", "code", "blocks", "code and blocks"),
+}
+AT_ALL = {"gap_spread": ("ours", "wide")}
+
+
+def training(config: Config, states: States, lab: Runtime, seen: Observations) -> None:
+    """All runs in one go, then what each claim compares."""
+    asked = [metric for metric in {**AT_BASE, **AT_FEW, **AT_ALL} if lab.wants(metric)]
+    language = language_task(config, lab) if asked else None
+    others = other_tasks(config, lab)
+    runs = [run for seed in lab.seeds for run in other_runs(others, states, seed, lab)]
+    cells = {}
+    if language is not None:
+        cells = {seed: Cells(language, seed, states, config.stable) for seed in lab.seeds}
+    for seed, each in cells.items():
+        for asked_at, chosen in (
+            (AT_BASE, [BASE]),
+            (AT_FEW, points(seed, config.ablation_points)),
+            (AT_ALL, points(seed, config.sensitivity_points)),
+        ):
+            names = dict.fromkeys(name for metric in asked for name in asked_at.get(metric, ()))
+            runs += [each.run(name, point) for name in names for point in chosen]
+    done = performed(runs, lab.map)
+    for seed, each in cells.items():
+        compare_language(
+            config, lambda name, point=BASE, each=each: done[each.run(name, point)], seed, lab, seen
+        )  # type: ignore[misc]
+    for seed in lab.seeds:
+        compare_others(others, states, seed, done, lab, seen)
+
+
+def language_task(config: Config, lab: Runtime) -> LanguageTask | None:
+    """The ablation's language model; None where its texts cannot be had."""
+    text, held_out = fetched(lab, "wikitext2-valid"), fetched(lab, "wikitext2-test")
+    if text is None or held_out is None or not config.language_steps:
+        return None
+    return LanguageTask(
+        text, held_out, hidden=config.language_hidden, layers=config.language_layers, rows=config.language_rows,
+        steps=config.language_steps, scored=config.language_scored,
+    )  # fmt: skip
+
+
+def other_tasks(config: Config, lab: Runtime) -> dict[str, tuple[Task, Hyper]]:
+    """The tasks that are asked for and whose data can be had; images fall back to scikit-learn's digits."""
+    tasks: dict[str, tuple[Task, Hyper]] = {}
+    if config.translation_steps and lab.wants("translation_ratio"):
+        english, german = fetched(lab, "multi30k-2016-en"), fetched(lab, "multi30k-2016-de")
+        if english is not None and german is not None:
+            tasks["translation"] = TranslationTask(english, german, steps=config.translation_steps), LANGUAGE
+    if config.sentence_steps and lab.wants("accuracy_lost"):
+        train, dev = fetched(lab, "sst2-train"), fetched(lab, "sst2-dev")
+        if train is not None and dev is not None and fetched(lab, "smollm2-135m-gguf") is not None:
+            task = SentenceTask(train, dev, tested=config.sentences_tested, steps=config.sentence_steps)
+            tasks["sentence"] = task, SENTENCES
+    if config.image_steps and lab.wants("image_ratio"):
+        train_a, train_b, test = (lab.data(f"cifar10-{part}") for part in ("train-a", "train-b", "test"))
+        if train_a is None or train_b is None or test is None:
+            tasks["image"] = ImageTask(steps=config.image_steps), IMAGES
+        else:
+            tasks["image"] = ImageTask((train_a, train_b), test, steps=config.image_steps), IMAGES
+    return tasks
+
+
+def fetched(lab: Runtime, name: str) -> Path | None:
+    """A data set, downloaded where it is not here yet; None where it cannot be had."""
+    from common.data import DataError, fetch
+
+    try:
+        fetch(name)
+    except DataError:
+        return None
+    return lab.data(name)
+
+
+def other_runs(others: dict[str, tuple[Task, Hyper]], states: States, seed: int, lab: Runtime) -> list[Run]:
+    """Each task in 32 bits and in ours; images also with linear quantisation of whole tensors, to be looked at."""
+    runs = [Run(task, seed, kept, hyper) for task, hyper in others.values() for kept in (WIDE, states)]
+    if "image" in others and lab.wants("naive_image_ratio"):
+        runs.append(Run(others["image"][0], seed, NAIVE, others["image"][1]))
+    return runs
+
+
+def compare_language(config: Config, of: Any, seed: int, lab: Runtime, seen: Observations) -> None:
+    """The language model's metrics of a seed; of: from a cell's name and a point to its result."""
+
+    def nats(name: str, point: str = BASE) -> float:
+        return loss(of(name, point).outcome)
+
+    def ppl(name: str) -> float:
+        return perplexity(of(name).outcome)
+
+    for metric, (above, below) in (
+        ("language_ratio", AT_BASE["language_ratio"]),
+        ("block_gain_stable", AT_BASE["block_gain_stable"]),
+        ("all_parts_over_32", AT_BASE["all_parts_over_32"]),
+        ("stable_gain_32", AT_BASE["stable_gain_32"]),
+        ("stable_gain_8", AT_BASE["stable_gain_8"]),
+    ):
+        if lab.wants(metric):
+            seen.add(metric, ppl(above) / ppl(below), seed)
+    for metric, (above, below) in (
+        ("code_gain", AT_BASE["code_gain"]),
+        ("block_gain", AT_BASE["block_gain"]),
+    ):
+        if lab.wants(metric):
+            seen.add(metric, nats(above) / nats(below), seed)
+    if lab.wants("gap_spread"):
+        several = points(seed, config.sensitivity_points)
+        gaps = [100 * (nats("ours", point) / nats("wide", point) - 1) for point in several]
+        for point, gap in zip(several, gaps, strict=True):
+            changed = point if point == BASE else f"{point} {side(seed, point)[point]:g}"
+            seen.add("gap_percent", gap, seed, point=changed)
+        seen.add("gap_spread", max(gaps) - min(gaps), seed)
+    few = points(seed, config.ablation_points)
+    ours = (
+        float(np.mean([of("ours", point).outcome.unstable for point in few])) if lab.wants(*AT_FEW) else 0.0
+    )
+    if lab.wants("never_unstable"):
+        seen.add("never_unstable", ours, seed)
+    if lab.wants("unstable_naive"):
+        seen.add(
+            "unstable_naive", float(np.mean([of("naive", p).outcome.unstable for p in few])) - ours, seed
+        )
+    if lab.wants("ablation"):
+        for name in dict.fromkeys([*AT_BASE["ablation"], "wide"]):
+            outcome = of(name).outcome
+            seen.add("ablation_loss", loss(outcome), seed, setting=name)
+            seen.add("state_bytes", outcome.state_bytes / outcome.parameters, seed, setting=name)
+            if seed == lab.seeds[0]:
+                for step, value in enumerate(outcome.losses):
+                    seen.add("training_loss", value, seed, setting=name, step=step)
+            tried = few if name in AT_FEW["ablation"] or name == "ours" else [BASE]
+            seen.add(
+                "unstable", float(np.mean([of(name, p).outcome.unstable for p in tried])), seed, setting=name
+            )
+    compare_errors(config, of("wide, standard").errors if lab.wants(*ERRORS) else {}, seed, lab, seen)
+
+
+ERRORS = ("error_code_gain", "error_block_gain", "flushed_naive")
+
+
+def compare_errors(
+    config: Config, errors: dict[str, UpdateError], seed: int, lab: Runtime, seen: Observations
+) -> None:
+    """What quantisation does to Adam's update on the last states of a 32-bit run with the standard embedding."""
+    if not errors:
+        return
+    for name, error in errors.items():
+        seen.add("update_error", error.absolute, seed, setting=name)
+        seen.add("update_error_relative", error.relative, seed, setting=name)
+        seen.add("flushed_percent", 100 * error.flushed, seed, setting=name)
+    ours = f"{config.code}, {'blocks' if config.block else 'whole tensor'}"
+    seen.add(
+        "error_code_gain", errors["linear, blocks"].absolute / errors[f"{config.code}, blocks"].absolute, seed
+    )
+    seen.add(
+        "error_block_gain", errors[f"{config.code}, whole tensor"].absolute / errors[ours].absolute, seed
+    )
+    seen.add("flushed_naive", 100 * (errors["linear, whole tensor"].flushed - errors[ours].flushed), seed)
+
+
+def compare_others(
+    others: dict[str, tuple[Task, Hyper]],
+    states: States,
+    seed: int,
+    done: dict[Run, Result],
+    lab: Runtime,
+    seen: Observations,
+) -> None:
+    """Ours over 32 bits: perplexity of translation, loss on images, and of sentences the share of accuracy lost."""
+    for name, (task, hyper) in others.items():
+        wide, ours = (done[Run(task, seed, kept, hyper)].outcome for kept in (WIDE, states))
+        for label, outcome in (("32 bits", wide), (OURS, ours)):
+            seen.add("task_loss", loss(outcome), seed, task=name, states=label)
+            if math.isfinite(outcome.accuracy):
+                seen.add("task_accuracy", outcome.accuracy, seed, task=name, states=label)
+        if name == "sentence":
+            right = 0.0 if ours.broke else ours.accuracy
+            seen.add("accuracy_lost", 1 - right / wide.accuracy, seed)
+        elif name == "translation":
+            seen.add("translation_ratio", perplexity(ours) / perplexity(wide), seed)
+        else:
+            seen.add("image_ratio", loss(ours) / loss(wide), seed)
+            if lab.wants("naive_image_ratio"):
+                naive = done[Run(task, seed, NAIVE, hyper)].outcome
+                seen.add("naive_image_ratio", loss(naive) / loss(wide), seed)
+                seen.add("on_cifar", float(isinstance(task, ImageTask) and bool(task.train)), seed)
