@@ -13,9 +13,7 @@ from common.quant.groups import WHOLE_ROW, Grouped, round_to_nearest
 STRIP = 64  # columns whose later ones are corrected at once, where a group is a whole row
 
 
-def gptq(
-    weight: Tensor, gram: Tensor, bits: int, group: int = WHOLE_ROW, damping: float = 0.01
-) -> Grouped:
+def gptq(weight: Tensor, gram: Tensor, bits: int, group: int = WHOLE_ROW, damping: float = 0.01) -> Grouped:
     """Codes of a matrix (rows, columns) for inputs whose sum of x x^T is `gram` (columns, columns).
 
     damping: of the mean of gram's diagonal, added to it (the paper's 1%). An input that was never seen gets weight
@@ -24,7 +22,9 @@ def gptq(
     """
     rows, columns = weight.shape
     if gram.shape != (columns, columns):
-        raise ValueError(f"{columns} columns need a gram matrix of {columns} x {columns}, not {tuple(gram.shape)}")
+        raise ValueError(
+            f"{columns} columns need a gram matrix of {columns} x {columns}, not {tuple(gram.shape)}"
+        )
     if columns % (group or columns):
         raise ValueError(f"{columns} columns are no multiple of a group of {group}")
     left = weight.detach().float().T.contiguous()  # (columns, rows): a column lies side by side in memory

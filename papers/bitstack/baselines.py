@@ -44,7 +44,7 @@ def quantise(
     if method == "nf4":
         if (bits, group) != (4, NF4_BLOCK):
             raise ValueError(f"NF4 has 4 bits and blocks of {NF4_BLOCK}, not {bits} and {group}")
-        return sum(_nf4(layer) for layer in chosen.values())
+        return sum(int(_nf4(layer)) for layer in chosen.values())
     if method == "rtn":
         for layer in chosen.values():
             layer.weight.copy_(restored(round_to_nearest(layer.weight, bits, group)))
@@ -54,7 +54,7 @@ def quantise(
         _awq(model, bits, group, windows, first)
     else:
         raise ValueError(f"unknown method {method!r}; one of {', '.join(METHODS)}")
-    return sum(packed_bytes(*layer.weight.shape, bits, group) for layer in chosen.values())
+    return sum(packed_bytes(layer.out_features, layer.in_features, bits, group) for layer in chosen.values())
 
 
 def _nf4(layer: torch.nn.Linear) -> int:
@@ -101,7 +101,7 @@ def _awq(model: "LlamaForCausalLM", bits: int, group: int, windows: Tensor, firs
     channels, samples = Channels(), _Samples(windows.numel() // SEARCHED_TOKENS)
     wanted = inputs_of(model)
     for window in windows:
-        with watching(wanted, lambda name, x: (channels(name, x), samples(name, x))):
+        with watching(wanted, channels), watching(wanted, samples):
             through(model, embed(model, window[None]))
     grouped_query = model.config.num_key_value_heads != model.config.num_attention_heads
     for index in range(first, len(model.model.layers)):
@@ -113,7 +113,12 @@ def _awq(model: "LlamaForCausalLM", bits: int, group: int, windows: Tensor, firs
 
 
 def awq(
-    weight: Tensor, mean: Tensor, inputs: Tensor, bits: int, group: int, exponents: tuple[float, ...] = EXPONENTS
+    weight: Tensor,
+    mean: Tensor,
+    inputs: Tensor,
+    bits: int,
+    group: int,
+    exponents: tuple[float, ...] = EXPONENTS,
 ) -> tuple[Tensor, float]:
     """The rounded matrix (rows, columns) of the best exponent, and that exponent.
 

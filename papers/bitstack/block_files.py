@@ -86,15 +86,13 @@ class BlockFiles:
         if len(raw) != shape.nbytes:
             raise ValueError(f"{name}: block {index} has {len(raw)} bytes in its file, not {shape.nbytes}")
         signs, left, right = shape.parts()
-        ends = (shape.nbytes - 2 * (left[0] * left[1] + right[0] * right[1]), 2 * left[0] * left[1])
-        packed = torch.frombuffer(raw, dtype=torch.uint8, count=ends[0]) if ends[0] else torch.empty(0, dtype=torch.uint8)
-        if ends[0] and not shape.packed:
-            packed = torch.from_numpy(np.packbits(packed.numpy().reshape(shape.rows, -1), axis=1))
-        factors = [
-            _half(raw, ends[0], left),
-            _half(raw, ends[0] + ends[1], right),
-        ]
-        return Block(packed.view(signs), *factors)
+        at_right = shape.nbytes - 2 * right[0] * right[1]
+        at_left = at_right - 2 * left[0] * left[1]
+        packed = np.frombuffer(raw, dtype=np.uint8, count=at_left)
+        if at_left and not shape.packed:
+            packed = np.packbits(packed.reshape(shape.rows, -1), axis=1)
+        kept = torch.from_numpy(packed).view(signs)
+        return Block(kept, _half(raw, at_left, left), _half(raw, at_right, right))
 
 
 def _half(raw: bytearray, offset: int, shape: tuple[int, int]) -> Tensor:

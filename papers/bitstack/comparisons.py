@@ -1,21 +1,25 @@
 """The paper's comparisons as tasks and observations: equal bytes, ablations, orders, and greedy on a few layers.
 
-Each part names the tasks that it needs and observes once they are done, so that all of them share one pool of processes.
-A part is None where no claim of a control's run reads it.
+Each part names the tasks that it needs and observes once they are done, so that all of them share one pool of
+processes. A part is None where no claim of a control's run reads it.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from common.lab.runtime import Observations
 from papers.bitstack import evaluation
 from papers.bitstack.evaluation import Greedy, Held, Loaded, Recipe, Task, Text, held
-from papers.bitstack.study import NATS, Made, Part, Study, rival_task
+from papers.bitstack.study import Made, Study, rival_task
 from papers.bitstack.universal_stack import Stack, random_order
 
+Part = tuple[list[Task], Callable[[], None]]  # what must be computed, and what is observed then
+NATS = float(np.log(10))  # of an order of magnitude
 SHUFFLED_WITH = 0  # seed of the permutation of blocks, a negative control
-STATES = 2  # evaluated by one task
+SUBSET_STATES = 10  # evaluated by one task on the last layers, after one pass through the others
 # metric: rival in whose bytes BitStack is loaded, how they are compared
 ORDERS_OF_MAGNITUDE = {
     "orders_rtn_2": "rtn-2-64",
@@ -26,15 +30,31 @@ ORDERS_OF_MAGNITUDE = {
     "orders_rtn_3": "rtn-3-64",
     "orders_gptq_3": "gptq-3-64",
 }
-RATIOS = {"ratio_awq_3": "awq-3-64", "ratio_awq_4": "awq-4-64", "ratio_rtn_4": "rtn-4-64", "ratio_nf4": "nf4-4-64"}
+RATIOS = {
+    "ratio_awq_3": "awq-3-64",
+    "ratio_awq_4": "awq-4-64",
+    "ratio_rtn_4": "rtn-4-64",
+    "ratio_nf4": "nf4-4-64",
+}
 GAIN = ("rtn-2-64", "rtn-4-64")  # from the bytes of two bits to those of four
-ABLATED = {
+ABLATED: dict[str, dict[str, Any]] = {
     "no scaling": {"scaling": "none"},
     "no absolute values": {"absolute": False},
     "neither": {"scaling": "none", "absolute": False},
 }
 AT_RIVALS = (*ORDERS_OF_MAGNITUDE, *RATIOS, "ratio_full_4", "orders_2_to_4")
-GREEDY = ("greedy_gain", "average_gain", "average_minus_greedy")
+GREEDY = ("greedy_gain", "average_share")
+
+
+def perplexities(study: Study, seen: Observations) -> None:
+    """Observe all that rests on perplexities: long tasks first, then every state of every store at once."""
+    study.make(recipes(study))
+    study.results(long_tasks(study), "sorting and rivals")
+    made = [make(study, seen) for make in (budgets, orders, subset, ablations)]
+    parts = [part for part in made if part is not None]
+    study.results([task for tasks, _ in parts for task in tasks], "perplexity")
+    for _, observe in parts:
+        observe()
 
 
 def recipes(study: Study) -> list[Recipe]:
@@ -74,9 +94,9 @@ def _slowest(rival: str) -> int:
 
 
 def loaded(made: Made, states: list[Held], text: Text, shuffle: int | None = None) -> list[Loaded]:
-    """Tasks that measure these states of a store."""
+    """A task for each of these states of a store; equal ones are computed once."""
     store = replace(made.store, shuffle=shuffle)
-    return [Loaded(store, part, text) for part in evaluation.chunks(states, STATES)]
+    return [Loaded(store, (state,), text) for state in states]
 
 
 def losses(study: Study, tasks: list[Loaded]) -> np.ndarray:
@@ -96,7 +116,9 @@ def budgets(study: Study, seen: Observations) -> Part | None:
     at_rivals = {name: study.rival_bytes(name) for name in names if name != "fp16"}
     grid = evenly(stack, config.budgets) if spaced else np.array([])
     prefixes = [stack.fitting(budget) for budget in [*grid, *at_rivals.values()]]
-    tasks = loaded(own, [held(stack.counts(p)) for p in prefixes], study.test, SHUFFLED_WITH if config.shuffle else None)
+    tasks = loaded(
+        own, [held(stack.counts(p)) for p in prefixes], study.test, SHUFFLED_WITH if config.shuffle else None
+    )
 
     def observe() -> None:
         found = losses(study, tasks)
@@ -105,13 +127,18 @@ def budgets(study: Study, seen: Observations) -> Part | None:
         for size, row in zip(sizes, found, strict=True):
             for seed, value in zip(study.lab.seeds, row, strict=True):
                 seen.add("log_perplexity", value, seed, system="BitStack", mb=size / 1e6)
+        if equal:
+            for name, count in stack.counts(stack.fitting(at_rivals[GAIN[0]])).items():
+                layer, _, matrix = name.partition(".")
+                seen.add("blocks_in_two_bits", count, layer=int(layer), matrix=matrix)
         if spaced:
             for at, seed in enumerate(study.lab.seeds):
                 seen.add("memory_rank", rank_correlation(np.array(sizes[: len(grid)]), -curve[:, at]), seed)
         if equal:
             against(study, seen, at_rivals, ours)
 
-    return [*tasks], observe
+    by_size: list[Task] = [*sorted(tasks, key=lambda task: sum(count for _, count in task.states[0]))]
+    return by_size, observe
 
 
 def against(study: Study, seen: Observations, nbytes: dict[str, int], ours: dict[str, np.ndarray]) -> None:
@@ -144,7 +171,9 @@ def ablations(study: Study, seen: Observations) -> Part | None:
     made |= {name: study.store(replace(study.intact(), **change)) for name, change in ABLATED.items()}
     if study.lab.wants("perplexity_by_rank"):
         made |= {f"k = {k}": study.store(replace(study.intact(), k=k)) for k in config.ranks}
-    tasks = {name: loaded(m, [m.uniform(level) for level in config.levels], study.test) for name, m in made.items()}
+    tasks = {
+        name: loaded(m, [m.uniform(level) for level in config.levels], study.test) for name, m in made.items()
+    }
 
     def observe() -> None:
         found = {name: losses(study, parts) for name, parts in tasks.items()}
@@ -163,7 +192,7 @@ def ablations(study: Study, seen: Observations) -> Part | None:
 
 
 def orders(study: Study, seen: Observations) -> Part | None:
-    """The sorted stack against random ones: mean log perplexity over evenly spaced budgets. A seed has its own order."""
+    """The sorted stack against random ones, one a seed: mean log perplexity over evenly spaced budgets."""
     if not study.lab.wants("sorting_gain"):
         return None
     own, lab = study.store(study.intact()), study.lab
@@ -171,14 +200,15 @@ def orders(study: Study, seen: Observations) -> Part | None:
     ours = study.stack()
     grid = evenly(ours, study.config.budgets)[::2]
     ends = [held(ours.counts(0)), held(ours.counts(len(ours.order)))]
-    kinds = {"random": False, "random within levels": True}
+    kinds = study.config.shuffles
     tasks: dict[object, list[Loaded]] = {
         "ours": loaded(own, [held(ours.counts(ours.fitting(b))) for b in grid[1:-1]], study.test),
         "ends": loaded(own, ends, study.test),
     }
     for seed, window in zip(lab.seeds, study.test, strict=True):
-        for kind, within in kinds.items():
-            drawn = random_order(groups, study.config.blocks, lab.rng(seed, "order", kind), within)
+        for kind in kinds:
+            rng = lab.rng(seed, "order", kind)
+            drawn = random_order(groups, study.config.blocks, rng, within_levels=kind != "random")
             stack = study.stack(drawn)
             states = [held(stack.counts(stack.fitting(b))) for b in grid[1:-1]]
             tasks[kind, seed] = loaded(own, states, (window,))
@@ -196,7 +226,8 @@ def orders(study: Study, seen: Observations) -> Part | None:
                 for budget, value in zip(grid, whole, strict=True):
                     seen.add("by_order", value, seed, order=kind, mb=budget / 1e6)
             seen.add("sorting_gain", areas["random"] - areas["sorted"], seed)
-            seen.add("sorting_gain_within_levels", areas["random within levels"] - areas["sorted"], seed)
+            for kind in kinds:
+                seen.add("sorting_gain_over", areas[kind] - areas["sorted"], seed, order=kind)
 
     return [task for parts in tasks.values() for task in parts], observe
 
@@ -226,43 +257,38 @@ def subset(study: Study, seen: Observations) -> Part | None:
     groups = evaluation.groups_of(names, "block")
     average = study.sorted_by(study.sort_tasks(names, others, tokens))
     greedy = study.result(greedy_task(study))
-    drawn = {
-        "average": study.turned(average, len(names)),
-        "greedy": study.turned(greedy, len(names)) if config.order == "average" else greedy[::-1],
-    }
+    drawn = {"average": study.turned(average), "greedy": study.turned(greedy), "greedy, intact": greedy}
     for i in range(config.random_orders):
         drawn[f"random {i}"] = random_order(groups, config.blocks, study.lab.rng(i, "subset"))
     nbytes = {name: own.shapes[name].nbytes for name in names}
     stacks = {kind: Stack(order, nbytes, sum(nbytes.values())) for kind, order in drawn.items()}
-    grid = evenly(stacks["average"], config.budgets)[::2]
+    whole = stacks["average"]
+    grid = evenly(whole, config.budgets)[::2]
 
-    def state(stack: Stack, prefix: int) -> Held:
-        counts = dict(others) | stack.counts(prefix)
+    def state(stack: Stack, budget: float) -> Held:
+        counts = dict(others) | stack.counts(stack.fitting(budget))
         return tuple((name, counts[name]) for name in own.shapes)
 
-    tasks = {
-        kind: loaded(own, [state(stack, stack.fitting(b)) for b in grid[1:-1]], study.test)
-        for kind, stack in stacks.items()
-    }
-    whole = stacks["average"]
-    tasks["ends"] = loaded(own, [state(whole, 0), state(whole, len(whole.order))], study.test)
+    states = {kind: [state(stack, budget) for budget in grid] for kind, stack in stacks.items()}
+    every = sorted({s for line in states.values() for s in line}, key=lambda s: sum(count for _, count in s))
+    start = evaluation.LAYERS - config.greedy_layers
+    tasks = [Loaded(own.store, part, study.test, start) for part in evaluation.chunks(every, SUBSET_STATES)]
 
     def observe() -> None:
-        first, last = losses(study, tasks["ends"])
-        middle = {kind: losses(study, tasks[kind]) for kind in stacks}
+        found = dict(zip(every, losses(study, tasks), strict=True))
         for at, seed in enumerate(study.lab.seeds):
             areas = {}
-            for kind, rows in middle.items():
-                line = np.array([first[at], *rows[:, at], last[at]])
-                areas[kind] = area(grid, line)
-                for budget, value in zip(grid, line, strict=True):
+            for kind, line in states.items():
+                curve = np.array([found[s][at] for s in line])
+                areas[kind] = area(grid, curve)
+                for budget, value in zip(grid, curve, strict=True):
                     seen.add("by_order_subset", value, seed, order=kind, mb=budget / 1e6)
-            chance = np.mean([areas[kind] for kind in areas if kind.startswith("random")])
+            chance = float(np.mean([areas[kind] for kind in areas if kind.startswith("random")]))
             seen.add("greedy_gain", chance - areas["greedy"], seed)
             seen.add("average_gain", chance - areas["average"], seed)
-            seen.add("average_minus_greedy", areas["average"] - areas["greedy"], seed)
+            seen.add("average_share", (chance - areas["average"]) / (chance - areas["greedy, intact"]), seed)
 
-    return [task for parts in tasks.values() for task in parts], observe
+    return [*tasks], observe
 
 
 def evenly(stack: Stack, n: int) -> np.ndarray:
@@ -280,5 +306,5 @@ def area(budgets: np.ndarray, losses: np.ndarray) -> float:
 
 def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
     """Spearman's, of series without ties."""
-    ranks = [np.argsort(np.argsort(values)) for values in (x, y)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    first, second = (np.argsort(np.argsort(values)) for values in (x, y))
+    return float(np.corrcoef(first, second)[0, 1])

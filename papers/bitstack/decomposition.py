@@ -1,6 +1,6 @@
 """Iterative absolute value decomposition: a matrix as a sum of blocks, signs times a matrix of low rank.
 
-Block i of what is left, R (Section 3.2): S = sign(R), |R| ~ U V by its k largest singular values, R <- R - S * (U V).
+Block i of what is left, R (as in the repository's BitStackLinear.py): S = sign(R), |R| ~ U V by its k largest singular values, R <- R - S * (U V).
 Absolute values are nearly of low rank where the matrix itself is not, and signs cost one bit each. U and V are kept in
 fp16, and what is subtracted is what is kept, so that a block also corrects the rounding of those before it.
 """
@@ -61,7 +61,7 @@ def decompose(
 
 
 def rank_without_signs(rows: int, columns: int, k: int) -> int:
-    """Singular values in the bytes of a block with signs: k' = k + mn / (16 (m + n)), Section 4.3."""
+    """Singular values in the bytes of a block with signs: k' = k + mn / (16 (m + n)), as the repository."""
     return k + rows * columns // (16 * (rows + columns))
 
 
@@ -117,7 +117,7 @@ def largest_singular(matrix: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def _block(left: Tensor, rank: int, absolute: bool) -> Block:
     matrix = left.abs() if absolute else left
-    signs = pack_signs(left) if absolute else torch.empty(0, dtype=torch.uint8)
+    signs = pack_signs(left) if absolute else torch.empty(0, 0, dtype=torch.uint8)
     if rank == 0:
         mean = matrix.mean().sqrt().half().view(1, 1)
         return Block(signs, mean, mean.clone())

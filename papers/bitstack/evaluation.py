@@ -1,7 +1,7 @@
 """Perplexities: what a worker process computes for the experiment. Each task is a value, and so is its result.
 
-Windows of text are tuples of token tuples, so that a task can be looked up among those already done. Where only the last
-blocks of the model are decomposed, what enters the first of these is computed once for all tasks of a process.
+Windows of text are tuples of token tuples, so that a task can be looked up among those already done. Where only the
+last blocks of the model are decomposed, what enters the first of these is computed once for all tasks of a process.
 """
 
 import math
@@ -129,11 +129,13 @@ class Decompose:
     indices: tuple[int, ...]
 
     def run(self) -> dict[str, Shape]:
-        recipe, shapes = self.recipe, {}
+        recipe = self.recipe
+        shapes: dict[str, Shape] = {}
         model = scaled_model(recipe, read_scales(self.scales))
         for name, layer in linears(model).items():
             if _index(name) in self.indices:
-                shapes[name] = Shape(*layer.weight.shape, recipe.k, recipe.absolute, recipe.packed)
+                rows, columns = layer.weight.shape
+                shapes[name] = Shape(rows, columns, recipe.k, recipe.absolute, recipe.packed)
                 parts = decompose(
                     layer.weight, recipe.k, recipe.blocks, absolute=recipe.absolute, residual=recipe.residual
                 )
@@ -158,15 +160,19 @@ class Loaded:
     store: Store
     states: tuple[Held, ...]
     text: Text
+    start: int = 0  # a block of the model below which all states agree
 
+    @torch.inference_mode()
     def run(self) -> list[list[float]]:
         bench, tokens = _bench(self.store), torch.tensor(self.text)
-        first = self.store.recipe.first
-        entered = _entered(self.text, first)
+        start = max(self.start, self.store.recipe.first)
+        hidden = _entered(self.text, self.store.recipe.first)
         found = []
-        for held in self.states:
+        for place, held in enumerate(self.states):
             bench.hold(dict(held))
-            found.append(bench.losses(entered, first, tokens).tolist())
+            if not place and start > self.store.recipe.first:
+                hidden = through(bench.model, hidden, self.store.recipe.first, start)
+            found.append(bench.losses(hidden, start, tokens).tolist())
         return found
 
 
@@ -212,7 +218,7 @@ class SortLevel:
         found = {}
         for group in self.groups:
             start = min(_index(name) for name in group)
-            bench.hold(base | {name: self.level + 1 for name in group})
+            bench.hold(base | dict.fromkeys(group, self.level + 1))
             found[group] = float(bench.losses(entering[start], start, tokens).mean())
             bench.hold(base)
         return found
@@ -292,7 +298,9 @@ def _entered(text: Text, first: int) -> Tensor:
     """What enters block `first` of the model as it is, window by window."""
     model = load_smollm2()
     with torch.inference_mode():
-        return torch.cat([through(model, embed(model, window[None]), 0, first) for window in torch.tensor(text)])
+        return torch.cat(
+            [through(model, embed(model, window[None]), 0, first) for window in torch.tensor(text)]
+        )
 
 
 def _index(name: str) -> int:

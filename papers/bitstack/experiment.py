@@ -15,7 +15,7 @@ class Config:
     sign_only: bool = False  # True: one number in place of singular vectors
     residual: bool = True  # False: every block is made of the matrix itself
     shuffle: bool = False  # True: blocks of other matrices of the same shape are added
-    order: str = "average"  # "reversed": the least important block of a level first
+    order: str = "average"  # "reversed": the stack is loaded from its wrong end
     whole_levels: bool = False  # True: a block of every matrix is loaded at a time, or none
     packed: bool = True  # False: a byte a sign
     fused: bool = True  # False: the plain kernel in place of the fused one
@@ -25,9 +25,9 @@ class Config:
     layers: int = 30  # the model's last so many are compressed, the others stay as they are
     calibration_windows: int = 4  # of 512 tokens, for scales, GPTQ and AWQ alike
     calibration_tokens: int = 512
-    sort_tokens: int = 256
+    sort_tokens: int = 192
     sort_by: str = "block"  # of the model; "matrix": each alone, as in the paper
-    test_tokens: int = 192  # of one window a seed
+    test_tokens: int = 128  # of one window a seed
     budgets: int = 13  # evenly spaced memory sizes at which perplexity is measured; an odd number
     rivals: list[str] = field(
         default_factory=lambda: [
@@ -36,10 +36,13 @@ class Config:
         ]
     )  # method, bits, group (0: a row)
     levels: list[int] = field(default_factory=lambda: [2, 4])  # blocks everywhere, for the ablations
-    ranks: list[int] = field(default_factory=lambda: [2])  # other k, evaluated at all numbers of blocks in `levels`
+    ranks: list[int] = field(
+        default_factory=lambda: [2]
+    )  # other k, evaluated at all numbers of blocks in `levels`
     greedy_layers: int = 6  # the last so many are sorted greedily; 0 leaves it out
     greedy_tokens: int = 128
     random_orders: int = 3  # of these layers
+    shuffles: list[str] = field(default_factory=lambda: ["random"])  # also "random within levels"
     kernel: list[int] = field(default_factory=lambda: [4096, 4096, 16, 4])  # rows, columns, k, blocks
     kernel_rounds: int = 2
     ticks: int = 100  # of the memory trace
@@ -47,15 +50,16 @@ class Config:
 
 def run(config: Config, lab: Runtime) -> Observations:
     """Observe every metric that the card's claims read, one row a seed."""
-    from papers.bitstack import measurements, study  # torch: what a reader of the settings does without
+    from papers.bitstack import comparisons, measurements  # bring torch
+    from papers.bitstack.study import prepared
 
     seen = Observations()
     if config.kernel_rounds:
         measurements.kernels(config, lab, seen)
     if config.layers:
-        made = study.prepared(config, lab)
+        made = prepared(config, lab)
         if made is not None:
+            comparisons.perplexities(made, seen)
             measurements.files(made, seen)
             measurements.trace(made, seen)
-            study.perplexities(made, seen)
     return seen

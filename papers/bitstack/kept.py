@@ -26,7 +26,7 @@ UNUSED_SECONDS = 7 * 24 * 3600
 
 @cache
 def code_digest() -> str:
-    """sha256 over the sources of this package and of the models and number formats that it uses, and torch's version."""
+    """sha256 over the sources of this package, of common.models and common.quant, and torch's version."""
     digest = hashlib.sha256(torch.__version__.encode())
     for folder in SOURCES:
         for path in sorted(folder.glob("*.py")):
@@ -34,10 +34,15 @@ def code_digest() -> str:
     return digest.hexdigest()
 
 
+def key_of(name: str, parts: object) -> str:
+    """A folder's name: that of its kind, and the digest of its parts (plain JSON values) and of the code."""
+    content = json.dumps([code_digest(), parts], sort_keys=True)
+    return f"{name}-{hashlib.sha256(content.encode()).hexdigest()[:20]}"
+
+
 def place_of(name: str, parts: object) -> Path:
-    """Where the folder of `name` for these parts (plain JSON values) is, or will be."""
-    key = hashlib.sha256(json.dumps([code_digest(), parts], sort_keys=True).encode()).hexdigest()[:20]
-    place = data.cache() / "bitstack" / f"{name}-{key}"
+    """Where the folder of `name` for these parts is, or will be."""
+    place = data.cache() / "bitstack" / key_of(name, parts)
     with suppress(OSError):
         os.utime(place)
     return place

@@ -1,9 +1,9 @@
 """Restoring a matrix from packed blocks: one operation after another, and fused.
 
 The plain version is what the repository does without its Triton kernels: for each block unpack the signs, multiply the
-factors, multiply both, add. The fused one keeps a row of the result in cache while all blocks are added to it, and never
-writes a sign or a product to memory. On a CPU it is compiled by numba; on a GPU all blocks of a strip of rows go through
-few large operations of torch.
+factors, multiply both, add. The fused one keeps a row of the result in cache while all blocks are added to it, and
+never writes a sign or a product to memory. On a CPU it is compiled by numba; on a GPU all blocks of a strip of rows go
+through few large operations of torch.
 """
 
 import time
@@ -65,10 +65,17 @@ def _compiled() -> Callable[..., None]:
             line[:] = 0.0
             for block in range(blocks):
                 product[:] = 0.0
-                for r in range(0, k - k % 4, 4):  # four at once: a fourth of the loads and stores of `product`
+                for r in range(
+                    0, k - k % 4, 4
+                ):  # four at once: a fourth of the loads and stores of `product`
                     a, b = left[block, row, r], left[block, row, r + 1]
                     c, d = left[block, row, r + 2], left[block, row, r + 3]
-                    v, w, x, y = right[block, r], right[block, r + 1], right[block, r + 2], right[block, r + 3]
+                    v, w, x, y = (
+                        right[block, r],
+                        right[block, r + 1],
+                        right[block, r + 2],
+                        right[block, r + 3],
+                    )
                     for column in range(columns):
                         product[column] += a * v[column] + b * w[column] + c * x[column] + d * y[column]
                 for r in range(k - k % 4, k):
@@ -111,13 +118,15 @@ def _unpacked(packed: Tensor, dtype: torch.dtype) -> Tensor:
     return ((packed[..., None] >> shifts) & 1).flatten(-2).to(dtype) * 2 - 1
 
 
-def seconds(run: Callable[[], object], rounds: int, device: str = "cpu") -> float:
-    """Of the fastest of some rounds, after one that is not counted."""
+def seconds(
+    run: Callable[..., object], blocks: tuple[Any, Any, Any], rounds: int, device: str = "cpu"
+) -> float:
+    """Of the fastest of some rounds of `run(*blocks)`, after one that is not counted."""
     times = []
     for _ in range(rounds + 1):
         _wait(device)
         begun = time.perf_counter()
-        run()
+        run(*blocks)
         _wait(device)
         times.append(time.perf_counter() - begun)
     return min(times[1:])

@@ -70,7 +70,7 @@ def kernels(config: "Config", lab: Runtime, seen: Observations) -> None:
             fused = restoring.fused_numba if config.fused else restoring.plain_numpy
             with one_thread():
                 spent = [
-                    restoring.seconds(lambda run=run: run(*made), config.kernel_rounds)
+                    restoring.seconds(run, made, config.kernel_rounds)
                     for run in (restoring.plain_numpy, fused)
                 ]
             seen.add("fused_gain_cpu", spent[0] / spent[1], seed)
@@ -89,7 +89,7 @@ def batched_on(config: "Config", lab: Runtime, seen: Observations, seed: int) ->
     left, right = left.to(kind), right.to(kind)
     batched = restoring.batched_torch if config.fused else restoring.plain_torch
     spent = [
-        restoring.seconds(lambda run=run: run(signs, left, right), config.kernel_rounds, lab.device)
+        restoring.seconds(run, (signs, left, right), config.kernel_rounds, lab.device)
         for run in (restoring.plain_torch, batched)
     ]
     seen.add("batched_gain_gpu", spent[0] / spent[1], seed)

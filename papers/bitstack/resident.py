@@ -32,7 +32,7 @@ class Resident:
     ) -> None:
         self.files, self._misread = files, misread
         self.blocks: dict[str, list[Block]] = {name: [files.read(name, 0)] for name in files.shapes}
-        self._stale = set(self.blocks)  # matrices whose weights are not those of their blocks
+        self._summed = dict.fromkeys(self.blocks, 0)  # blocks that are already in a matrix's weight
 
     @property
     def nbytes(self) -> int:
@@ -48,7 +48,6 @@ class Resident:
         held = self.blocks[name]
         block = self.files.read(self._misread(name, len(held)), len(held))
         held.append(block)
-        self._stale.add(name)
         return block.nbytes
 
     def pop(self, name: str) -> None:
@@ -56,7 +55,8 @@ class Resident:
         if len(self.blocks[name]) == 1:
             raise ValueError(f"{name} keeps its first block")
         self.blocks[name].pop()
-        self._stale.add(name)
+        if self._summed[name] > len(self.blocks[name]):
+            self._summed[name] = 0  # not subtracted: the sum is exactly that of a fresh load
 
     def hold(self, counts: Counts) -> Move:
         """Read and drop until each matrix has as many blocks as asked for."""
@@ -76,9 +76,13 @@ class Resident:
         return self.hold(stack.counts(stack.fitting(budget)))
 
     def restore_into(self, layers: Mapping[str, nn.Linear]) -> list[str]:
-        """Compute the weights of all matrices whose blocks changed; their names."""
-        changed = sorted(self._stale)
+        """Bring the weights of all matrices up to date; the names of those that changed.
+
+        New blocks are added to a weight, in place; after a drop it is summed up anew.
+        """
+        changed = [name for name, held in self.blocks.items() if self._summed[name] != len(held)]
         for name in changed:
-            restored(self.blocks[name], layers[name].weight.data.zero_())
-        self._stale.clear()
+            weight, done = layers[name].weight.data, self._summed[name]
+            restored(self.blocks[name][done:], weight if done else weight.zero_())
+            self._summed[name] = len(self.blocks[name])
         return changed

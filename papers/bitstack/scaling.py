@@ -1,4 +1,4 @@
-"""Activation-aware scaling: W diag(s) in place of W, and inputs divided by s (Section 3.1).
+"""Activation-aware scaling: W diag(s) in place of W, and inputs divided by s.
 
 s is large where a channel's inputs are large, so that a decomposition that knows no inputs approximates the channels
 that matter best. The division goes into what makes the inputs, exactly: the gains of the norm before q, k, v and before
@@ -26,7 +26,9 @@ READERS = {  # who reads the same inputs; the first name stands for them
 }
 OFFSET = 1e-3  # the repository's get_act_scale
 
-Scales = Mapping[str, Tensor]  # by names such as `3.q_proj`, one for each reader's first name; float32 (inputs,)
+Scales = Mapping[
+    str, Tensor
+]  # by names such as `3.q_proj`, one for each reader's first name; float32 (inputs,)
 
 
 def inputs_of(model: "LlamaForCausalLM") -> dict[str, nn.Linear]:

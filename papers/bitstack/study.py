@@ -1,10 +1,10 @@
 """Perplexities of SmolLM2-135M from stores, under orders, beside rivals: which tasks there are and what they say.
 
-Stores and sorting are done once, whatever the number of seeds: a seed is another window of the test text, another random
-order and another memory trace.
+Stores and sorting are done once, whatever the number of seeds: a seed is another window of the test text, another
+random order and another memory trace.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from common.data import DataError, fetch
-from common.lab.runtime import Observations, Runtime, one_thread
+from common.lab.runtime import Runtime, one_thread
 from common.models.llama import tokenizer
 from common.models.smollm2 import CONFIG, DATASET
 from common.models.texts import encoded, random_windows
@@ -23,7 +23,7 @@ from papers.bitstack import block_files, evaluation, kept
 from papers.bitstack.baselines import NF4_BLOCK, packed_bytes
 from papers.bitstack.block_files import BlockFiles, Shape
 from papers.bitstack.evaluation import Held, Recipe, Rival, SortLevel, Store, Task, Text, held
-from papers.bitstack.universal_stack import Stack, average_order, reversed_levels
+from papers.bitstack.universal_stack import Stack, average_order, from_the_bottom
 
 if TYPE_CHECKING:
     from papers.bitstack.experiment import Config
@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 SORT_TEXT, TEST_TEXT = "wikitext2-valid", "wikitext2-test"
 LETTERS = 400_000  # of a text that are encoded, about 100,000 tokens
 HALF = 2  # bytes of a number in fp16
-NATS = np.log(10)
-_done: dict[Task, Any] = {}  # results of this process, so that a control computes only what its switch changes
+_done: dict[
+    Task, Any
+] = {}  # results of this process, so that a control computes only what its switch changes
 
 
 def prepared(config: "Config", lab: Runtime) -> "Study | None":
@@ -52,7 +53,9 @@ def prepared(config: "Config", lab: Runtime) -> "Study | None":
     def drawn(tokens: torch.Tensor, length: int, n: int, rng: np.random.Generator) -> Text:
         return tuple(tuple(window) for window in random_windows(tokens, length, n, rng).tolist())
 
-    calibration = drawn(valid, config.calibration_tokens, config.calibration_windows, lab.rng(0, "calibration"))
+    calibration = drawn(
+        valid, config.calibration_tokens, config.calibration_windows, lab.rng(0, "calibration")
+    )
     sorting = drawn(valid, config.sort_tokens, 1, lab.rng(0, "sorting"))
     tested = (drawn(test, config.test_tokens, 1, lab.rng(seed, "test")) for seed in lab.seeds)
     return Study(config, lab, calibration, sorting, tuple(chain.from_iterable(tested)))
@@ -112,7 +115,9 @@ class Study:
                 ordered = dict(sorted(shapes.items(), key=lambda item: int(item[0].partition(".")[0])))
                 block_files.write_index(folder, ordered, recipe.blocks)
         for recipe, place in places.items():
-            self._stores[recipe] = Made(recipe, place, Store(recipe, str(place), file), BlockFiles(place).shapes)
+            self._stores[recipe] = Made(
+                recipe, place, Store(recipe, str(place), file), BlockFiles(place).shapes
+            )
 
     def results(self, tasks: Sequence[Task], label: str) -> None:
         """Compute what was not computed before; `result` then has it."""
@@ -171,14 +176,18 @@ class Study:
         """By measured perplexity, of all matrices; this run's switch may turn it around."""
         tasks = self.sort_tasks(self.names())
         self.results([task for level in tasks for task in level], "sorting")
-        return self.turned(self.sorted_by(tasks), len(self.names()))
+        return self.turned(self.sorted_by(tasks))
 
-    def turned(self, order: tuple[str, ...], matrices: int) -> tuple[str, ...]:
-        """As it is, or with the least important blocks of every level first."""
-        return order if self.config.order == "average" else reversed_levels(order, matrices)
+    def turned(self, order: tuple[str, ...]) -> tuple[str, ...]:
+        """As it is, or from its wrong end. ValueError for a switch that is neither."""
+        if self.config.order not in ("average", "reversed"):
+            raise ValueError(f'an order is "average" or "reversed", not {self.config.order!r}')
+        return order if self.config.order == "average" else from_the_bottom(order)
 
-    def sort_tasks(self, names: Sequence[str], others: Held = (), tokens: int | None = None) -> list[list[SortLevel]]:
-        """For every level the tasks that measure its groups; late blocks of the model are cheaper, so they are dealt."""
+    def sort_tasks(
+        self, names: Sequence[str], others: Held = (), tokens: int | None = None
+    ) -> list[list[SortLevel]]:
+        """For every level the tasks that measure its groups; late blocks are cheaper, so they are dealt."""
         store = self.store(self.intact()).store
         groups = evaluation.groups_of(names, self.config.sort_by if not others else "block")
         text = tuple(window[:tokens] for window in self.sorting)
@@ -207,28 +216,6 @@ class Made:
         return held(dict.fromkeys(self.shapes, blocks))
 
 
-Part = tuple[list[Task], Callable[[], None]]  # what must be computed, and what is observed then
-
-
-def perplexities(study: Study, seen: Observations) -> None:
-    """Observe all that rests on perplexities: long tasks first, then every state of every store at once."""
-    from papers.bitstack import comparisons
-
-    recipes = comparisons.recipes(study)
-    study.make(recipes)
-    long = comparisons.long_tasks(study)
-    study.results(long, "sorting and rivals")
-    parts: list[Part] = [
-        part
-        for make in (comparisons.budgets, comparisons.ablations, comparisons.orders, comparisons.subset)
-        for part in [make(study, seen)]
-        if part is not None
-    ]
-    study.results([task for tasks, _ in parts for task in tasks], "perplexity")
-    for _, observe in parts:
-        observe()
-
-
 def _parts(rival: str) -> tuple[str, int, int]:
     """Method, bits and group of a name such as "gptq-2-64". ValueError for anything else."""
     method, *numbers = rival.split("-")
@@ -242,5 +229,3 @@ def rival_task(study: Study, rival: str) -> Rival:
     method, bits, group = ("fp16", 16, 0) if rival == "fp16" else _parts(rival)
     calibration = study.calibration if method in ("gptq", "awq") else ()
     return Rival(method, bits, group, study.config.layers, calibration, study.test)
-
-

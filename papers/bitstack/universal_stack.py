@@ -1,4 +1,4 @@
-"""The universal stack: all blocks of all matrices in one order, of which a device holds a prefix (Section 3.3).
+"""The universal stack: all blocks of all matrices in one order, of which a device holds a prefix.
 
 Every matrix always has its first block; the stack orders the rest. An order is a sequence of matrix names: a matrix's
 n-th mention is its block n, so that whatever the order, blocks are only ever added to those they were made for.
@@ -86,14 +86,11 @@ def random_order(
     return tuple(name for level in levels for place in rng.permutation(len(level)) for name in level[place])
 
 
-def reversed_levels(order: Sequence[str], matrices: int) -> tuple[str, ...]:
-    """Every level of an order back to front, the last level first: the least important block on top.
+def from_the_bottom(order: Sequence[str]) -> tuple[str, ...]:
+    """A stack loaded from its wrong end, a negative control: the last block first, with all that it rests on.
 
-    As a matrix's blocks can't be loaded before those they correct, the levels themselves stay as they are.
+    A block can only be loaded on top of those of its matrix that come before it, so that this takes one matrix after
+    another, whole, the least important first.
     """
-    if len(order) % matrices or any(
-        set(Counter(order[i : i + matrices]).values()) != {1} for i in range(0, len(order), matrices)
-    ):
-        raise ValueError("only an order of whole levels can be reversed")
-    levels = [order[i : i + matrices] for i in range(0, len(order), matrices)]
-    return tuple(name for level in reversed(levels) for name in reversed(level))
+    total = Counter(order)
+    return tuple(name for last in dict.fromkeys(reversed(order)) for name in [last] * total[last])
