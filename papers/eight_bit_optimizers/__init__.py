@@ -13,5 +13,7 @@ memory.py                 bytes of state, measured on tensors that exist; Adafac
 language_task.py          the language model of the ablation
 tasks.py                  a CNN on images, sentences of film reviews, translation
 runs.py                   one training run: its loss, whether it was unstable
+study.py                  which settings meet which hyper-parameters, each trained once
+comparisons.py            one run over another, with the metric's name
 timing.py                 seconds of an update on this CPU, in the H100 table, on the user's GPU
 """

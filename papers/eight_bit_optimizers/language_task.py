@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,9 @@ from common.training.language import language_batches, language_loss
 from common.training.loop import warmup_cosine
 from papers.eight_bit_optimizers.runs import Job
 from papers.eight_bit_optimizers.stable_embedding import replace_embedding
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,6 @@ def tokens_of(file: Path, learnt_from: Path, vocab: int) -> Tensor:
 
 
 @cache
-def learn_vocabulary_of(file: Path, vocab: int):  # type: ignore[no-untyped-def]
+def learn_vocabulary_of(file: Path, vocab: int) -> "Tokenizer":
     """See learn_vocabulary; once a process."""
     return learn_vocabulary(file.read_text("utf-8"), vocab)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -108,6 +108,6 @@ def trained(task: Task, seed: int, states: States, hyper: Hyper) -> tuple[Outcom
         broke = True
     broke = broke or not math.isfinite(held_out)
     count = sum(parameter.numel() for parameter in job.model.parameters())
-    finite: Any = [loss for loss in losses if math.isfinite(loss)]
+    finite = [loss for loss in losses if math.isfinite(loss)]
     outcome = Outcome(tuple(finite), held_out, accuracy, broke, optimizer.state_bytes(), count)
     return outcome, optimizer
