@@ -43,30 +43,32 @@ class Config:
     pressure: float = 2.0  # the first lambda
     pressure_factor: float = 1.1
     # healing
-    heal_steps: int = 8
+    heal_steps: int = 6
     heal_rate: float = 5e-3
     rank: int = 4
     tail: int = 3
     beta: float = 1.0
     gamma: float = 1.0
     # texts
+    letters: int = 250_000  # of each text that are encoded
     rows: int = 2  # windows of a training batch
-    length: int = 48  # tokens of such a window
-    calibration: int = 4  # windows for isolated scores
+    length: int = 40  # tokens of such a window
+    calibration: int = 3  # windows for isolated scores
     looked: int = 64  # tokens of such a window
-    test_windows: int = 4
+    test_windows: int = 3
     test_length: int = 96
-    sentences: int = 20  # SST-2 questions a seed
-    stories: int = 10  # AG News questions a seed
-    # extras
-    coupled: int = 8  # middle blocks whose pairwise removal is tried, first seed
+    sentences: int = 16  # SST-2 questions a seed
+    stories: int = 6  # AG News questions a seed
+    # for figures alone
+    extras: bool = True  # rows that no claim reads, of the first seed
+    coupled: int = 6  # middle blocks whose pairwise removal is tried, first seed
     greedy: bool = False  # the greedy search too
     laco_at: int = (
         0  # blocks that LaCo merges away, first seed; 0: left out (a pass tries some thirty merges)
     )
     untrained: bool = True  # the profile of a model that has learnt nothing, too
     every_seed: bool = False  # also the healed rows that no claim reads
-    ladder_steps: int = 50
+    ladder_steps: int = 30
     decode_steps: int = 12
     decode_rounds: int = 3
     parallel: bool = True  # False: tasks too small for processes of their own
@@ -83,7 +85,7 @@ def run(config: Config, lab: Runtime) -> Observations:
     train, test = files["wikitext2-valid"], files["wikitext2-test"]
     text = study = None
     if config.blocks and files["smollm2-135m-gguf"] is not None and train is not None and test is not None:
-        text = Text(train, test, config.blocks)
+        text = Text(train, test, config.blocks, config.letters)
         if config.folding and lab.wants(*METRICS):
             trial = Trial(config.test_windows, config.test_length)
             study = Study(config, lab, seen, text, trial, files["sst2-dev"], files["ag-news-test"])

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 METRICS = ("gates_gain", "both_gain", "heal_gain", "tail_gain", "retained")
 KINDS = ("removal", "sharing", "both")
-RANDOM_DRAWS = 2  # random removals a seed
+RANDOM_DRAWS = 3  # random removals of a seed
 HARMFUL = math.log(2)  # nats: a block whose removal alone doubles the perplexity shares with nobody (chosen)
 GUESSING = {"sst2": 1 / 2, "news": 1 / 4, "next_word": 0.0}
 ROWS_FOR_FIGURES = "rows_without_claim"  # no claim reads this, so that a control leaves out what goes with it
@@ -151,7 +151,7 @@ class Study:
         if config.greedy:
             orders["greedy"] = list(scores.greedy)
         at = [config.ranked_at]
-        if self.lab.wants(ROWS_FOR_FIGURES):
+        if self._first(seed) or self._every():
             at = config.removals
             orders["magnitude"] = ranked(scores.magnitudes)
             rng = self.lab.rng(seed, "random removal")
@@ -186,7 +186,7 @@ class Study:
             judged = fewer == config.folded_at
             for kind in KINDS:
                 plan = self._plan(seed, kind, fewer, ranking, scores)
-                if lab.wants(ROWS_FOR_FIGURES, "heal_gain"):
+                if more or self._every() or (kind == "both" and lab.wants("heal_gain")):
                     arms[Name(seed, kind, fewer, "gates", "none")] = self._arm(seed, plan)
                 claimed = judged and (kind == "both" or (kind == "removal" and lab.wants("both_gain")))
                 if claimed or (fewer in config.healed_folds and (more or self._every())):
@@ -206,7 +206,7 @@ class Study:
 
     def _first(self, seed: int) -> bool:
         """Whether the rows that only figures want are made with this seed."""
-        return seed == self.lab.seeds[0] and self.lab.wants(ROWS_FOR_FIGURES)
+        return self.config.extras and seed == self.lab.seeds[0] and self.lab.wants(ROWS_FOR_FIGURES)
 
     def _whole(self) -> bool:
         """Whether all blocks are used; a part of them is no language model: it is asked nothing."""

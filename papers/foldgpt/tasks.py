@@ -31,7 +31,6 @@ from papers.foldgpt.virtual_blocks import Fold, fold, without
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
-LETTERS = 400_000  # of each text that are encoded: about 100,000 tokens
 CALIBRATION, HEALING, TEST, QUESTIONS = range(4)  # streams of a seed
 
 
@@ -42,10 +41,11 @@ class Text:
     train: Path
     test: Path
     blocks: int = 30
+    letters: int = 250_000  # of each text that are encoded: about 60,000 tokens
 
     def windows(self, file: Path, stream: int, seed: int, n: int, length: int) -> Tensor:
         """`n` random windows of a text, int64 of shape (n, length), of a seed's stream."""
-        tokens = encoded(file, tokenizer(), LETTERS)
+        tokens = encoded(file, tokenizer(), self.letters)
         return random_windows(tokens, length, n, np.random.default_rng([seed, stream]))
 
 
@@ -92,7 +92,7 @@ class Look:
         pairs = [
             (a, b, losses[a] + rise)
             for a in among
-            for b, rise in single_removals(model, tokens[:2], (a,), [b for b in among if b > a]).items()
+            for b, rise in single_removals(model, tokens, (a,), [b for b in among if b > a]).items()
         ]
         return Scores(
             tuple(cosines(entered)), tuple(losses[block] for block in range(self.text.blocks)),
@@ -115,7 +115,7 @@ class LearnGates:
     shuffled: bool = False
 
     def run(self) -> Trained:
-        tokens = encoded(self.text.train, tokenizer(), LETTERS)
+        tokens = encoded(self.text.train, tokenizer(), self.text.letters)
         if self.shuffled:
             tokens = tokens[torch.from_numpy(np.random.default_rng(self.seed).permutation(len(tokens)))]
         batches = language_batches(tokens, self.rows, self.length, self.seed)
@@ -134,8 +134,13 @@ class Climb:
     member: int
 
     def run(self) -> Rung:
-        words = learn_vocabulary(self.file.read_text("utf-8")[:200_000], VOCABULARY)
-        return rung(encoded(self.file, words, LETTERS), self.layers, self.steps, self.seed, self.member)
+        return rung(_shakespeare(self.file), self.layers, self.steps, self.seed, self.member)
+
+
+@cache
+def _shakespeare(file: Path) -> Tensor:
+    words = learn_vocabulary(file.read_text("utf-8")[:100_000], VOCABULARY)
+    return encoded(file, words, 300_000)
 
 
 @dataclass(frozen=True)
@@ -283,7 +288,7 @@ def forget() -> None:
 def outcomes(lab: Runtime, tasks: Sequence[Task], label: str, parallel: bool = True) -> list[Any]:
     """Results of tasks, in order; equal tasks run once a process. parallel: in processes, where that pays."""
     new = [task for task in dict.fromkeys(tasks) if task not in _done]
-    short = len(new) <= 4 and all(isinstance(task, Arm) and not task.recipe.steps for task in new)
+    short = len(new) <= 3  # processes take some eight seconds to begin
     if parallel and not short:
         results = lab.map(perform, new, label)
     else:
