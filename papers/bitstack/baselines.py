@@ -4,7 +4,7 @@ Each changes a model's linear layers in place to what their codes stand for, and
 with their scales and zero points take. Calibration tokens are those of BitStack's scales.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,14 +31,47 @@ def packed_bytes(rows: int, columns: int, bits: int, group: int) -> int:
     return -(-rows * columns * bits // 8) + 2 * groups + -(-groups * bits // 8)
 
 
+class Inputs:
+    """Of each layer's inputs the mean magnitude of every channel, and every n-th token: what AWQ's search needs."""
+
+    def __init__(self, every: int) -> None:
+        self.every = max(1, every)
+        self.channels = Channels()
+        self.kept: dict[str, list[Tensor]] = {}
+
+    def __call__(self, name: str, inputs: Tensor) -> None:
+        """Add inputs of shape (..., inputs)."""
+        self.channels(name, inputs)
+        rows = inputs.reshape(-1, inputs.shape[-1])[:: self.every]
+        self.kept.setdefault(name, []).append(rows.clone())
+
+    def summary(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Means (inputs,) and tokens (n, inputs), float32, by the layer's name."""
+        means = self.channels.magnitudes
+        return {
+            name: ((means[name] / self.channels.tokens[name]).float(), torch.cat(rows))
+            for name, rows in self.kept.items()
+        }
+
+
+Seen = Mapping[str, tuple[Tensor, Tensor]]  # what Inputs.summary gives
+
+
 @torch.no_grad()
 def quantise(
-    model: "LlamaForCausalLM", method: str, bits: int, group: int, windows: Tensor, first: int = 0
+    model: "LlamaForCausalLM",
+    method: str,
+    bits: int,
+    group: int,
+    windows: Tensor,
+    first: int = 0,
+    seen: Seen | None = None,
 ) -> int:
     """Quantise all linear layers from block `first` on; their packed bytes.
 
-    group: inputs that share a scale, 0 for all of a row. windows: calibration tokens (n, length).
-    ValueError for an unknown method, and for NF4 in anything but its own 4 bits and blocks of 64.
+    group: inputs that share a scale, 0 for all of a row. windows: calibration tokens (n, length). seen: the inputs of
+    these windows, where they are known already. ValueError for an unknown method, and for NF4 in anything but its own
+    4 bits and blocks of 64.
     """
     chosen = {n: layer for n, layer in linears(model).items() if int(n.partition(".")[0]) >= first}
     if method == "nf4":
@@ -51,7 +84,7 @@ def quantise(
     elif method == "gptq":
         _gptq(model, bits, group, windows, first)
     elif method == "awq":
-        _awq(model, bits, group, windows, first)
+        _awq(model, bits, group, seen or seen_by(model, windows), first)
     else:
         raise ValueError(f"unknown method {method!r}; one of {', '.join(METHODS)}")
     return sum(packed_bytes(layer.out_features, layer.in_features, bits, group) for layer in chosen.values())
@@ -91,25 +124,29 @@ def _gptq(model: "LlamaForCausalLM", bits: int, group: int, windows: Tensor, fir
         hidden = through(model, hidden, index, index + 1)
 
 
-def _awq(model: "LlamaForCausalLM", bits: int, group: int, windows: Tensor, first: int) -> None:
+def seen_by(model: "LlamaForCausalLM", windows: Tensor) -> Seen:
+    """The inputs of all layers over calibration windows."""
+    inputs = Inputs(windows.numel() // SEARCHED_TOKENS)
+    for window in windows:
+        with watching(inputs_of(model), inputs):
+            through(model, embed(model, window[None]))
+    return inputs.summary()
+
+
+def _awq(model: "LlamaForCausalLM", bits: int, group: int, seen: Seen, first: int) -> None:
     """Scale channels by a power of their mean input before rounding, the power with the least output error.
 
     Lin et al. (MLSys 2024, arXiv:2306.00978), Section 3.2, without clipping. Scales fold into what makes the inputs
     (scaling.py); rounding commutes with a factor a row, so that here they are taken out of the weights again instead.
     Like the authors' code it leaves o_proj alone under grouped-query attention.
     """
-    channels, samples = Channels(), _Samples(windows.numel() // SEARCHED_TOKENS)
-    wanted = inputs_of(model)
-    for window in windows:
-        with watching(wanted, channels), watching(wanted, samples):
-            through(model, embed(model, window[None]))
     grouped_query = model.config.num_key_value_heads != model.config.num_attention_heads
     for index in range(first, len(model.model.layers)):
         for name, layers in _readers(model, index):
             weight = torch.cat([layer.weight for layer in layers])
-            mean = (channels.magnitudes[name] / channels.tokens[name]).float().clamp(min=1e-4)
+            mean, rows = seen[name]
             only = (0.0,) if grouped_query and name.endswith("o_proj") else EXPONENTS
-            _replace(layers, awq(weight, mean, samples.rows(name), bits, group, only)[0])
+            _replace(layers, awq(weight, mean.clamp(min=1e-4), rows, bits, group, only)[0])
 
 
 def awq(
@@ -134,18 +171,3 @@ def awq(
             best = error, rounded, exponent
     assert best is not None
     return best[1], best[2]
-
-
-class _Samples:
-    """Every n-th token of what enters each layer."""
-
-    def __init__(self, every: int) -> None:
-        self.every = max(1, every)
-        self.kept: dict[str, list[Tensor]] = {}
-
-    def __call__(self, name: str, inputs: Tensor) -> None:
-        rows = inputs.reshape(-1, inputs.shape[-1])[:: self.every]
-        self.kept.setdefault(name, []).append(rows.clone())
-
-    def rows(self, name: str) -> Tensor:
-        return torch.cat(self.kept[name])

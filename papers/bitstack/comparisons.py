@@ -19,7 +19,6 @@ from papers.bitstack.universal_stack import Stack, random_order
 Part = tuple[list[Task], Callable[[], None]]  # what must be computed, and what is observed then
 NATS = float(np.log(10))  # of an order of magnitude
 SHUFFLED_WITH = 0  # seed of the permutation of blocks, a negative control
-SUBSET_STATES = 10  # evaluated by one task on the last layers, after one pass through the others
 # metric: rival in whose bytes BitStack is loaded, how they are compared
 ORDERS_OF_MAGNITUDE = {
     "orders_rtn_2": "rtn-2-64",
@@ -36,13 +35,13 @@ RATIOS = {
     "ratio_rtn_4": "rtn-4-64",
     "ratio_nf4": "nf4-4-64",
 }
-GAIN = ("rtn-2-64", "rtn-4-64")  # from the bytes of two bits to those of four
+GAIN = ("rtn-2-64", "rtn-4-64")  # whose bytes stand for two bits and for four
 ABLATED: dict[str, dict[str, Any]] = {
     "no scaling": {"scaling": "none"},
     "no absolute values": {"absolute": False},
     "neither": {"scaling": "none", "absolute": False},
 }
-AT_RIVALS = (*ORDERS_OF_MAGNITUDE, *RATIOS, "ratio_full_4", "orders_2_to_4")
+AT_RIVALS = (*ORDERS_OF_MAGNITUDE, *RATIOS, "ratio_full_4", "orders_2_to_4", "orders_first_to_4")
 GREEDY = ("greedy_gain", "average_share")
 
 
@@ -60,12 +59,25 @@ def perplexities(study: Study, seen: Observations) -> None:
 def recipes(study: Study) -> list[Recipe]:
     """All stores that this run looks at."""
     wants, found = study.lab.wants, [study.intact()]
-    if wants(*AT_RIVALS, "memory_rank", "sorting_gain"):
+    if wants(*AT_RIVALS, "memory_rank"):
         found.append(study.recipe())
     if wants("scaling_gain", "absolute_gain"):
-        found += [study.recipe(), *(replace(study.intact(), **change) for change in ABLATED.values())]
-        found += [replace(study.intact(), k=k) for k in study.config.ranks if wants("perplexity_by_rank")]
+        found += [own_ablated(study), *ablated(study).values()]
     return list(dict.fromkeys(found))
+
+
+def ablated(study: Study) -> dict[str, Recipe]:
+    """The ablations that are asked for, or, in a control's run, those that its claim reads."""
+    read = {"no scaling": "scaling_gain", "no absolute values": "absolute_gain"}
+    changes = ABLATED | {n: {"k": int(n[4:])} for n in study.config.ablations if n.startswith("k = ")}
+    wanted = [n for n in study.config.ablations if study.lab.wants(read.get(n, "ablated"))]
+    return {n: replace(study.intact(), **changes[n]) for n in wanted}
+
+
+def own_ablated(study: Study) -> Recipe:
+    """What the ablations are compared with; in a control's run only as many blocks as its claim reads."""
+    whole = study.lab.wants("ablated") or study.recipe() == study.intact()
+    return study.recipe() if whole else study.recipe(blocks=study.config.levels[0])
 
 
 def long_tasks(study: Study) -> list[Task]:
@@ -96,29 +108,29 @@ def _slowest(rival: str) -> int:
 def loaded(made: Made, states: list[Held], text: Text, shuffle: int | None = None) -> list[Loaded]:
     """A task for each of these states of a store; equal ones are computed once."""
     store = replace(made.store, shuffle=shuffle)
-    return [Loaded(store, (state,), text) for state in states]
+    return [Loaded(store, state, text) for state in states]
 
 
 def losses(study: Study, tasks: list[Loaded]) -> np.ndarray:
     """What such tasks found: nats a token, shape (states, windows)."""
-    return np.array([row for task in tasks for row in study.result(task)])
+    return np.array([study.result(task) for task in tasks])
 
 
 def budgets(study: Study, seen: Observations) -> Part | None:
     """BitStack in each rival's bytes, and over evenly spaced budgets."""
     wants, config = study.lab.wants, study.config
-    equal, spaced = wants(*AT_RIVALS), wants("memory_rank", "sorting_gain")
+    equal, spaced = wants(*AT_RIVALS), wants("memory_rank")
     if not (equal or spaced):
         return None
     own = study.store(study.recipe())
     stack = study.stack(made=own)
     names = [*dict.fromkeys([*wanted_rivals(study), *GAIN])] if equal else []
+    shuffle = SHUFFLED_WITH if config.shuffle else None
     at_rivals = {name: study.rival_bytes(name) for name in names if name != "fp16"}
     grid = evenly(stack, config.budgets) if spaced else np.array([])
     prefixes = [stack.fitting(budget) for budget in [*grid, *at_rivals.values()]]
-    tasks = loaded(
-        own, [held(stack.counts(p)) for p in prefixes], study.test, SHUFFLED_WITH if config.shuffle else None
-    )
+    tasks = loaded(own, [held(stack.counts(p)) for p in prefixes], study.test, shuffle)
+    least = loaded(own, [held(stack.counts(0))], study.test, shuffle)
 
     def observe() -> None:
         found = losses(study, tasks)
@@ -135,15 +147,17 @@ def budgets(study: Study, seen: Observations) -> Part | None:
             for at, seed in enumerate(study.lab.seeds):
                 seen.add("memory_rank", rank_correlation(np.array(sizes[: len(grid)]), -curve[:, at]), seed)
         if equal:
-            against(study, seen, at_rivals, ours)
+            against(study, seen, at_rivals, ours, losses(study, least)[0])
 
-    by_size: list[Task] = [*sorted(tasks, key=lambda task: sum(count for _, count in task.states[0]))]
+    by_size: list[Task] = [*sorted(least + tasks, key=lambda task: sum(count for _, count in task.state))]
     return by_size, observe
 
 
-def against(study: Study, seen: Observations, nbytes: dict[str, int], ours: dict[str, np.ndarray]) -> None:
-    """Differences to each rival in its bytes."""
-    theirs = {name: np.array(study.result(rival_task(study, name))[0]) for name in wanted_rivals(study)}
+def against(
+    study: Study, seen: Observations, nbytes: dict[str, int], ours: dict[str, np.ndarray], first: np.ndarray
+) -> None:
+    """Differences to each rival in its bytes, and to one block everywhere, `first`."""
+    theirs = {name: np.array(study.result(rival_task(study, name))) for name in wanted_rivals(study)}
     for name, row in theirs.items():
         mb = (study.full_bytes if name == "fp16" else nbytes[name]) / 1e6
         for seed, value in zip(study.lab.seeds, row, strict=True):
@@ -157,6 +171,7 @@ def against(study: Study, seen: Observations, nbytes: dict[str, int], ours: dict
             found[metric] = np.exp(ours[rival] - theirs[rival])
     found["ratio_full_4"] = np.exp(ours[GAIN[1]] - theirs["fp16"])
     found["orders_2_to_4"] = (ours[GAIN[0]] - ours[GAIN[1]]) / NATS
+    found["orders_first_to_4"] = (first - ours[GAIN[1]]) / NATS
     for metric, values in found.items():
         for seed, value in zip(study.lab.seeds, values, strict=True):
             seen.add(metric, value, seed)
@@ -167,26 +182,23 @@ def ablations(study: Study, seen: Observations) -> Part | None:
     if not study.lab.wants("scaling_gain", "absolute_gain"):
         return None
     config = study.config
-    made = {"BitStack": study.store(study.recipe())}
-    made |= {name: study.store(replace(study.intact(), **change)) for name, change in ABLATED.items()}
-    if study.lab.wants("perplexity_by_rank"):
-        made |= {f"k = {k}": study.store(replace(study.intact(), k=k)) for k in config.ranks}
-    tasks = {
-        name: loaded(m, [m.uniform(level) for level in config.levels], study.test) for name, m in made.items()
-    }
+    made = {"BitStack": study.store(own_ablated(study))}
+    made |= {name: study.store(recipe) for name, recipe in ablated(study).items()}
+    levels = config.levels if study.lab.wants("ablated") else config.levels[:1]
+    tasks = {name: loaded(m, [m.uniform(level) for level in levels], study.test) for name, m in made.items()}
 
     def observe() -> None:
         found = {name: losses(study, parts) for name, parts in tasks.items()}
         for name, rows in found.items():
             shapes = made[name].shapes.values()
             bits = 8 * sum(s.nbytes for s in shapes) / sum(s.parameters for s in shapes)
-            for level, row in zip(config.levels, rows, strict=True):
+            for level, row in zip(levels, rows, strict=True):
                 for seed, value in zip(study.lab.seeds, row, strict=True):
                     seen.add("ablated", value, seed, system=name, blocks=level, bits=bits * level)
         for metric, name in (("scaling_gain", "no scaling"), ("absolute_gain", "no absolute values")):
-            gains = (found[name][0] - found["BitStack"][0]) / NATS
-            for seed, value in zip(study.lab.seeds, gains, strict=True):
-                seen.add(metric, value, seed)
+            if name in found:
+                for seed, value in zip(study.lab.seeds, found[name][0] - found["BitStack"][0], strict=True):
+                    seen.add(metric, value / NATS, seed)
 
     return [task for parts in tasks.values() for task in parts], observe
 
@@ -272,7 +284,7 @@ def subset(study: Study, seen: Observations) -> Part | None:
     states = {kind: [state(stack, budget) for budget in grid] for kind, stack in stacks.items()}
     every = sorted({s for line in states.values() for s in line}, key=lambda s: sum(count for _, count in s))
     start = evaluation.LAYERS - config.greedy_layers
-    tasks = [Loaded(own.store, part, study.test, start) for part in evaluation.chunks(every, SUBSET_STATES)]
+    tasks = [Loaded(own.store, state, study.test, start) for state in every]
 
     def observe() -> None:
         found = dict(zip(every, losses(study, tasks), strict=True))

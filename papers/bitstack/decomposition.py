@@ -1,6 +1,7 @@
 """Iterative absolute value decomposition: a matrix as a sum of blocks, signs times a matrix of low rank.
 
-Block i of what is left, R (as in the repository's BitStackLinear.py): S = sign(R), |R| ~ U V by its k largest singular values, R <- R - S * (U V).
+Block i of what is left, R: S = sign(R), |R| ~ U V by its k largest singular values, R <- R - S * (U V), as in the
+repository's BitStackLinear.py.
 Absolute values are nearly of low rank where the matrix itself is not, and signs cost one bit each. U and V are kept in
 fp16, and what is subtracted is what is kept, so that a block also corrects the rounding of those before it.
 """
@@ -53,11 +54,13 @@ def decompose(
     if not 0 <= rank <= min(rows, columns):
         raise ValueError(f"a matrix of {rows} x {columns} has no {rank} singular values")
     left = weight.detach().float().clone()
-    for _ in range(blocks):
-        block = _block(left, rank, absolute)
-        yield block
+    block = _block(left, rank, absolute)
+    yield block
+    for _ in range(blocks - 1):
         if residual:
             left -= restored([block])
+            block = _block(left, rank, absolute)
+        yield block
 
 
 def rank_without_signs(rows: int, columns: int, k: int) -> int:

@@ -4,8 +4,7 @@ Windows of text are tuples of token tuples, so that a task can be looked up amon
 last blocks of the model are decomposed, what enters the first of these is computed once for all tasks of a process.
 """
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from common.models.llama import embed, linears, load_smollm2, logits, through
 from common.models.perplexity import token_losses
-from papers.bitstack.baselines import quantise
+from papers.bitstack.baselines import SEARCHED_TOKENS, Inputs, quantise
 from papers.bitstack.block_files import BlockFiles, Shape, write
 from papers.bitstack.decomposition import decompose
 from papers.bitstack.resident import Resident
@@ -86,9 +85,15 @@ def scaled_model(recipe: Recipe, scales: Scales) -> "LlamaForCausalLM":
     return model
 
 
-def calibrate(text: Text) -> dict[str, Tensor]:
-    """Activation scales of SmolLM2 on calibration windows."""
-    return channel_scales(load_smollm2(), torch.tensor(text))
+def calibrate(text: Text, folder: Path) -> None:
+    """Keep SmolLM2's activation scales on calibration windows, and what AWQ needs of the same pass."""
+    windows = torch.tensor(text)
+    inputs = Inputs(windows.numel() // SEARCHED_TOKENS)
+    torch.save(channel_scales(load_smollm2(), windows, inputs), folder / SCALES)
+    torch.save(inputs.summary(), folder / INPUTS)
+
+
+SCALES, INPUTS = "scales.pt", "inputs.pt"  # in the folder of a calibration
 
 
 @torch.inference_mode()
@@ -124,14 +129,14 @@ class Decompose:
     """Write the blocks of some of the model's blocks into a folder; the shapes of what was written."""
 
     recipe: Recipe
-    scales: str
+    calibrated: str
     folder: str
     indices: tuple[int, ...]
 
     def run(self) -> dict[str, Shape]:
         recipe = self.recipe
         shapes: dict[str, Shape] = {}
-        model = scaled_model(recipe, read_scales(self.scales))
+        model = scaled_model(recipe, read_scales(self.calibrated))
         for name, layer in linears(model).items():
             if _index(name) in self.indices:
                 rows, columns = layer.weight.shape
@@ -145,35 +150,32 @@ class Decompose:
 
 @dataclass(frozen=True)
 class Store:
-    """A decomposed model on disk, and the file of its scales."""
+    """A decomposed model on disk, and the folder of its calibration."""
 
     recipe: Recipe
     folder: str
-    scales: str
+    calibrated: str
     shuffle: int | None = None  # seed of a permutation of blocks among matrices (a negative control)
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """Losses of a model from a store, for several states of it, on each window of a text."""
+    """Losses of a model from a store, in one state of it, on each window of a text."""
 
     store: Store
-    states: tuple[Held, ...]
+    state: Held
     text: Text
-    start: int = 0  # a block of the model below which all states agree
+    start: int = (
+        0  # a block of the model below which many tasks agree: what enters it is computed once for them
+    )
 
     @torch.inference_mode()
-    def run(self) -> list[list[float]]:
-        bench, tokens = _bench(self.store), torch.tensor(self.text)
-        start = max(self.start, self.store.recipe.first)
-        hidden = _entered(self.text, self.store.recipe.first)
-        found = []
-        for place, held in enumerate(self.states):
-            bench.hold(dict(held))
-            if not place and start > self.store.recipe.first:
-                hidden = through(bench.model, hidden, self.store.recipe.first, start)
-            found.append(bench.losses(hidden, start, tokens).tolist())
-        return found
+    def run(self) -> list[float]:
+        bench, start = _bench(self.store), max(self.start, self.store.recipe.first)
+        below = tuple((name, count) for name, count in self.state if _index(name) < start)
+        hidden = _entering(self.store, below, self.text, start)
+        bench.hold(dict(self.state))
+        return bench.losses(hidden, start, torch.tensor(self.text)).tolist()
 
 
 @dataclass(frozen=True)
@@ -185,13 +187,20 @@ class Rival:
     group: int
     layers: int
     calibration: Text
+    calibrated: str
     text: Text
 
-    def run(self) -> list[list[float]]:
+    def run(self) -> list[float]:
         model, first = load_smollm2(), LAYERS - self.layers
         if self.method != "fp16":
-            quantise(model, self.method, self.bits, self.group, torch.tensor(self.calibration), first)
-        return [window_losses(model, _entered(self.text, first), first, torch.tensor(self.text)).tolist()]
+            seen = (
+                torch.load(Path(self.calibrated) / INPUTS, weights_only=True)
+                if self.method == "awq"
+                else None
+            )
+            windows = torch.tensor(self.calibration)
+            quantise(model, self.method, self.bits, self.group, windows, first, seen)
+        return window_losses(model, _entered(self.text, first), first, torch.tensor(self.text)).tolist()
 
 
 @dataclass(frozen=True)
@@ -256,14 +265,9 @@ def run_task(task: Task) -> object:
     return task.run()
 
 
-def read_scales(file: str) -> Scales:
-    """What `write_scales` wrote."""
-    return torch.load(file, weights_only=True)
-
-
-def write_scales(file: Path, scales: Scales) -> None:
-    """Keep scales in a file."""
-    torch.save(dict(scales), file)
+def read_scales(calibrated: str) -> Scales:
+    """Of a folder that `calibrate` filled."""
+    return torch.load(Path(calibrated) / SCALES, weights_only=True)
 
 
 def groups_of(names: Sequence[str], by: str) -> tuple[Group, ...]:
@@ -283,14 +287,9 @@ def held(counts: Mapping[str, int]) -> Held:
     return tuple(counts.items())
 
 
-def perplexity(loss: float) -> float:
-    """exp of a loss in nats."""
-    return math.exp(loss)
-
-
 @lru_cache(maxsize=1)
 def _bench(store: Store) -> Bench:
-    return Bench(store.recipe, Path(store.folder), read_scales(store.scales), store.shuffle)
+    return Bench(store.recipe, Path(store.folder), read_scales(store.calibrated), store.shuffle)
 
 
 @lru_cache(maxsize=4)
@@ -303,11 +302,16 @@ def _entered(text: Text, first: int) -> Tensor:
         )
 
 
+@lru_cache(maxsize=4)
+def _entering(store: Store, below: Held, text: Text, start: int) -> Tensor:
+    """What enters block `start` of the model with these blocks below it."""
+    entered = _entered(text, store.recipe.first)
+    if not below:
+        return entered
+    bench = _bench(store)
+    bench.hold(dict(below))
+    return through(bench.model, entered, store.recipe.first, start)
+
+
 def _index(name: str) -> int:
     return int(name.partition(".")[0])
-
-
-def chunks(items: Sequence[Held], size: int) -> Iterator[tuple[Held, ...]]:
-    """Runs of at most `size` items, in order."""
-    for start in range(0, len(items), size):
-        yield tuple(items[start : start + size])

@@ -22,8 +22,8 @@ PAPER_RANK = 2  # of the blocks whose bits a parameter are as many as the paper'
 
 def files(study: "Study", seen: Observations) -> None:
     """Bits a parameter of a block, counted on disk, and the largest step of memory."""
-    if study.lab.wants("block_bits") and PAPER_RANK in study.config.ranks:
-        stored = BlockFiles(study.store(study.recipe(k=PAPER_RANK)).path)
+    if study.lab.wants("block_bits"):
+        stored = BlockFiles(study.store(study.recipe(k=PAPER_RANK, blocks=1)).path)
         on_disk = sum(path.stat().st_size for path in stored.folder.glob("*.blocks"))
         parameters = sum(shape.parameters for shape in stored.shapes.values())
         seen.add("block_bits", 8 * on_disk / (parameters * stored.blocks))

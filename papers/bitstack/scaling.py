@@ -6,7 +6,7 @@ gate and up; the rows of up_proj before down_proj; the rows of v_proj before o_p
 grouped-query attention they don't, and o_proj's inputs are divided explicitly.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -37,15 +37,17 @@ def inputs_of(model: "LlamaForCausalLM") -> dict[str, nn.Linear]:
 
 
 @torch.inference_mode()
-def channel_scales(model: "LlamaForCausalLM", windows: Tensor) -> dict[str, Tensor]:
+def channel_scales(
+    model: "LlamaForCausalLM", windows: Tensor, see: Callable[[str, Tensor], None] | None = None
+) -> dict[str, Tensor]:
     """s of every distinct input: the norm of a channel over a window's tokens, averaged over windows, plus 1e-3.
 
-    windows: calibration tokens, int64 (n, length).
+    windows: calibration tokens, int64 (n, length). see: called with every input too, for whoever else needs it.
     """
     sums: dict[str, Tensor] = {}
     for window in windows:
         seen = Channels()
-        with watching(inputs_of(model), seen):
+        with watching(inputs_of(model), seen), watching(inputs_of(model) if see else {}, see or seen):
             through(model, embed(model, window[None]))
         for name, squares in seen.squares.items():
             sums[name] = sums.get(name, torch.zeros_like(squares)) + squares.sqrt()

@@ -96,28 +96,33 @@ class Study:
 
     def make(self, recipes: Sequence[Recipe]) -> None:
         """Decompose for all recipes that have no store yet, at once."""
-        scales = kept.place_of("scales", self.calibration)
-        if not scales.is_dir():
-            with kept.making(scales) as folder, one_thread():
-                evaluation.write_scales(folder / "scales.pt", evaluation.calibrate(self.calibration))
+        calibrated = self.calibrated()
         places = {r: kept.place_of("blocks", asdict(r)) for r in recipes if r not in self._stores}
-        file = str(scales / "scales.pt")
         with ExitStack() as stack:
             parts = {r: stack.enter_context(kept.making(p)) for r, p in places.items() if not p.is_dir()}
             tasks = [
-                evaluation.Decompose(recipe, file, str(folder), tuple(range(start, evaluation.LAYERS, 2)))
+                evaluation.Decompose(recipe, calibrated, str(folder), share)
                 for recipe, folder in parts.items()
-                for start in (recipe.first, recipe.first + 1)
+                for share in shares(recipe)
             ]
             written = self.lab.map(evaluation.run_task, tasks, "decomposing")
-            for i, (recipe, folder) in enumerate(parts.items()):
-                shapes: dict[str, Shape] = written[2 * i] | written[2 * i + 1]  # type: ignore[operator]
+            for recipe, folder in parts.items():
+                mine: list[Any] = [w for task, w in zip(tasks, written, strict=True) if task.recipe == recipe]
+                shapes: dict[str, Shape] = dict(chain(*(part.items() for part in mine)))
                 ordered = dict(sorted(shapes.items(), key=lambda item: int(item[0].partition(".")[0])))
                 block_files.write_index(folder, ordered, recipe.blocks)
         for recipe, place in places.items():
             self._stores[recipe] = Made(
-                recipe, place, Store(recipe, str(place), file), BlockFiles(place).shapes
+                recipe, place, Store(recipe, str(place), calibrated), BlockFiles(place).shapes
             )
+
+    def calibrated(self) -> str:
+        """The folder of the calibration, which is done where nobody has done so before."""
+        place = kept.place_of("calibration", self.calibration)
+        if not place.is_dir():
+            with kept.making(place) as folder, one_thread():
+                evaluation.calibrate(self.calibration, folder)
+        return str(place)
 
     def results(self, tasks: Sequence[Task], label: str) -> None:
         """Compute what was not computed before; `result` then has it."""
@@ -216,6 +221,12 @@ class Made:
         return held(dict.fromkeys(self.shapes, blocks))
 
 
+def shares(recipe: Recipe) -> list[tuple[int, ...]]:
+    """The blocks of the model that are decomposed, for two processes; few of them for one."""
+    every = tuple(range(recipe.first, evaluation.LAYERS))
+    return [every] if len(every) < 8 else [every[::2], every[1::2]]
+
+
 def _parts(rival: str) -> tuple[str, int, int]:
     """Method, bits and group of a name such as "gptq-2-64". ValueError for anything else."""
     method, *numbers = rival.split("-")
@@ -227,5 +238,6 @@ def _parts(rival: str) -> tuple[str, int, int]:
 def rival_task(study: Study, rival: str) -> Rival:
     """The losses of a rival, "fp16" among them, on the test windows."""
     method, bits, group = ("fp16", 16, 0) if rival == "fp16" else _parts(rival)
-    calibration = study.calibration if method in ("gptq", "awq") else ()
-    return Rival(method, bits, group, study.config.layers, calibration, study.test)
+    calibration = study.calibration if method == "gptq" else ()
+    calibrated = study.calibrated() if method == "awq" else ""
+    return Rival(method, bits, group, study.config.layers, calibration, calibrated, study.test)
