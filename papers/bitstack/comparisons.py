@@ -76,7 +76,8 @@ def ablated(study: Study) -> dict[str, Recipe]:
 
 def own_ablated(study: Study) -> Recipe:
     """What the ablations are compared with; in a control's run only as many blocks as its claim reads."""
-    whole = study.lab.wants("ablated") or study.recipe() == study.intact()
+    known = [study.intact(), *ablated(study).values()]  # decomposed already
+    whole = study.lab.wants("ablated") or study.recipe() in known
     return study.recipe() if whole else study.recipe(blocks=study.config.levels[0])
 
 
@@ -298,7 +299,8 @@ def subset(study: Study, seen: Observations) -> Part | None:
             chance = float(np.mean([areas[kind] for kind in areas if kind.startswith("random")]))
             seen.add("greedy_gain", chance - areas["greedy"], seed)
             seen.add("average_gain", chance - areas["average"], seed)
-            seen.add("average_share", (chance - areas["average"]) / (chance - areas["greedy, intact"]), seed)
+            if (greedy_gain := chance - areas["greedy, intact"]) != 0:  # where greedy gains nothing, no share
+                seen.add("average_share", (chance - areas["average"]) / greedy_gain, seed)
 
     return [*tasks], observe
 
