@@ -13,6 +13,7 @@ import numpy as np
 from common.lab.runtime import Observations
 from papers.bitstack import evaluation
 from papers.bitstack.evaluation import Greedy, Held, Loaded, Recipe, Task, Text, held
+from papers.bitstack.measurements import PAPER_RANK
 from papers.bitstack.study import Made, Study, rival_task
 from papers.bitstack.universal_stack import Stack, random_order
 
@@ -63,6 +64,8 @@ def recipes(study: Study) -> list[Recipe]:
         found.append(study.recipe())
     if wants("scaling_gain", "absolute_gain"):
         found += [own_ablated(study), *ablated(study).values()]
+    if wants("block_bits"):
+        found.append(study.recipe(k=PAPER_RANK, blocks=1))
     return list(dict.fromkeys(found))
 
 
