@@ -70,7 +70,7 @@ class Config:
     every_seed: bool = False  # also the healed rows that no claim reads
     ladder_steps: int = 30
     decode_steps: int = 12
-    decode_rounds: int = 3
+    decode_rounds: int = 2
     parallel: bool = True  # False: tasks too small for processes of their own
 
 

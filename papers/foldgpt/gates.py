@@ -82,8 +82,9 @@ class Trained:
 
 @dataclass(frozen=True)
 class Pressure:
-    """How the FLOPs term's weight lambda is moved: times `factor` while too few gates are closed, divided if too many.
+    """How the FLOPs term's weight lambda is moved: times `factor` a step while too few gates are closed.
 
+    Where enough are, the constraint is met: the term is off, and lambda is divided by `factor` for when it comes back.
     Until the share `until` of the steps the wanted number rises to the target, then stays.
     """
 
@@ -100,7 +101,7 @@ def train_gates(
     rate: float,
     pressure: Pressure = Pressure(),
 ) -> Trained:
-    """Train phi alone with SGD; batches are int64 tokens (rows, length). pressure.first 0: no FLOPs term.
+    """Train phi alone with Adam; batches are int64 tokens (rows, length). pressure.first 0: no FLOPs term.
 
     ValueError for a target that is no number of blocks to remove.
     """
@@ -110,7 +111,8 @@ def train_gates(
         raise ValueError(f"of {blocks} blocks 1 to {blocks - 1} can be removed, not {target}")
     flops = block_flops(model, batch_at(0)[0].shape[1])
     share = flops / flops.sum()
-    now, history, losses, weights = pressure.first, [], [], []
+    now = height = pressure.first
+    history, losses, weights = [], [], []
 
     def loss_of(_: nn.Module, batch: Batch) -> Tensor:
         with torch.no_grad():
@@ -120,12 +122,13 @@ def train_gates(
         return language + now * (share * gated.gates).sum()
 
     def before_step(step: int) -> None:
-        nonlocal now
+        nonlocal now, height
         history.append(tuple(gated.gates.detach().tolist()))
         weights.append(now)
         wanted = target * min(1.0, (step + 1) / (pressure.until * steps))
         closed = int((gated.gates < CLOSED).sum())
-        now = now * pressure.factor if closed < wanted else now / pressure.factor
+        height = height * pressure.factor if closed < wanted else height / pressure.factor
+        now = height if closed < wanted else 0.0  # a constraint that is met costs nothing
         gated.eps = FIRST_EPS * (LAST_EPS / FIRST_EPS) ** ((step + 1) / steps)
 
     optimiser = torch.optim.Adam([gated.phi], lr=rate, betas=(0.8, 0.95))

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 METRICS = ("gates_gain", "both_gain", "heal_gain", "tail_gain", "retained")
 KINDS = ("removal", "sharing", "both")
-RANDOM_DRAWS = 3  # random removals of a seed
+RANDOM_DRAWS = 2  # random removals of a seed
 HARMFUL = math.log(2)  # nats: a block whose removal alone doubles the perplexity shares with nobody (chosen)
 GUESSING = {"sst2": 1 / 2, "news": 1 / 4, "next_word": 0.0}
 ROWS_FOR_FIGURES = "rows_without_claim"  # no claim reads this, so that a control leaves out what goes with it
