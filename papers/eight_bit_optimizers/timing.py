@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from common.hardware import operators
 from common.hardware.operators import read_table
-from common.hardware.torch_timer import TorchTimer
 from papers.eight_bit_optimizers.optimizer import Adam, States
 
 TABLE = Path(operators.__file__).parent / "tables" / "h100" / "optimisers.csv"
@@ -97,9 +96,18 @@ def cpu_seconds(
 def device_seconds(
     elements: int, names: Iterable[str], states: States, generator: torch.Generator, repeats: int = 30
 ) -> dict[str, float]:
-    """Median seconds of an update on the generator's device, by CUDA events there; one optimizer exists at a time."""
-    timer = TorchTimer(str(generator.device), repeats)
-    return {
-        name: timer._wall(rivals([name], random_parameter(elements, generator), states)[name].step).seconds
-        for name in names
-    }
+    """Median seconds of an update on the generator's device, waited for; one optimizer exists at a time."""
+    wait = torch.cuda.synchronize if generator.device.type == "cuda" else lambda: None
+    found = {}
+    for name in names:
+        (optimizer,) = rivals([name], random_parameter(elements, generator), states).values()
+        taken = []
+        for turn in range(repeats + 2):  # two to warm up
+            wait()
+            begun = time.perf_counter()
+            optimizer.step()
+            wait()
+            if turn >= 2:
+                taken.append(time.perf_counter() - begun)
+        found[name] = float(np.median(taken))
+    return found
