@@ -23,12 +23,13 @@ class Config:
     k: int = 8  # singular values a block; the paper's 16 at 4096 x 4096 would cost 0.9 bits a parameter here
     blocks: int = 4  # of each matrix; the paper has 16
     layers: int = 30  # the model's last so many are compressed, the others stay as they are
-    calibration_windows: int = 3  # of 512 tokens, for scales, GPTQ and AWQ alike
+    calibration_windows: int = 3  # of 512 tokens, for BitStack's scales and AWQ's alike
+    gptq_windows: int = 12  # of GPTQ, which estimates 1,536 x 1,536 numbers where the others estimate 1,536
     calibration_tokens: int = 512
     sort_tokens: int = 128
     sort_by: str = "block"  # of the model; "matrix": each alone, as in the paper
     test_tokens: int = 96  # of one window a seed
-    budgets: int = 13  # evenly spaced memory sizes at which perplexity is measured; an odd number
+    budgets: int = 11  # evenly spaced memory sizes at which perplexity is measured; an odd number
     rivals: list[str] = field(
         default_factory=lambda: [
             *("rtn-2-64", "rtn-3-64", "rtn-4-64", "rtn-3-0"),
@@ -36,9 +37,7 @@ class Config:
         ]
     )  # method, bits, group (0: a row)
     levels: list[int] = field(default_factory=lambda: [2, 4])  # blocks everywhere, for the ablations
-    ablations: list[str] = field(
-        default_factory=lambda: ["no scaling", "no absolute values", "neither", "k = 2"]
-    )
+    ablations: list[str] = field(default_factory=lambda: ["no scaling", "no absolute values", "neither"])
     greedy_layers: int = 6  # the last so many are sorted greedily; 0 leaves it out
     greedy_tokens: int = 96
     random_orders: int = 3  # of these layers

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 SORT_TEXT, TEST_TEXT = "wikitext2-valid", "wikitext2-test"
 LETTERS = 400_000  # of a text that are encoded, about 100,000 tokens
 HALF = 2  # bytes of a number in fp16
+FEW = 3  # tasks that this process does itself
 _done: dict[
     Task, Any
 ] = {}  # results of this process, so that a control computes only what its switch changes
@@ -56,9 +57,10 @@ def prepared(config: "Config", lab: Runtime) -> "Study | None":
     calibration = drawn(
         valid, config.calibration_tokens, config.calibration_windows, lab.rng(0, "calibration")
     )
+    hessian = drawn(valid, config.calibration_tokens, config.gptq_windows, lab.rng(0, "calibration of GPTQ"))
     sorting = drawn(valid, config.sort_tokens, 1, lab.rng(0, "sorting"))
     tested = (drawn(test, config.test_tokens, 1, lab.rng(seed, "test")) for seed in lab.seeds)
-    return Study(config, lab, calibration, sorting, tuple(chain.from_iterable(tested)))
+    return Study(config, lab, calibration, hessian, sorting, tuple(chain.from_iterable(tested)))
 
 
 @dataclass
@@ -68,6 +70,7 @@ class Study:
     config: "Config"
     lab: Runtime
     calibration: Text
+    hessian: Text  # GPTQ's calibration
     sorting: Text
     test: Text
     _stores: dict[Recipe, "Made"] = field(default_factory=dict)
@@ -105,7 +108,7 @@ class Study:
                 for recipe, folder in parts.items()
                 for share in shares(recipe)
             ]
-            written = self.lab.map(evaluation.run_task, tasks, "decomposing")
+            written = self._run(tasks, "decomposing")
             for recipe, folder in parts.items():
                 mine: list[Any] = [w for task, w in zip(tasks, written, strict=True) if task.recipe == recipe]
                 shapes: dict[str, Shape] = dict(chain(*(part.items() for part in mine)))
@@ -127,7 +130,14 @@ class Study:
     def results(self, tasks: Sequence[Task], label: str) -> None:
         """Compute what was not computed before; `result` then has it."""
         missing = [task for task in dict.fromkeys(tasks) if task not in _done]
-        _done.update(zip(missing, self.lab.map(evaluation.run_task, missing, label), strict=True))
+        _done.update(zip(missing, self._run(missing, label), strict=True))
+
+    def _run(self, tasks: Sequence[Task], label: str) -> list[Any]:
+        """In processes, but for a few tasks: processes take some eight seconds to begin."""
+        if len(tasks) > FEW:
+            return self.lab.map(evaluation.run_task, tasks, label)
+        with one_thread():
+            return [evaluation.run_task(task) for task in self.lab.progress(tasks, label)]
 
     def result(self, task: Task) -> Any:
         """Of a task that was among `results`."""
@@ -238,6 +248,6 @@ def _parts(rival: str) -> tuple[str, int, int]:
 def rival_task(study: Study, rival: str) -> Rival:
     """The losses of a rival, "fp16" among them, on the test windows."""
     method, bits, group = ("fp16", 16, 0) if rival == "fp16" else _parts(rival)
-    calibration = study.calibration if method == "gptq" else ()
+    calibration = study.hessian if method == "gptq" else ()
     calibrated = study.calibrated() if method == "awq" else ""
     return Rival(method, bits, group, study.config.layers, calibration, calibrated, study.test)
