@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 SORT_TEXT, TEST_TEXT = "wikitext2-valid", "wikitext2-test"
 LETTERS = 400_000  # of a text that are encoded, about 100,000 tokens
 HALF = 2  # bytes of a number in fp16
-FEW = 3  # tasks that this process does itself
+FEW = 8  # tasks that this process does itself
 _done: dict[
     Task, Any
 ] = {}  # results of this process, so that a control computes only what its switch changes
