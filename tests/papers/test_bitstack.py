@@ -430,7 +430,8 @@ def test_what_a_gpu_would_time_runs_on_a_cpu() -> None:
 # The experiment -----------------------------------------------------------------------------------------------------
 
 TINY = Config(
-    blocks=2, layers=1, calibration_windows=1, gptq_windows=2, calibration_tokens=32, sort_tokens=16, test_tokens=24, budgets=5,
+    blocks=2, layers=1, calibration_windows=1, gptq_windows=2, calibration_tokens=32, sort_tokens=16,
+    test_tokens=24, budgets=5,
     rivals=["rtn-2-64", "gptq-3-64", "nf4-4-64"], levels=[2], greedy_layers=1, random_orders=1, kernel_rounds=0,
     ticks=5,
 )  # fmt: skip
