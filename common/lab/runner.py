@@ -256,7 +256,10 @@ def _register_engine() -> None:
                 while not done.wait(POLL):
                     with contextlib.suppress(OSError, ValueError):
                         told = json.loads(relay.read_text())
-                        nb_man.pbar.set_postfix_str(f"{told['label']} {told['done']}/{told['total'] or '?'}")
+                        text = f"{told['label']} {told['done']}/{told['total'] or '?'}"
+                        nb_man.pbar.set_postfix_str(text, refresh=False)
+                        with nb_man.pbar.get_lock():  # tqdm's own refresh keeps it if the terminal fails
+                            nb_man.pbar.display()
 
             watcher = threading.Thread(target=follow, daemon=True)
             if nb_man.pbar:
@@ -266,7 +269,7 @@ def _register_engine() -> None:
             finally:
                 done.set()
                 if watcher.is_alive():
-                    watcher.join()
+                    watcher.join(10 * POLL)  # not for ever: an interrupt may have left the bar's lock taken
 
     papermill_engines.register("paperlab", Engine)
 
