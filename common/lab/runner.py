@@ -259,7 +259,8 @@ def _register_engine() -> None:
                         text = f"{told['label']} {told['done']}/{told['total'] or '?'}"
                         nb_man.pbar.set_postfix_str(text, refresh=False)
                         with nb_man.pbar.get_lock():  # tqdm's own refresh keeps it if the terminal fails
-                            nb_man.pbar.display()
+                            if not nb_man.pbar.disable:  # nor closed
+                                nb_man.pbar.display()
 
             watcher = threading.Thread(target=follow, daemon=True)
             if nb_man.pbar:
