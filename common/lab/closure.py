@@ -36,6 +36,16 @@ def closure(project: Project, slug: str) -> dict[str, Path]:
     return module_closure(project, f"papers.{slug}.experiment")
 
 
+def imported(project: Project, slug: str) -> set[str]:
+    """Dotted names of all that a paper's experiment imports, libraries too, as far as its sources say."""
+    names: set[str] = set()
+    for name, path in closure(project, slug).items():
+        if path.suffix == ".py":
+            package = ".".join(Path(name).parent.parts)
+            names.update(_imports(ast.parse(path.read_bytes(), str(path)), package))
+    return names
+
+
 def module_closure(project: Project, module: str) -> dict[str, Path]:
     """Files by their name relative to the project, such as common/serving/engine.py, that `module` rests on."""
     roots = {name: project.root / name for name in ("papers", "bakeoffs")}

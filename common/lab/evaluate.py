@@ -14,6 +14,7 @@ from common.lab.project import Project
 from common.lab.record import ClaimRecord, Provenance, Record, control_record
 from common.lab.runtime import Observations, Progress, Runtime
 from common.lab.verdict import Verdict, control_holds, judge, sample
+from common.lab.workers import warm_up
 
 COMPLETE = (
     "default",
@@ -33,6 +34,8 @@ def measure(project: Project, composed: Composed, progress: Progress | None = No
     """Run the experiment once over all seeds."""
     check_device(composed.device)
     runtime = Runtime(composed.seeds, composed.device, progress)
+    if runtime.workers > 1:
+        warm_up(project, composed.slug)
     experiment = project.experiment(composed.slug).run
     return Measurement(*observe(project, composed.slug, experiment, composed.config, runtime))
 

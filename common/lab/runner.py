@@ -31,6 +31,7 @@ from common.lab.files import locked
 from common.lab.project import Project
 from common.lab.record import Record
 from common.lab.session import OUTPUT, PROGRESS
+from common.lab.workers import environment
 
 if TYPE_CHECKING:
     from common.lab.tracking import TrackedRun
@@ -188,6 +189,8 @@ def _execute(project: Project, composed: Composed, workspace: Path, folder: Path
         from traitlets.config import Config
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
+    # an interrupt kills the kernel too, and nbclient's task on it then ends unheard: asyncio would print its trace
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     _register_engine()
     relay = workspace / "progress"
     sockets = _sockets(workspace)
@@ -205,7 +208,7 @@ def _execute(project: Project, composed: Composed, workspace: Path, folder: Path
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
     try:
-        with _environment(surroundings):
+        with environment(surroundings):
             papermill.execute_notebook(
                 str(project.notebook(slug)),
                 str(folder / "notebook.ipynb"),
@@ -289,20 +292,6 @@ def _page(folder: Path) -> None:
         warnings.simplefilter("ignore")
         page, _ = HTMLExporter().from_filename(str(folder / "notebook.ipynb"))
     (folder / "notebook.html").write_text(page, encoding="utf-8")
-
-
-@contextlib.contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 @contextlib.contextmanager
