@@ -146,7 +146,9 @@ def draw_failures(
     if mode not in ("on take", "any time"):
         raise ValueError(f'mode is "on take" or "any time", not {mode!r}')
     chance = rng.random((machines, ticks))
-    table = np.where(chance < probability, rng.integers(1, longest + 1, (machines, ticks)), 0).astype(np.int64)
+    table = np.where(chance < probability, rng.integers(1, longest + 1, (machines, ticks)), 0).astype(
+        np.int64
+    )
     if mode == "any time":
         begins = table
         table = np.zeros_like(begins)
@@ -241,7 +243,9 @@ class Shop:
             self._downs,
         )
         self.machine = int(self.clock[events.ASKED])
-        self.candidates = self._waiting_for(self.machine) if self.machine >= 0 else np.zeros(0, dtype=np.int64)
+        self.candidates = (
+            self._waiting_for(self.machine) if self.machine >= 0 else np.zeros(0, dtype=np.int64)
+        )
 
     def _waiting_for(self, machine: int) -> np.ndarray:
         state, started = self.jobs[events.STATE], self.jobs[events.STARTED]
@@ -265,7 +269,9 @@ class Shop:
     def wait(self) -> None:
         """The asked machine takes nobody until the next event. ValueError where it may not wait."""
         if self.machine < 0 or not self.can_wait:
-            raise ValueError("the machine may not wait: nothing else can happen, or the shop has may_wait=False")
+            raise ValueError(
+                "the machine may not wait: nothing else can happen, or the shop has may_wait=False"
+            )
         self._go(events.WAIT)
 
     @property
@@ -302,9 +308,7 @@ class Shop:
     def schedule(self) -> Schedule:
         """What happened so far."""
         operations = self.operations.copy()
-        downs = [
-            (int(b), int(begin), int(end)) for b, begin, end in self._downs[: self.clock[events.DOWNS]]
-        ]
+        downs = [(int(b), int(begin), int(end)) for b, begin, end in self._downs[: self.clock[events.DOWNS]]]
         if self.failures is not None and self.failures.mode == "any time":
             until = int(operations[events.END].max())
             downs = [(b, *w) for b in range(self.instance.stations) for w in self.failures.windows(b, until)]

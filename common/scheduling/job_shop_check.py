@@ -53,9 +53,7 @@ def violations(
                 found.append(f"{name} is released at {release} and not at {leaves}")
             for begin, until in closed[machine]:
                 if begin <= start < until:
-                    found.append(
-                        f"{name} starts at {start}, while machine {machine} is down until {until}"
-                    )
+                    found.append(f"{name} starts at {start}, while machine {machine} is down until {until}")
                 elif not pauses and start < until and begin < end:
                     found.append(f"{name} runs while machine {machine} is down from {begin} to {until}")
     for machine, holds in held.items():

@@ -12,20 +12,20 @@ from typing import Any
 
 import numpy as np
 
-# kinds of shop
-ORDINARY, SWAP, BLOCKING = 0, 1, 2  # unlimited buffers; no buffer, cycles change places; no buffer, cycles are stuck
-# when machines shut down
-NEVER, ON_TAKE, ANY_TIME = 0, 1, 2  # a draw for each operation taken; a draw at each tick, running operations pause
-# states of a job
-OUTSIDE, PROCESSING, HOLDING, FINISHED = 0, 1, 2, 3  # not yet begun or in a buffer; on a machine; done but holding it
-# rows of `jobs`, shape (5, jobs)
-STATE, STARTED, UNTIL, READY, WHERE = 0, 1, 2, 3, 4  # STARTED: operations begun; UNTIL: end; READY: waits since
-# rows of `stations`, shape (5, machines)
-HOLDER, DOWN_UNTIL, DOWN_SINCE, DRAWN, DECLINED = 0, 1, 2, 3, 4
-# planes of `operations`, shape (4, jobs, operations)
-START, END, RELEASE, BY_SWAP = 0, 1, 2, 3  # BY_SWAP: the number of the swap that began it, 0 for none
-# entries of `clock`, shape (8,)
-TIME, ASKED, LEFT, SWAPS, DEADLOCKED, DOWNS, LONGEST, CAN_WAIT = 0, 1, 2, 3, 4, 5, 6, 7  # LONGEST swap, in jobs
+# kinds of shop: unlimited buffers; no buffer, cycles change places; no buffer, cycles are stuck
+ORDINARY, SWAP, BLOCKING = range(3)
+# when machines shut down: a draw for each operation taken; a draw at each tick, running operations pause
+NEVER, ON_TAKE, ANY_TIME = range(3)
+# states of a job: not yet begun or in a buffer; on a machine; done but holding its machine; out of the shop
+OUTSIDE, PROCESSING, HOLDING, FINISHED = range(4)
+# rows of `jobs`, shape (5, jobs): STARTED operations, UNTIL when the last of them runs, READY (waits) since, machine
+STATE, STARTED, UNTIL, READY, WHERE = range(5)
+# rows of `stations`, shape (5, machines): DRAWN is whether the next operation's shutdown was drawn already
+HOLDER, DOWN_UNTIL, DOWN_SINCE, DRAWN, DECLINED = range(5)
+# planes of `operations`, shape (4, jobs, operations); BY_SWAP: the number of the swap that began it, 0 for none
+START, END, RELEASE, BY_SWAP = range(4)
+# entries of `clock`, shape (8,); LEFT: jobs not finished; LONGEST: jobs in the longest swap
+TIME, ASKED, LEFT, SWAPS, DEADLOCKED, DOWNS, LONGEST, CAN_WAIT = range(8)
 WAIT = -1  # a choice: the machine takes nobody until the next event
 
 
@@ -46,7 +46,8 @@ def advance(
     """Carry out `choice` for the asked machine, then go on to the next decision (clock[ASKED]) or the end (-1).
 
     table: int (machines, ticks); ON_TAKE: ticks that a shutdown drawn at that tick lasts, 0 for none; ANY_TIME: for
-    how many ticks more a machine is down at that tick, 0 where it is up. The last five arrays are changed in place. One function, since numba compiles it as it stands.
+    how many ticks more a machine is down at that tick, 0 where it is up. The last five arrays are changed in place.
+    One function, since numba compiles it as it stands.
     """
     n, m = durations.shape
     ticks = table.shape[1]
@@ -184,10 +185,10 @@ def advance(
             count = 0
             one = -1
             for j in range(n):
-                if jobs[STATE, j] == OUTSIDE or jobs[STATE, j] == HOLDING:
-                    if machines[j, jobs[STARTED, j]] == b:
-                        count += 1
-                        one = j
+                waits = jobs[STATE, j] == OUTSIDE or jobs[STATE, j] == HOLDING
+                if waits and machines[j, jobs[STARTED, j]] == b:
+                    count += 1
+                    one = j
             if count == 0:
                 continue
             if mode == ON_TAKE and stations[DRAWN, b] == 0:
@@ -213,11 +214,10 @@ def advance(
             if open_machines > 1:
                 clock[CAN_WAIT] = 1
             for j in range(n):
-                if jobs[STATE, j] == PROCESSING:
+                waits = jobs[STATE, j] == OUTSIDE or jobs[STATE, j] == HOLDING
+                repaired = waits and stations[DOWN_UNTIL, machines[j, jobs[STARTED, j]]] > now
+                if jobs[STATE, j] == PROCESSING or repaired:
                     clock[CAN_WAIT] = 1
-                elif jobs[STATE, j] == OUTSIDE or jobs[STATE, j] == HOLDING:
-                    if stations[DOWN_UNTIL, machines[j, jobs[STARTED, j]]] > now:
-                        clock[CAN_WAIT] = 1
         if alone >= 0 and clock[CAN_WAIT] == 0:
             movers[0] = alone
             moving = 1

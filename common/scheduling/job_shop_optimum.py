@@ -78,9 +78,7 @@ def _solve(
     n, m = instance.durations.shape
     horizon = now + int(instance.durations.sum()) + max(free_from, default=0)
     model = cp_model.CpModel()
-    start = {
-        (j, k): model.new_int_var(0, horizon, f"start {j} {k}") for j in range(n) for k in range(m)
-    }
+    start = {(j, k): model.new_int_var(0, horizon, f"start {j} {k}") for j in range(n) for k in range(m)}
     makespan = model.new_int_var(0, horizon, "makespan")
     on_machine: dict[int, list] = {b: [] for b in range(m)}
     for (j, k), begins in start.items():

@@ -97,7 +97,9 @@ def test_a_blocked_job_holds_its_machine() -> None:
     assert ordinary.schedule().starts[2, 0] == 1
 
 
-@given(st.integers(0, 10_000), st.sampled_from(list(KINDS)), st.integers(1, 5), st.integers(1, 5), st.booleans())
+@given(
+    st.integers(0, 10_000), st.sampled_from(list(KINDS)), st.integers(1, 5), st.integers(1, 5), st.booleans()
+)
 @settings(max_examples=60, deadline=None)
 def test_every_schedule_is_valid(seed: int, kind: str, jobs: int, machines: int, may_wait: bool) -> None:
     rng = np.random.default_rng(seed)
@@ -292,7 +294,9 @@ def test_the_verifier_sees_starts_while_a_machine_is_down() -> None:
     starts, releases = np.array([[0, 4], [0, 4]]), np.array([[4, 6], [4, 9]])
     downs = [(1, 3, 5)]  # job 1 runs there until 4, job 0 enters at 4
     found = violations(TWO.durations, TWO.machines, starts, releases, "swap", downs)
-    assert any("is down until 5" in one for one in found) and any("runs while machine 1" in one for one in found)
+    assert any("is down until 5" in one for one in found) and any(
+        "runs while machine 1" in one for one in found
+    )
 
 
 @pytest.mark.parametrize(
@@ -334,7 +338,7 @@ def test_jumping_gives_the_schedule_of_a_clock_of_step_one() -> None:
 def naive(instance: Instance) -> np.ndarray:
     n, m = instance.durations.shape
     starts = np.full((n, m), -1)
-    at, holds = [-1] * n, {b: -1 for b in range(m)}  # operation at hand; job on a machine
+    at, holds = [-1] * n, dict.fromkeys(range(m), -1)  # operation at hand; job on a machine
     for now in itertools.count():
         ended = [at[j] >= 0 and starts[j, at[j]] + instance.durations[j, at[j]] <= now for j in range(n)]
         for j in range(n):
@@ -358,13 +362,7 @@ def naive(instance: Instance) -> np.ndarray:
             )
             if group is None:
                 group = next(
-                    (
-                        (j,)
-                        for b in range(m)
-                        if holds[b] < 0
-                        for j in sorted(ready)
-                        if wants[j] == b
-                    ),
+                    ((j,) for b in range(m) if holds[b] < 0 for j in sorted(ready) if wants[j] == b),
                     None,
                 )
             if group is not None:
