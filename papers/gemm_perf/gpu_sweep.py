@@ -164,7 +164,7 @@ def observe(
     seen: Observations,
 ) -> None:
     """Sweep once and add every row, the counts of what was set aside, and what the claims read."""
-    from papers.gemm_perf.experiment import BEST, SMALLER, observe_lead
+    from papers.gemm_perf.experiment import BEST, SMALLER, observe_shares
 
     found = sweep(device, chosen, generator, config.gpu_seconds)
     for row in found.rows:
@@ -180,7 +180,15 @@ def observe(
     seen.add("gpu_rows_disagreeing", len(found.disagreeing), seed)
     tiles = tuple(tile for tile in config.gpu_tiles if tile >= min(SMALLER))
     if BEST in tiles and SMALLER[0] in tiles:
-        observe_lead(as_sweep(found, tiles, device.name), "gpu", seen, seed)
+        used = as_sweep(found, tiles, device.name)
+        observe_shares(used, "gpu", seen, seed)
+        seen.add("tile_lead_gpu", float(used.lead(BEST).mean()), seed)
+        for number, (m, n, k) in enumerate(used.sizes):
+            seen.add("tile_speedup_gpu", used.speedup(BEST, SMALLER[0])[number], seed, m=m, n=n, k=k)
+        cuts = used.power_cut(BEST, SMALLER[0])
+        known = cuts[np.isfinite(cuts)]  # where both power instruments agreed
+        if len(known):
+            seen.add("tile_power_cut_gpu", float(known.mean()), seed)
 
 
 def as_sweep(found: Measured, tiles: tuple[int, ...], card: str) -> TileSweep:

@@ -59,10 +59,10 @@ class TileSweep:
         tiles, counts = np.unique(self.best(), return_counts=True)
         return int(tiles[np.argmax(counts)])
 
-    def lead(self, tile: int) -> float:
-        """Time of the best other tile over that of `tile`, geometric mean over sizes; above 1: `tile` is best."""
+    def lead(self, tile: int) -> np.ndarray:
+        """Time of the best other tile over that of `tile`, of each size; above 1: `tile` is best."""
         others = np.delete(self.seconds, self.column(tile), axis=1).min(axis=1)
-        return float(np.exp(np.mean(np.log(others / self.seconds[:, self.column(tile)]))))
+        return others / self.seconds[:, self.column(tile)]
 
     def with_one_code_path(self, tile: int) -> "TileSweep":
         """The control: whatever tile is asked for, the kernel runs with `tile`; that tile's measurement is read."""
