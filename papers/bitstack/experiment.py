@@ -37,7 +37,9 @@ class Config:
         ]
     )  # method, bits, group (0: a row)
     levels: list[int] = field(default_factory=lambda: [2, 4])  # blocks everywhere, for the ablations
-    ablations: list[str] = field(default_factory=lambda: ["no scaling", "no absolute values", "neither"])
+    ablations: list[str] = field(
+        default_factory=lambda: ["no scaling", "no absolute values"]
+    )  # also "neither"
     greedy_layers: int = 6  # the last so many are sorted greedily; 0 leaves it out
     greedy_tokens: int = 96
     random_orders: int = 3  # of these layers
@@ -45,6 +47,7 @@ class Config:
     kernel: list[int] = field(default_factory=lambda: [4096, 4096, 16, 4])  # rows, columns, k, blocks
     kernel_rounds: int = 2
     ticks: int = 100  # of the memory trace
+    few: int = 1  # tasks that are done without processes of their own, which take a while to begin
 
 
 def run(config: Config, lab: Runtime) -> Observations:

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 SORT_TEXT, TEST_TEXT = "wikitext2-valid", "wikitext2-test"
 LETTERS = 400_000  # of a text that are encoded, about 100,000 tokens
 HALF = 2  # bytes of a number in fp16
-FEW = 8  # tasks that this process does itself
 _done: dict[
     Task, Any
 ] = {}  # results of this process, so that a control computes only what its switch changes
@@ -133,8 +132,8 @@ class Study:
         _done.update(zip(missing, self._run(missing, label), strict=True))
 
     def _run(self, tasks: Sequence[Task], label: str) -> list[Any]:
-        """In processes, but for a few tasks: processes take some eight seconds to begin."""
-        if len(tasks) > FEW:
+        """In processes, but for a few tasks."""
+        if len(tasks) > self.config.few:
             return self.lab.map(evaluation.run_task, tasks, label)
         with one_thread():
             return [evaluation.run_task(task) for task in self.lab.progress(tasks, label)]
