@@ -1,5 +1,8 @@
 """What PROFILE=cuda does, on the CPU: the plan, the check against torch, timing and the energy bookkeeping."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -133,6 +136,65 @@ def test_the_gpu_profile_observes_what_its_claims_read() -> None:
         assert len(seen.values(metric)) == 1
     assert len(seen.values("gpu_joules")) == 3
     assert max(seen.values("gpu_relative_error")) < 1e-5
+
+
+def test_the_launch_has_the_authors_grid_block_and_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    launches: list[dict[str, Any]] = []
+
+    def compiled(source: str, name: str) -> Any:
+        assert f"void {name}(" in source
+
+        def kernel(**how: Any) -> None:
+            launches.append(how)
+            a, b, c, *_ = how["args"]
+            c.copy_(a @ b)
+
+        return kernel
+
+    board = SimpleNamespace(name="card", major=8, minor=9, uuid="1234")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: board)
+    monkeypatch.setattr(torch.cuda, "_compile_kernel", compiled)
+    asked: list[str] = []
+    monkeypatch.setattr(gpu_sweep, "Nvml", lambda uuid: asked.append(uuid) or Wall())
+    device = gpu_sweep.CudaDevice("cuda")
+    a, b = torch.ones(40, 24), torch.full((24, 70), 2.0)
+    assert bool(torch.all(device.product(a, b, 16) == 48))
+    assert launches[0]["grid"] == (5, 3, 1) and launches[0]["block"] == (16, 16, 1)
+    assert launches[0]["shared_mem"] == 2 * 16 * 16 * 4 and launches[0]["args"][3:] == [40, 70, 24, 16]
+    gpu_sweep.CudaDevice("cuda", one_tile=8).product(a, b, 16)
+    assert launches[1]["block"] == (8, 8, 1) and launches[1]["args"][-1] == 8  # the control: one code path
+    assert asked == ["GPU-1234"] * 2
+
+
+def test_the_meter_reads_millijoules_and_milliwatts_and_names_a_failing_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Driver:
+        code = 0
+
+        def nvmlInit_v2(self) -> int:
+            return 0
+
+        def nvmlDeviceGetHandleByUUID(self, uuid: bytes, handle: Any) -> int:
+            assert uuid == b"GPU-1"
+            return 0
+
+        def nvmlDeviceGetTotalEnergyConsumption(self, handle: Any, to: Any) -> int:
+            to._obj.value = 7_000_123_456
+            return 0
+
+        def nvmlDeviceGetPowerUsage(self, handle: Any, to: Any) -> int:
+            to._obj.value = 143_500
+            return self.code
+
+    driver = Driver()
+    monkeypatch.setattr("papers.gemm_perf.energy_meter.ctypes.CDLL", lambda name: driver)
+    meter = Nvml("GPU-1")
+    assert meter.joules() == pytest.approx(7_000_123.456)
+    assert meter.watts() == pytest.approx(143.5)
+    driver.code = 3
+    with pytest.raises(RuntimeError, match="nvmlDeviceGetPowerUsage failed with NVML's code 3"):
+        meter.watts()
 
 
 def test_without_nvidias_driver_the_meter_says_so() -> None:
