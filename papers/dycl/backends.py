@@ -47,12 +47,14 @@ def export(
     with warnings.catch_warnings(record=True) as caught, torch.no_grad():
         warnings.simplefilter("always")
         torch.onnx.export(
-            module, tuple(inputs), buffer, dynamo=False, opset_version=17, input_names=names,
+            module, tuple(inputs), buffer, dynamo=False, opset_version=17, input_names=names,  # type: ignore[arg-type]
             output_names=outputs, dynamic_axes=axes or None,
         )  # fmt: skip
     frozen = [str(w.message) for w in caught if any(lost in str(w.message) for lost in LOST)]
     if place is not None and frozen:
-        raise Unsupported(place, "a module called here turns a tensor into a Python value: " + frozen[0].split(".")[0])
+        raise Unsupported(
+            place, "a module called here turns a tensor into a Python value: " + frozen[0].split(".")[0]
+        )
     return buffer.getvalue()
 
 
@@ -73,8 +75,10 @@ def operators(content: bytes) -> set[str]:
     return found
 
 
-def onnxruntime_calls(models: Sequence[bytes], scalars: Sequence[Sequence[str]], threads: int = 1) -> list[Call]:
-    """Each model as a function of numpy arrays. scalars: the numpy kind of each input that is a host number, else ''."""
+def onnxruntime_calls(
+    models: Sequence[bytes], scalars: Sequence[Sequence[str]], threads: int = 1
+) -> list[Call]:
+    """Each model as a function of numpy arrays. scalars: the kind of each input that is a host number, else ''."""
     return [onnxruntime_call(model, kinds, threads) for model, kinds in zip(models, scalars, strict=True)]
 
 
@@ -91,12 +95,16 @@ def onnxruntime_call(model: bytes | str, kinds: Sequence[str], threads: int = 1)
     run = session.run
     if known != set(names) or any(kinds):
         casts = [
-            (i, names[i], np.dtype(kind).type if kind else None) for i, kind in enumerate(kinds) if names[i] in known
+            (i, names[i], np.dtype(kind).type if kind else None)
+            for i, kind in enumerate(kinds)
+            if names[i] in known
         ]
 
         def feed(values: tuple[Any, ...]) -> dict[str, Any]:
             return {
-                key: values[i] if cast is None or isinstance(values[i], np.ndarray) else np.asarray(cast(values[i]))
+                key: values[i]
+                if cast is None or isinstance(values[i], np.ndarray)
+                else np.asarray(cast(values[i]))
                 for i, key, cast in casts
             }
 
@@ -118,7 +126,9 @@ def openvino_calls(models: Sequence[bytes], scalars: Sequence[Sequence[str]], th
     settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
 
     def call(content: bytes, kinds: Sequence[str]) -> Call:
-        request = core.compile_model(core.read_model(io.BytesIO(content)), "CPU", settings).create_infer_request()
+        request = core.compile_model(
+            core.read_model(io.BytesIO(content)), "CPU", settings
+        ).create_infer_request()
         known = {name for given in request.model_inputs for name in given.get_names()}
         count = len(request.model_outputs)
 

@@ -1,4 +1,4 @@
-"""The whole of DyCL: from a network and a few samples to sub-networks, a host program, and files that run without torch."""
+"""The whole of DyCL: from a network and a few samples to a host program and sub-networks that run without torch."""
 
 import json
 import time
@@ -97,8 +97,8 @@ class Compiled:
         backends.write(self.export(), folder)
         (folder / "subnetworks.json").write_text(json.dumps(self.scalars))
         loader = LOADER.read_text(encoding="utf-8")
-        for name, text in (("program.py", self.text), ("traced.py", self.traced)):
-            (folder / name).write_text(f"{loader}\n\n{text}{ENDING}", encoding="utf-8")
+        (folder / "program.py").write_text(f"{loader}\n\n{self.text}{ENDING}", encoding="utf-8")
+        (folder / "traced.py").write_text(self.traced, encoding="utf-8")
         return folder
 
 
@@ -108,12 +108,14 @@ ENDING = '\n\nif __name__ == "__main__":\n    main(build)\n'
 def compile_network(
     network: nn.Module, samples: Sequence[tuple[torch.Tensor, ...]], options: Options | None = None
 ) -> Compiled:
-    """Rewrite a network in eval mode and run the result on samples (tuples of forward's arguments, a batch of one each).
+    """Rewrite a network in eval mode and run the result on samples: tuples of forward's arguments, a batch of one.
 
     Unsupported names file and line of a construct that can't be rewritten; ValueError for no samples.
     """
     if not samples:
-        raise ValueError("compiling needs at least one sample, from which sub-networks learn their inputs' shapes")
+        raise ValueError(
+            "compiling needs at least one sample, from which sub-networks learn their inputs' shapes"
+        )
     chosen = options or Options()
     start = time.perf_counter()
     program = rewrite(network, chosen.fold, chosen.fuse_conditions)

@@ -8,13 +8,13 @@ import torch
 from papers.dycl.host import host_text
 from papers.dycl.liveness import with_interfaces
 from papers.dycl.merging import merged
-from papers.dycl.program import Body, If, Leave, Loop, Node, Program, nodes, rebuild
+from papers.dycl.program import Block, Body, If, Leave, Loop, Node, Program, Return, flattened, nodes, rebuild
 from papers.dycl.recording import Decisions, built
 from papers.dycl.subnetworks import eager, numbered
 
 
 def frozen(program: Program, sample: tuple[Any, ...]) -> Program:
-    """The program without branches: each `if` goes where the sample goes first, loops make as many rounds as it makes."""
+    """The program without branches: each `if` goes where the sample goes first, loops make as many rounds as then."""
     runnable, networks = numbered(with_interfaces(merged(program)))
     take = Decisions()
     with torch.no_grad():
@@ -33,7 +33,7 @@ def frozen(program: Program, sample: tuple[Any, ...]) -> Program:
                 made.extend(_once(node) * rounds)
             else:
                 made.append(node)
-            if made and isinstance(made[-1], Leave):
+            if made and isinstance(made[-1], (Leave, Return)):
                 break
         return tuple(made)
 
@@ -46,13 +46,12 @@ def _once(loop: Loop) -> Body:
 
 def _cut(body: Body) -> Body:
     """Blocks whose jumps are now certain become straight lines: what stands behind a jump goes."""
-    from papers.dycl.program import Block, flattened
 
     def change(inner: Body) -> Body:
         made: list[Node] = []
         for node in inner:
             made.extend(flattened(node) if isinstance(node, Block) else [node])
-            if made and isinstance(made[-1], Leave):
+            if made and isinstance(made[-1], (Leave, Return)):
                 break
         return tuple(made)
 

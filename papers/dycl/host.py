@@ -3,7 +3,19 @@
 import ast
 
 from papers.dycl.program import (
-    Block, Body, HostOp, If, Leave, Loop, Node, Note, Program, Region, Return, TensorOp, nodes,
+    Block,
+    Body,
+    HostOp,
+    If,
+    Leave,
+    Loop,
+    Node,
+    Note,
+    Program,
+    Region,
+    Return,
+    TensorOp,
+    nodes,
 )  # fmt: skip
 
 INDENT = "    "
@@ -65,7 +77,9 @@ class _Writer:
             self.line(f"return {_code(node.value)}", depth)
         else:
             assert isinstance(node, TensorOp)
-            raise ValueError("tensor operations must be merged into regions before the host program is written")
+            raise ValueError(
+                "tensor operations must be merged into regions before the host program is written"
+            )
 
     def region(self, node: Region, depth: int) -> None:
         if node.index < 0:

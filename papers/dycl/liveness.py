@@ -5,7 +5,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from papers.dycl.program import (
-    Block, Body, HostOp, If, Leave, Loop, Names, Node, Note, Program, Region, Return, TensorOp,
+    Block,
+    Body,
+    HostOp,
+    If,
+    Leave,
+    Loop,
+    Names,
+    Node,
+    Note,
+    Program,
+    Region,
+    Return,
+    TensorOp,
 )  # fmt: skip
 
 Visit = Callable[[TensorOp | HostOp | Note | Region, Names], Node | None]
@@ -78,7 +90,7 @@ def without_dead(program: Program) -> Program:
 def with_interfaces(program: Program, prune: bool = True) -> Program:
     """With the inputs and outputs of each region filled in, in order of first appearance.
 
-    Inputs are what it reads before writing; outputs what it writes and somebody reads later (everything, without prune).
+    Inputs are what it reads before writing; outputs what it writes and somebody reads later (without prune: all).
     """
 
     def visit(node: TensorOp | HostOp | Note | Region, live: Names) -> Node | None:

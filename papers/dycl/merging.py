@@ -7,7 +7,20 @@ down, where it would only be a second sub-network before it.
 from dataclasses import replace
 
 from papers.dycl.program import (
-    Body, HostOp, If, Leave, Loop, Names, Node, Note, Program, Region, Return, TensorOp, nodes, rebuild,
+    Body,
+    HostOp,
+    If,
+    Leave,
+    Loop,
+    Names,
+    Node,
+    Note,
+    Program,
+    Region,
+    Return,
+    TensorOp,
+    nodes,
+    rebuild,
 )  # fmt: skip
 
 Straight = TensorOp | HostOp | Note
@@ -65,9 +78,7 @@ def _grouped(run: list[Straight], merge: bool, fuse_conditions: bool) -> list[No
 def _conflict(first: Straight, second: Straight) -> bool:
     """Whether the two must keep their order."""
     ordered = (isinstance(first, Note) and isinstance(second, Note)) or (_kept(first) and _kept(second))
-    return ordered or bool(
-        _writes(first) & (second.reads | _writes(second)) or first.reads & _writes(second)
-    )
+    return ordered or bool(_writes(first) & (second.reads | _writes(second)) or first.reads & _writes(second))
 
 
 def _writes(node: Straight) -> Names:

@@ -199,6 +199,6 @@ def _without_last_leave(body: Body, label: str) -> Body:
     if isinstance(last, Leave) and last.label == label:
         return body[:-1]
     if isinstance(last, If):
-        sides = (_without_last_leave(side, label) for side in (last.then, last.orelse))
-        last = replace(last, **dict(zip(("then", "orelse"), sides, strict=True)))
+        then, orelse = (_without_last_leave(side, label) for side in (last.then, last.orelse))
+        last = replace(last, then=then, orelse=orelse)
     return (*body[:-1], last)

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -40,7 +40,9 @@ class Decisions:
         return outcome
 
 
-def record(program: Program, traced: str, recorders: Sequence[Recorder], samples: Sequence[tuple[Any, ...]]) -> int:
+def record(
+    program: Program, traced: str, recorders: Sequence[Recorder], samples: Sequence[tuple[Any, ...]]
+) -> int:
     """Run samples until every sub-network has seen inputs; how many of them only forced decisions could reach.
 
     A sub-network that no sample reaches is reached by turning decisions round, one more at a time, so that its inputs
@@ -83,7 +85,9 @@ def record(program: Program, traced: str, recorders: Sequence[Recorder], samples
     for recorder in recorders:
         if recorder.seen is None:
             place: Place = recorder.network.place
-            raise Unsupported(place, "no sample reaches this, and neither do forced decisions: give more samples")
+            raise Unsupported(
+                place, "no sample reaches this, and neither do forced decisions: give more samples"
+            )
     return unreached
 
 

@@ -1,4 +1,4 @@
-"""The source of a function as a syntax tree with its lines in the file, and the one error for what can't be rewritten."""
+"""The source of a function as a syntax tree with its lines in the file; the error for what can't be rewritten."""
 
 import ast
 import builtins
@@ -6,7 +6,7 @@ import inspect
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ def source_of(function: Callable[..., Any]) -> Source:
     return _source_of(inspect.unwrap(getattr(function, "__func__", function)))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _source_of(function: Callable[..., Any]) -> Source:
     code = getattr(function, "__code__", None)
     if code is None:

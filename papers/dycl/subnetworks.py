@@ -15,12 +15,14 @@ from papers.dycl.source import Place, Unsupported
 
 
 class SubNetwork(nn.Module):
-    """One region. forward takes its inputs in order and returns a tuple of its outputs; parameters are the network's own.
+    """One region: forward takes its inputs in order and returns a tuple of its outputs.
 
-    text: the source of forward; place: where its first statement comes from.
+    Parameters are the network's own. text: the source of forward; place: where its first statement comes from.
     """
 
-    def __init__(self, text: str, constants: dict[str, Any], place: Place, arity: tuple[int, int], operations: int) -> None:
+    def __init__(
+        self, text: str, constants: dict[str, Any], place: Place, arity: tuple[int, int], operations: int
+    ) -> None:
         super().__init__()
         self.text, self.place, self.arity, self.operations = text, place, arity, operations
         self.identity = (text, tuple((alias, id(item)) for alias, item in constants.items()))

@@ -1,8 +1,8 @@
-"""What an expression is while a program is rewritten: a constant, a tensor, a host value, several, or a choice of modules."""
+"""What an expression is while it is rewritten: a constant, a tensor, a host value, several, or a choice of modules."""
 
 import ast
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -117,27 +117,38 @@ def joined(variable: str, known: str, one: Value | None, other: Value | None) ->
         found = one or other
         assert found is not None
         return found
-    if isinstance(one, Const) and isinstance(other, Const):
-        if one.value is other.value or (
-            type(one.value) is type(other.value) and hostable(one.value) and one.value == other.value
-        ):
-            return one
+    if isinstance(one, Const) and isinstance(other, Const) and _same(one.value, other.value):
+        return one
+    if isinstance(one, Host) and isinstance(other, Host) and ast.unparse(one.code) == ast.unparse(other.code):
+        return replace(one, tensors=one.tensors or other.tensors)
     if isinstance(one, Several) and isinstance(other, Several) and len(one.items) == len(other.items):
         pairs = zip(one.items, other.items, strict=True)
         return Several(
             tuple(joined(variable, f"{known}__{i}", a, b) for i, (a, b) in enumerate(pairs)), one.is_list
         )
-    if isinstance(one, (Const, Host)) and isinstance(other, (Const, Host)):
-        if all(isinstance(side, Host) or hostable(side.value) for side in (one, other)):
-            tensors = any(isinstance(side, Host) and side.tensors for side in (one, other))
-            return Host(name(known), frozenset({known}), tensors=tensors)
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
+    sides = [
+        side
+        for side in (one, other)
+        if isinstance(side, Host) or (isinstance(side, Const) and hostable(side.value))
+    ]
+    if len(sides) == 2:
+        tensors = any(isinstance(side, Host) and side.tensors for side in sides)
+        return Host(name(known), frozenset({known}), tensors=tensors)
+    if (
+        isinstance(one, Tensor)
+        and isinstance(other, Tensor)
+        and ast.unparse(one.code) == ast.unparse(other.code)
+    ):
         return one
     if one == other:
         return one
     if isinstance(one, Unusable):
         return one
     return Unusable(f"{variable!r} is {_kind(one)} on one path and {_kind(other)} on another")
+
+
+def _same(one: Any, other: Any) -> bool:
+    return one is other or (type(one) is type(other) and hostable(one) and bool(one == other))
 
 
 def _kind(value: Value) -> str:

@@ -2,7 +2,7 @@
 
 from hypothesis import strategies as st
 
-HEAD = '''
+HEAD = """
 import torch
 from torch import nn
 
@@ -35,17 +35,20 @@ class Drawn(nn.Module):
         b = 1
         z = x + y
         seen = []
-'''
+"""
 TAIL = "        return x, y, z, a, b, seen\n"
 
 
 def tensors() -> st.SearchStrategy[str]:
     return st.sampled_from(
         [
-            "torch.tanh(x + y)", "x * 0.5 - z", "self.layers[1](z)", "torch.tanh(y @ self.weight)", "x.relu() - y.mean()",
-            "torch.tanh(z * a)", "torch.tanh(x + b * 0.1)", "self.layers[a % 3](x)", "self.double(y)", "self.layers[-1](y)",
+            "torch.tanh(x + y)", "x * 0.5 - z", "self.layers[1](z)", "torch.tanh(y @ self.weight)",
+            "x.relu() - y.mean()",
+            "torch.tanh(z * a)", "torch.tanh(x + b * 0.1)", "self.layers[a % 3](x)",
+            "self.double(y)", "self.layers[-1](y)",
             "self.scale(z, by=1.5)", "(x if a > 1 else y * 0.9)", "torch.where(x > 0, y, z)", "x.softmax(dim=-1)", "y",
-            "torch.cat([x[:, :2], y[:, 2:]], dim=1)", "x.max(dim=1, keepdim=True).values - z", "z.reshape(x.shape[0], -1)",
+            "torch.cat([x[:, :2], y[:, 2:]], dim=1)", "x.max(dim=1, keepdim=True).values - z",
+            "z.reshape(x.shape[0], -1)",
             "(self.layers[0](x) if z.sum() > 0 else y)", "self.layers[int(x.argmax()) % 3 - 1](z)",
         ]
     )  # fmt: skip
@@ -110,7 +113,10 @@ def bodies(draw: st.DrawFn, depth: int, loop: bool = False, counter: int = 0) ->
             lines += [f"for {target} in {over}:", f"    x = torch.tanh(x + i{counter} * 0.1)"]
             lines += indented(draw(bodies(depth - 1, True, counter + 1)))
         elif kind == "modules":
-            lines += [f"for m{counter}, c{counter} in zip(self.layers, self.cuts):", f"    z = m{counter}(z) - c{counter}"]
+            lines += [
+                f"for m{counter}, c{counter} in zip(self.layers, self.cuts):",
+                f"    z = m{counter}(z) - c{counter}",
+            ]
             lines += indented(draw(bodies(depth - 1, True, counter + 1)))
         else:
             over = draw(st.sampled_from(["range(int(x.argmax()))", "range(a % 3)"]))
@@ -121,4 +127,6 @@ def bodies(draw: st.DrawFn, depth: int, loop: bool = False, counter: int = 0) ->
 
 def programs(depth: int = 2) -> st.SearchStrategy[str]:
     """The text of a file with one module, Drawn, of two inputs (1, 4)."""
-    return bodies(depth).map(lambda lines: HEAD + "\n".join("        " + line for line in lines) + "\n" + TAIL)
+    return bodies(depth).map(
+        lambda lines: HEAD + "\n".join("        " + line for line in lines) + "\n" + TAIL
+    )

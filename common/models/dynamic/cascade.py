@@ -1,10 +1,10 @@
-"""A cascade over resolutions: the image is looked at more closely until the answer is sure (RANet, Yang et al. 2020)."""
+"""A cascade over resolutions: it looks more closely until the answer is sure (RANet, Yang et al. 2020)."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.models.dynamic.calibration import normalise, quantile, warm_statistics
+from common.models.dynamic.calibration import quantile, warm_statistics
 from common.models.dynamic.early_exit import Head, Residual, convolution
 
 
@@ -48,7 +48,7 @@ class ResolutionCascade(nn.Module):
         for i, scale in enumerate(self.scales):
             warm_statistics(self.stems[i], F.avg_pool2d(inputs, scale))
             features = warm_statistics(self.bodies[i], self.look(inputs, features, i))
-            normalise(self.heads[i].linear, features.mean(dim=(2, 3)))
+            self.heads[i].normalise(features)  # type: ignore[operator]
             if i < len(self.thresholds):
                 best = self.heads[i](features).softmax(dim=-1).topk(2).values
                 margin = best[:, 0] - best[:, 1]

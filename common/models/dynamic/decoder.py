@@ -58,4 +58,4 @@ class GreedyDecoder(nn.Module):
                         margins.append(logits[0, 1:].max() - logits[0, self.end])
             if round_ == 0:
                 normalise(self.out, torch.stack(states))
-        self.out.bias[self.end] += quantile(torch.stack(margins), 1 / 6)
+        self.out.bias[self.end].add_(quantile(torch.stack(margins), 1 / 6))

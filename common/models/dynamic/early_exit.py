@@ -1,4 +1,4 @@
-"""Networks that answer as soon as they are sure: VGG and residual network (Kaya et al. 2019, SDN), transformer (PABEE)."""
+"""Networks that answer as soon as they are sure: VGG and ResNet (SDN, Kaya et al. 2019), transformer (PABEE)."""
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,10 @@ class Head(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         return self.linear(features.mean(dim=(2, 3)))
+
+    def normalise(self, features: Tensor) -> None:
+        """Scale and shift so that over these features every output has mean 0 and the deviation of calibration.py."""
+        normalise(self.linear, features.mean(dim=(2, 3)))
 
 
 class EarlyExitVGG(nn.Module):
@@ -55,7 +59,7 @@ class EarlyExitVGG(nn.Module):
         x, left = inputs, torch.ones(len(inputs), dtype=torch.bool)
         for i, (block, head) in enumerate(zip(self.blocks, self.heads, strict=True)):
             x = warm_statistics(block, x)
-            normalise(head.linear, x.mean(dim=(2, 3)))
+            head.normalise(x)  # type: ignore[operator]
             if i < len(self.thresholds):
                 sure = head(x).softmax(dim=-1).amax(dim=-1)
                 self.thresholds[i] = quantile(sure[left], 1 - 1 / (len(self.blocks) - i))
@@ -121,7 +125,7 @@ class EarlyExitResNet(nn.Module):
         x, left = warm_statistics(self.stem, inputs), torch.ones(len(inputs), dtype=torch.bool)
         for i, (stage, head) in enumerate(zip(self.stages, self.heads, strict=True)):
             x = warm_statistics(stage, x)
-            normalise(head.linear, x.mean(dim=(2, 3)))
+            head.normalise(x)  # type: ignore[operator]
             unsure = self.entropy(head(x))
             if i + 1 < len(self.stages):
                 self.thresholds[i] = quantile(unsure[left], 1 / (len(self.stages) - i))
@@ -187,4 +191,4 @@ class PatientEncoder(nn.Module):
         x = self.words(inputs) + self.places.weight
         for layer, head in zip(self.layers, self.heads, strict=True):
             x = layer(x)
-            normalise(head, x.mean(dim=1))
+            normalise(head, x.mean(dim=1))  # type: ignore[arg-type]

@@ -44,6 +44,7 @@ class ExpertStack(nn.Module):
         """Every router sends a like share of the inputs (n, width) to each expert."""
         x = inputs
         for layer in self.layers:
+            assert isinstance(layer, Mixture)
             normalise(layer.router, layer.norm(x))
             x = torch.cat([layer(row[None]) for row in x])
         normalise(self.head, x)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from common.models.dynamic.calibration import normalise, warm_statistics
+from common.models.dynamic.calibration import warm_statistics
 from common.models.dynamic.early_exit import Head, Residual, convolution
 
 
@@ -30,12 +30,12 @@ class GatedResNet(nn.Module):
         """Each gate lets about half of the inputs (n, 3, h, w) through."""
         x = warm_statistics(self.stem, inputs)
         for block, gate in zip(self.blocks, self.gates, strict=True):
-            normalise(gate.linear, x.mean(dim=(2, 3)))
+            gate.normalise(x)  # type: ignore[operator]
             through = gate(x).flatten() > 0
             ran = warm_statistics(block, x[through])
             x = x.clone()
             x[through] = ran
-        normalise(self.head.linear, x.mean(dim=(2, 3)))
+        self.head.normalise(x)
 
 
 class PolicyResNet(nn.Module):
@@ -62,11 +62,11 @@ class PolicyResNet(nn.Module):
     def calibrate(self, inputs: Tensor) -> None:
         """The policy keeps each block for about half of the inputs (n, 3, h, w)."""
         features = warm_statistics(self.policy[0], inputs)
-        normalise(self.policy[1].linear, features.mean(dim=(2, 3)))
+        self.policy[1].normalise(features)  # type: ignore[operator]
         keep = self.policy(inputs) > 0
         x = warm_statistics(self.stem, inputs)
         for i, block in enumerate(self.blocks):
             ran = warm_statistics(block, x[keep[:, i]])
             x = x.clone()
             x[keep[:, i]] = ran
-        normalise(self.head.linear, x.mean(dim=(2, 3)))
+        self.head.normalise(x)

@@ -1,4 +1,4 @@
-"""Adaptive computation time (Graves 2016): a recurrent cell thinks about each input until its halting sum reaches one."""
+"""Adaptive computation time (Graves 2016): a cell thinks about each input until its halting sum reaches one."""
 
 import torch
 from torch import Tensor, nn
@@ -49,5 +49,5 @@ class PonderingRNN(nn.Module):
                 states.append(state)
         seen = torch.cat(states)
         normalise(self.halt, seen)
-        self.halt.bias -= quantile(self.halt(seen), 0.5) - torch.logit(torch.tensor(0.4))
+        self.halt.bias.sub_(quantile(self.halt(seen), 0.5) - torch.logit(torch.tensor(0.4)))
         normalise(self.head, seen)

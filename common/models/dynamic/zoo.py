@@ -84,15 +84,19 @@ def draw(reads: str, count: int, generator: torch.Generator, width: int = 64) ->
     raise ValueError(f"{reads!r} is none of images, sentences, sequences, vectors")
 
 
-def read_images(path: Path) -> Tensor:
-    """All JPEG images of a zip in order of name, (n, 3, 32, 32), scaled to mean about 0 and deviation about 1."""
+def read_images(path: Path, count: int, rng: np.random.Generator) -> Tensor:
+    """`count` JPEG images of a zip, drawn without repetition: (count, 3, 32, 32), mean about 0, deviation about 1.
+
+    ValueError where there are fewer.
+    """
     from PIL import Image
 
     with zipfile.ZipFile(path) as archive:
         names = sorted(name for name in archive.namelist() if name.endswith((".jpg", ".png")))
-        if not names:
-            raise ValueError(f"{path}: there is no image in this archive")
-        pixels = np.stack([np.asarray(Image.open(io.BytesIO(archive.read(name)))) for name in names])
+        if len(names) < count:
+            raise ValueError(f"{path}: {count} images were asked for, there are {len(names)}")
+        drawn = [names[place] for place in rng.choice(len(names), count, replace=False)]
+        pixels = np.stack([np.asarray(Image.open(io.BytesIO(archive.read(name)))) for name in drawn])
     return (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 - 0.47) / 0.25
 
 

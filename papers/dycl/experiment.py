@@ -1,0 +1,260 @@
+"""What the claims of DyCL read: nine networks compiled, compared with eager mode on every input, and timed."""
+
+import importlib.util
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from common.lab.runtime import Observations, Runtime
+from common.models.dynamic import zoo
+
+CONTROL_FREE = ("correct_share", "backends_right_share", "trace_wrong_share", "trace_right_share")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes and switches. A control changes one switch; profiles change the sizes."""
+
+    # switches of the mechanism
+    cut: bool = True  # False: branches as the first sample takes them, as a trace has them
+    merge: bool = True  # False: a sub-network for every tensor operation
+    compile: bool = True  # False: sub-networks stay eager modules, only the host program is new
+    one_path: bool = False  # True: rivals are tested on inputs that take the traced sample's path
+    # sizes
+    networks: list[str] = field(default_factory=lambda: list(zoo.RECIPES))
+    narrower: int = 1  # divides the width of every network
+    wider: int = 1  # multiplies it
+    calibration: int = 200  # inputs on which thresholds are set
+    inputs: int = 500  # on which outputs and paths are compared
+    timed_inputs: int = 70
+    rounds: int = 3  # times each of them
+    threads: list[int] = field(default_factory=lambda: [1, 2])
+    rivals: bool = True  # scripting and graph breaks, first seed
+    backends: list[str] = field(
+        default_factory=lambda: ["onnxruntime", "openvino"]
+    )  # every network, first seed
+    inductor: list[str] = field(default_factory=lambda: ["greedy_decoder"])  # networks that go through it too
+    ablations: list[str] = field(
+        default_factory=lambda: ["fold", "prune", "merge", "fuse_conditions", "share"]
+    )
+
+
+def run(config: Config, lab: Runtime) -> Observations:
+    """Observe every metric that the card's claims read."""
+    if lab.device.startswith("cuda"):
+        from papers.dycl.gpu import on_gpu
+
+        return on_gpu(config, lab)
+    seen = Observations()
+    with tempfile.TemporaryDirectory(prefix="dycl-") as folder:
+        verified(config, lab, Path(folder), seen)
+        if lab.wants("speedup", "least_speedup", "mean_speedup", "overhead_of_cutting"):
+            timed(config, lab, Path(folder), seen)
+    return seen
+
+
+def drawn(config: Config, lab: Runtime, seed: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """For each kind of input those for calibration and those for testing: real ones where they can be had."""
+    wanted = {zoo.recipe(name).reads for name in config.networks}
+    counts = (config.calibration, config.inputs)
+    made: dict[str, tuple[Tensor, Tensor]] = {}
+    for reads in sorted(wanted):
+        generator = lab.torch_generator(seed, "inputs", reads)
+        if reads == "images":
+            files = [registered(lab, name) for name in ("cifar10-train-a", "cifar10-test")]
+            if None not in files and importlib.util.find_spec("PIL") is not None:
+                rng = lab.rng(seed, "images")
+                first, second = (
+                    zoo.read_images(file, count, rng)
+                    for file, count in zip(files, counts, strict=True)
+                    if file is not None
+                )
+                made[reads] = (first, second)
+                continue
+        if reads in ("sentences", "sequences"):
+            file = registered(lab, "sst2-dev")
+            if file is not None:
+                sentences = zoo.read_sentences(file)
+                order = lab.rng(seed, "sentences").permutation(len(sentences))[: sum(counts)]
+                rows: Tensor = sentences[torch.from_numpy(order)]
+                if reads == "sequences":
+                    rows = zoo.sequences_of(rows, generator)
+                made[reads] = (rows[: counts[0]], rows[counts[0] :])
+                continue
+        width = zoo.recipe("expert_stack").width * config.wider // config.narrower
+        rows = zoo.draw(reads, sum(counts), generator, width)
+        made[reads] = (rows[: counts[0]], rows[counts[0] :])
+    return made
+
+
+def registered(lab: Runtime, name: str) -> Path | None:
+    """A data set's file, downloaded where it has an address; None where it can't be had."""
+    from common.data import DataError, fetch
+
+    try:
+        fetch(name)
+    except DataError:
+        return None
+    return lab.data(name)
+
+
+def verified(config: Config, lab: Runtime, folder: Path, seen: Observations) -> None:
+    """Compile every network and compare it with eager mode, two processes at a time."""
+    from papers.dycl.compiler import Options
+    from papers.dycl.verification import Task, verify
+
+    correct = lab.wants("correct_share")
+    timing = lab.wants("speedup", "least_speedup", "mean_speedup", "overhead_of_cutting") and config.compile
+    trace, backends = lab.wants("trace_wrong_share", "trace_right_share"), lab.wants("backends_right_share")
+    everything = lab.wants("everything")  # not in a control's run
+    tasks = []
+    for seed in lab.seeds:
+        data = drawn(config, lab, seed)
+        for name in config.networks:
+            calibration, inputs = data[zoo.recipe(name).reads]
+            first = seed == lab.seeds[0]
+            chosen = tuple(config.backends) + (("inductor",) if name in config.inductor else ())
+            tasks.append(
+                Task(
+                    network=name,
+                    seed=seed,
+                    state=int(lab.rng(seed, "weights", name).integers(2**31)),
+                    width=zoo.recipe(name).width * config.wider // config.narrower,
+                    calibration=calibration,
+                    inputs=inputs,
+                    folder=str(folder / f"{name}-{seed}"),
+                    options=Options(cut=config.cut, merge=config.merge),
+                    one_path=config.one_path,
+                    correct=correct,
+                    trace=trace,
+                    rivals=config.rivals and everything and first,
+                    backends=chosen if backends and first else (),
+                    ablations=tuple(config.ablations) if everything and first else (),
+                    deploy=timing,
+                )
+            )
+    tasks.sort(key=lambda task: not task.backends)  # the longest first
+    for rows in lab.map(verify, tasks, "networks"):
+        seen.extend(rows)
+    summarised(config, lab, seen)
+
+
+def summarised(config: Config, lab: Runtime, seen: Observations) -> None:
+    """What claims read of the comparison, one value a seed."""
+    for seed in lab.seeds:
+        right = seen.values("right", seed=seed)
+        if right:
+            seen.add("correct_share", float(np.mean(right)), seed)
+        wrong = seen.values("trace_wrong", seed=seed, method="trace to ONNX")
+        if wrong:
+            seen.add("trace_wrong_share", float(np.mean(wrong)), seed)
+            seen.add("trace_right_share", float(np.mean(np.equal(wrong, 0))), seed)
+        parts, whole = (sum(seen.values(metric, seed=seed)) for metric in ("regions", "operations"))
+        seen.add("regions_per_operation", parts / whole, seed)
+    pairs = seen.values("backend_right")
+    if pairs:
+        seen.add("backends_right_share", float(np.mean(pairs)))
+
+
+def timed(config: Config, lab: Runtime, folder: Path, seen: Observations) -> None:
+    """Latencies, one network after the other with nothing beside them."""
+    from common.stats.paired import ratio_of_means
+    from papers.dycl import baselines
+    from papers.dycl.timing import host_share, latencies, torch_threads
+
+    for seed in lab.seeds:
+        data = drawn(config, lab, seed)
+        for name in lab.progress(config.networks, f"latencies, seed {seed}"):
+            calibration, inputs = data[zoo.recipe(name).reads]
+            place = folder / f"{name}-{seed}"
+            network: nn.Module = torch.load(place / "network.pt", weights_only=False)
+            rows = [inputs[i : i + 1] for i in range(min(config.timed_inputs, len(inputs)))]
+            arrays = [row.numpy() for row in rows]
+            at: dict[str, Any] = {"network": name}
+            if lab.wants("speedup", "least_speedup", "mean_speedup"):
+                for threads in config.threads:
+                    systems: dict[str, Callable[[Any], Any]] = {"eager": network}
+                    if config.compile:
+                        systems["dycl"], build, calls = deployed(place, threads)
+                    else:
+                        systems["dycl"] = rewritten_only(network, calibration)
+                    given: dict[str, Sequence[Any]] = {
+                        "eager": rows,
+                        "dycl": arrays if config.compile else rows,
+                    }
+                    with torch_threads(threads):
+                        found = latencies(systems, given, config.rounds)
+                        if config.compile and threads == 1:
+                            seen.add("host_share", host_share(build, calls, arrays), seed, **at)
+                    ratio = ratio_of_means(found["eager"], found["dycl"])
+                    for system, seconds in found.items():
+                        seen.add(
+                            "latency_ms",
+                            1e3 * float(np.mean(seconds)),
+                            seed,
+                            system=system,
+                            threads=threads,
+                            **at,
+                        )
+                    seen.add("speedup", ratio.value, seed, threads=threads, **at)
+                    seen.add("speedup_low", ratio.low, seed, threads=threads, **at)
+                    seen.add("speedup_high", ratio.high, seed, threads=threads, **at)
+            if config.compile and lab.wants("overhead_of_cutting"):
+                with torch_threads(1):
+                    whole = baselines.trace_onnx(network, rows[0])
+                    found = latencies(
+                        {"trace": whole, "dycl": deployed(place, 1)[0]},
+                        {"trace": arrays[:1], "dycl": arrays[:1]},
+                        max(config.timed_inputs, 20),
+                    )
+                seen.add("over_trace", float(found["dycl"][0] / found["trace"][0]), seed, **at)
+            if seed == lab.seeds[0] and config.compile and lab.wants("everything"):
+                for part in config.ablations:
+                    pair = {"dycl": deployed(place, 1)[0], part: deployed(place / part, 1)[0]}
+                    with torch_threads(1):
+                        found = latencies(pair, dict.fromkeys(pair, arrays), 1)
+                    ratio = ratio_of_means(found[part], found["dycl"])
+                    seen.add("slower_without", ratio.value, optimisation=part, **at)
+            shutil.rmtree(place, ignore_errors=True) if config.compile else None
+        fastest = [seen.values("speedup", seed=seed, network=name) for name in config.networks]
+        if any(fastest):
+            seen.add("least_speedup", min(min(ratios) for ratios in fastest), seed)
+            seen.add("mean_speedup", float(np.exp(np.mean(np.log(np.concatenate(fastest))))), seed)
+        over = seen.values("over_trace", seed=seed)
+        if over:
+            seen.add("overhead_of_cutting", float(np.exp(np.mean(np.log(over)))) - 1, seed)
+
+
+def deployed(
+    place: Path, threads: int
+) -> tuple[Callable[[Any], Any], Callable[..., Any], list[Callable[..., Any]]]:
+    """A saved program: its forward over arrays, its build function and its sub-networks."""
+    import json
+
+    from papers.dycl import loading
+
+    spec = importlib.util.spec_from_file_location("generated_program", place / "program.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    kinds = json.loads((place / "subnetworks.json").read_text())
+    calls = [
+        loading.sub_network(place / f"sub_{k:03d}.onnx", known, threads) for k, known in enumerate(kinds)
+    ]
+    return module.build(calls), module.build, calls
+
+
+def rewritten_only(network: nn.Module, calibration: Tensor) -> Callable[[Any], Any]:
+    """The host program over eager modules: what rewriting alone does to latency."""
+    from papers.dycl.compiler import compile_network
+    from papers.dycl.verification import samples
+
+    compiled = compile_network(network, samples(calibration))
+    return compiled.forward(compiled.calls("eager"))
