@@ -15,7 +15,7 @@ from papers.dycl.subnetworks import Seen, SubNetwork, as_tensor
 
 Call = Callable[..., Any]
 CONTROL = {"If", "Loop", "Scan"}  # operators that no sub-network may hold
-LOST = ("Converting a tensor to a Python", "registered as constants in the trace")  # what a tracer freezes
+LOST = ("Converting a tensor to a", "registered as constants in the trace")  # what a tracer freezes
 
 
 def onnx_bytes(network: SubNetwork, seen: Seen) -> bytes:

@@ -184,7 +184,7 @@ class Calls(Decisions):
         if inspect.isfunction(function) and not of_torch(function):
             bound = self._bound(callee, positional, named, node)
             return self.inline(source_of(callee), bound, self.at(node))
-        if not callable(callee) or not of_torch(callee):
+        if not callable(callee) or not of_torch(callee) or getattr(callee, "__module__", "") == "builtins":
             raise self.refuse(
                 node, f"{ast.unparse(node.func)} is neither of torch nor a Python function with source"
             )

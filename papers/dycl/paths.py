@@ -53,6 +53,7 @@ def watched(network: nn.Module, only: frozenset[tuple[str, int]] | None = None) 
 def _wrapped(
     function: Callable[..., Any], hooks: dict[str, Any], only: frozenset[tuple[str, int]] | None
 ) -> Callable[..., Any] | None:
+    function = inspect.unwrap(function)  # what a decorator hides
     lines, first = inspect.getsourcelines(function)
     tree = ast.parse(textwrap.dedent("".join(lines)))
     ast.increment_lineno(tree, first - 1)

@@ -62,7 +62,7 @@ def verify(task: Task) -> Observations:
 
     compiled = compile_network(network, samples(task.calibration), task.options)
     regions = [node for node in nodes(compiled.program.body) if isinstance(node, Region) and node.index >= 0]
-    operations = sum(len(region.ops) for region in regions)
+    operations = sum(not op.alias for region in regions for op in region.ops)
     add("operations", operations)
     add("regions", len(regions))
     add("subnetworks", len(compiled.networks))
