@@ -1,9 +1,9 @@
 """Energy of a layer by level: multiply-accumulates, register files, links between elements, global buffer, DRAM.
 
 Which words move between the levels depends on how the loops over input maps, output maps and folds are blocked.
-`blocked` tries every blocking in two levels (buffer and register files) and every innermost loop, and takes the one that
-costs least, as nn-dataflow does (Gao et al., ASPLOS 2017; its default goal). Of two mappings with the same passes the cheaper
-one wins, and a mapper that minimises energy may take one with *more* passes: `cheapest` does that.
+`blocked` tries every blocking in two levels (buffer and register files) and every innermost loop, and takes the one
+that costs least, as nn-dataflow does (Gao et al., ASPLOS 2017). A mapper that minimises energy, nn-dataflow's default
+goal, may take a mapping with *more* passes than the fastest: `cheapest` does that.
 
 Costs are per word of 16 bits, in units of one multiply-accumulate unless said otherwise.
 """
@@ -107,7 +107,7 @@ def blocked(
     t = t[fits]
     best, least = None, np.inf
     for outer, inner in itertools.product(range(3), repeat=2):  # the innermost loop of each level
-        moved = dict.fromkeys(("link", "buffer", "dram"), 0.0)
+        moved = {level: np.zeros(len(t)) for level in ("link", "buffer", "dram")}
         for data, (indexed, kept) in LOOPS.items():
             whole = np.prod([passes[loop] for loop in indexed])
             again = np.where(t[:, indexed, 0].prod(axis=1) > 1, 1 if outer == kept else t[:, kept, 0], 1)

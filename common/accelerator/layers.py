@@ -24,8 +24,8 @@ class Layer:
     groups: int = 1  # g
 
     def __post_init__(self) -> None:
-        sizes = (self.inputs, self.outputs, self.out_rows, self.out_columns)
-        sizes += (self.filter_rows, self.filter_columns, self.stride, self.groups)
+        sizes = [self.inputs, self.outputs, self.out_rows, self.out_columns]
+        sizes += [self.filter_rows, self.filter_columns, self.stride, self.groups]
         if any(size < 1 for size in sizes):
             raise ValueError(f"layer {self.name}: every size is at least 1, not {sizes}")
         if self.inputs % self.groups or self.outputs % self.groups:

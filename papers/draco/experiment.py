@@ -1,6 +1,6 @@
 """What the claims of DRACO read: cycles and use of an array, by group size and width, and accuracies really trained."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
@@ -35,7 +35,7 @@ class Config:
     )
     standard: bool = False  # True: 3 x 3 layers are standard convolutions, whatever G says
     group_sizes: list[int] = field(default_factory=lambda: [1, 4, 8])  # to choose from; [1]: width alone
-    frozen: bool = False  # True: 3 x 3 layers of larger groups keep their random weights
+    frozen: bool = False  # True: 3 x 3 layers with larger groups keep their random weights
     # what is looked at
     compared: int = 8  # the group size of claims that compare one with depthwise
     widths: list[float] = field(default_factory=lambda: [1.0, 0.75, 0.5])
@@ -44,7 +44,7 @@ class Config:
     allowed_loss: float = 0.5  # points of accuracy that a chosen network may lose: "negligible"
     # training; no epochs: none
     data: str = "mnist-5k"
-    epochs: int = 10
+    epochs: int = 8
     batch: int = 128
     learning_rate: float = 0.02
     # the layer timed on a GPU: channels, map size, batch
@@ -171,13 +171,16 @@ def sweep(config: Config, seen: Observations) -> None:
 def at_point(seen: Observations, found: Run, **at: str | float) -> None:
     """Rows of one network under one mapping."""
     spatial = sum(m.cycles for m in found.mappings if m.layer.spatial and m.layer.name != "conv1")
-    seen.add("cycles", found.cycles, **at)
-    seen.add("spatial_cycles", spatial, **at)
-    seen.add("mean_utilization", found.mean_utilization, **at)
-    seen.add("time_utilization", found.time_utilization, **at)
+    for metric, value in (
+        ("cycles", found.cycles),
+        ("spatial_cycles", spatial),
+        ("mean_utilization", found.mean_utilization),
+        ("time_utilization", found.time_utilization),
+    ):
+        seen.add(metric, value, None, **at)
 
 
-CHOICES = ("latency_cut", "utilization_gain")
+CHOICES = ("latency_cut", "latency_cut_over_narrowing", "utilization_gain")
 ALONE = ("latency_cut_alone", "utilization_gain_alone")
 
 
@@ -209,10 +212,37 @@ def trained(config: Config, lab: Runtime, seen: Observations) -> None:
                 seen.add(f"chosen_group{suffix}", best.group_size, seed)
                 seen.add(f"chosen_width{suffix}", best.width, seed)
                 seen.add(f"chosen_change{suffix}", gains[best][seed], seed)
+                if points is grid:
+                    depthwise = {p: gain for p, gain in known.items() if p.group_size == 1}
+                    narrowed = choose(BASELINE, speeds, depthwise, config.allowed_loss)
+                    seen.add("latency_cut_over_narrowing", 1.0 - now.cycles / speeds[narrowed].cycles, seed)
+                    seen.add("latency_cut_by_narrowing", 1.0 - speeds[narrowed].cycles / was.cycles, seed)
+    if lab.wants("latency_cut_side_by_side"):
+        side_by_side(config, lab, grid, gains, seen)
     for metric, point in (("accuracy_change", narrow), ("accuracy_gain", larger)):
         if lab.wants(metric):
             for seed in lab.seeds:
                 seen.add(metric, gains[point][seed], seed)
+
+
+def side_by_side(
+    config: Config,
+    lab: Runtime,
+    grid: Sequence[Point],
+    gains: Mapping[Point, Mapping[int, float]],
+    seen: Observations,
+) -> None:
+    """The same choice on hardware that runs groups side by side, against its own depthwise network and narrowing."""
+    array = Array(*config.array)
+    runs = {point: run_network(layers_of(config, point), array, "parallel") for point in grid}
+    speeds = {point: Speed(found.cycles, found.mean_utilization) for point, found in runs.items()}
+    for seed in lab.seeds:
+        known = {point: held_out(gains[point], seed) for point in grid}
+        best = choose(BASELINE, speeds, known, config.allowed_loss)
+        depthwise = {point: gain for point, gain in known.items() if point.group_size == 1}
+        narrowed = choose(BASELINE, speeds, depthwise, config.allowed_loss)
+        seen.add("latency_cut_side_by_side", 1.0 - speeds[best].cycles / speeds[BASELINE].cycles, seed)
+        seen.add("narrowing_side_by_side", 1.0 - speeds[narrowed].cycles / speeds[BASELINE].cycles, seed)
 
 
 def learn(
@@ -226,7 +256,7 @@ def learn(
     found = {
         (point, seed): Training(
             STANDARD if config.standard else point.group_size, point.width, seed, data, paths, config.epochs,
-            config.batch, config.learning_rate, config.frozen, lab.device,
+            config.batch, config.learning_rate, config.frozen and point.group_size > 1, lab.device,
         )
         for point in points
         for seed in lab.seeds

@@ -9,7 +9,6 @@ from torch import nn
 from common.accelerator.layers import Layer, convolution, fully_connected
 from common.accelerator.networks import convolutions, group_count, mobilenet_v1, resnet50, squeezenext
 
-
 SMALL = st.integers(1, 4)
 
 

@@ -7,14 +7,14 @@ from hypothesis import strategies as st
 from common.accelerator.energy import cheapest_run
 from common.accelerator.layers import Layer, convolution
 from common.accelerator.networks import convolutions, mobilenet_v1
-from common.accelerator.row_stationary import SHARINGS, Array, fold, map_layer, run_network, splits
+from common.accelerator.row_stationary import SHARINGS, Array, Run, fold, map_layer, run_network, splits
 
 LARGE = Array(64, 64)
 
 # MobileNetV1 without pooling and dense layer on 64 x 64: G, width, cycles, those of its 3 x 3 group layers and the mean
 # utilisation of its 27 layers with opt_goal 'e'; cycles and utilisation with 'd'. shreyas1998/nn_dataflow, branch
-# update, commit d6badf6, buffer of 4 MB, 256 words of registers, Cost(1, (200, 6, 2, 1)), batch 1, G_convLayer for every
-# 3 x 3 layer. DRACO's own script has opt_goal 'e', the default.
+# update, commit d6badf6, buffer of 4 MB, 256 words of registers, Cost(1, (200, 6, 2, 1)), batch 1, G_convLayer for
+# every 3 x 3 layer. DRACO's own script has opt_goal 'e', the default.
 AUTHORS = [
     (1, 1.0, 378112, 225792, 0.4632, 378000, 0.4638),
     (2, 1.0, 378112, 225792, 0.4734, 265104, 0.4946),
@@ -31,8 +31,8 @@ AUTHORS = [
 ]
 
 
-def spatial_cycles(run: object) -> int:
-    return sum(m.cycles for m in run.mappings if m.layer.spatial and m.layer.inputs > 3)  # type: ignore[attr-defined]
+def spatial_cycles(run: Run) -> int:
+    return sum(m.cycles for m in run.mappings if m.layer.spatial and m.layer.inputs > 3)
 
 
 @pytest.mark.parametrize(("group", "width", "cycles", "spatial", "mean", "fastest", "fastest_mean"), AUTHORS)

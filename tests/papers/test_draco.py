@@ -1,0 +1,214 @@
+"""DRACO: the choice of group size and width by exhaustive search, real training, and facts of the mapping."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.lab.runtime import Runtime
+from papers.draco import accuracy as training
+from papers.draco.accuracy import FOLDS, TRAINED, Training, accuracies, accuracy, batches
+from papers.draco.cooptimization import Point, Speed, choose, front, held_out
+from papers.draco.experiment import BASELINE, Config, run
+from papers.draco.group_convolution import seconds
+from papers.draco.images import digits, mnist_5k
+
+MAPPED = Config(epochs=0, swept_groups=[1, 8], swept_arrays=[16, 64], widths=[1.0, 0.5])
+TINY = Config(
+    epochs=1, data="digits", group_sizes=[1, 8], widths=[1.0, 0.5], swept_groups=[1], swept_arrays=[16, 64]
+)
+
+points = st.builds(Point, st.sampled_from([1, 2, 4, 8]), st.sampled_from([0.5, 0.75, 1.0]))
+speeds = st.builds(Speed, st.integers(1, 50), st.floats(0.1, 1.0))
+
+
+@given(st.dictionaries(points, st.tuples(speeds, st.floats(-3, 3)), min_size=1), speeds, st.floats(0, 2))
+def test_the_choice_is_the_fastest_of_all_points_that_keep_the_accuracy(
+    drawn: dict[Point, tuple[Speed, float]], first: Speed, allowed: float
+) -> None:
+    known = {point: speed for point, (speed, _) in drawn.items()} | {BASELINE: first}
+    gains = {point: gain for point, (_, gain) in drawn.items() if point != BASELINE} | {BASELINE: 0.0}
+    best = choose(BASELINE, known, gains, allowed)
+    assert gains[best] >= -allowed
+    for point, gain in gains.items():
+        if gain >= -allowed:
+            assert known[best].cycles <= known[point].cycles
+
+
+def test_without_a_point_that_keeps_the_accuracy_the_choice_is_the_baseline() -> None:
+    known = {BASELINE: Speed(100, 0.5), Point(8, 0.5): Speed(10, 0.9)}
+    assert choose(BASELINE, known, {Point(8, 0.5): -0.6}, 0.5) == BASELINE
+    assert choose(BASELINE, known, {Point(8, 0.5): -0.5}, 0.5) == Point(8, 0.5)
+
+
+def test_of_equally_fast_points_the_one_that_fills_the_array_is_chosen() -> None:
+    known = {BASELINE: Speed(100, 0.4), Point(4, 1.0): Speed(100, 0.5), Point(8, 1.0): Speed(100, 0.6)}
+    assert choose(BASELINE, known, dict.fromkeys(known, 0.0), 0.5) == Point(8, 1.0)
+
+
+def test_a_choice_for_a_seed_looks_at_the_other_seeds_alone() -> None:
+    assert held_out({0: 5.0, 1: 1.0, 2: 3.0}, 0) == 2.0
+    assert held_out({0: 5.0}, 0) == 5.0
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=12))
+def test_the_front_holds_exactly_what_nothing_beats(drawn: list[tuple[int, int]]) -> None:
+    pairs = [(float(cost), float(value)) for cost, value in drawn]
+    kept = {pairs[index] for index in front(pairs)}
+    for cost, value in pairs:
+        beaten = any((c <= cost and v >= value) and (c, v) != (cost, value) for c, v in pairs)
+        assert ((cost, value) in kept) is (not beaten)
+
+
+# Facts of the mapping -----------------------------------------------------------------------------------------------
+
+
+def test_depthwise_mobilenet_takes_378112_cycles_of_which_most_idle() -> None:
+    # the authors' simulator (tests/common/accelerator/test_row_stationary.py says how it was run)
+    seen = run(MAPPED, Runtime((0,)))
+    at: dict[str, object] = {"group": 1, "width": 1.0, "goal": "energy"}
+    assert seen.values("cycles", **at) == [378_112]  # type: ignore[arg-type]
+    assert seen.values("spatial_cycles", **at) == [225_792]  # type: ignore[arg-type]
+    assert seen.values("mean_utilization", **at) == pytest.approx([0.463], abs=5e-4)  # type: ignore[arg-type]
+    assert seen.values("time_utilization", **at) == pytest.approx([567_716_352 / (378_112 * 4096)])  # type: ignore[arg-type]
+
+
+def test_larger_groups_alone_take_no_time_for_the_least_energy_and_less_for_the_least_time() -> None:
+    seen = run(MAPPED, Runtime((0,)))
+    assert seen.values("time_of_added_macs") == [1.0]
+    before, after = (seen.values("cycles", group=g, width=1.0, goal="time")[0] for g in (1, 8))
+    assert after / before == pytest.approx(1 - 0.416, abs=5e-4)  # the authors' simulator with opt_goal 'd'
+
+
+@pytest.mark.parametrize("switch", [{"sharing": "parallel"}, {"array": [8, 8]}])
+def test_a_full_array_or_groups_side_by_side_let_added_work_take_time(switch: dict[str, object]) -> None:
+    seen = run(replace(MAPPED, **switch), Runtime((0,), wanted=["time_of_added_macs"]))  # type: ignore[arg-type]
+    assert seen.values("time_of_added_macs")[0] > 1.05
+
+
+def test_a_standard_convolution_gains_nothing_from_g() -> None:
+    seen = run(replace(MAPPED, standard=True), Runtime((0,)))
+    assert seen.values("macs_per_energy") == [1.0]
+    assert len(set(seen.values("cycles", width=1.0, goal="time"))) == 1
+
+
+def test_only_the_depthwise_network_starves_on_a_large_array() -> None:
+    seen = run(MAPPED, Runtime((0,)))
+    use = {
+        (name, size): seen.values("time_utilization_by_array", network=name, array=size)[0]
+        for name in ("MobileNetV1", "ResNet-50", "SqueezeNext")
+        for size in (16, 64)
+    }
+    assert use["MobileNetV1", 64] < 0.5 * use["MobileNetV1", 16]
+    for name in ("ResNet-50", "SqueezeNext"):
+        assert use[name, 64] > 0.95 * use[name, 16]
+
+
+# Training -----------------------------------------------------------------------------------------------------------
+
+
+def task(**changes: object) -> Training:
+    return replace(Training(1, 1.0, 0, "digits", (), 2, 64, 0.02), **changes)  # type: ignore[arg-type]
+
+
+def test_five_seeds_test_on_every_image_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = digits()
+    learned = []
+    monkeypatch.setattr(training, "train", lambda *call, **_: learned.append(call))
+    monkeypatch.setattr(training, "batches", lambda pixels, labels, rest, rows, seed: rest)
+    left_out = []
+    for seed in range(FOLDS):
+        accuracy(task(seed=seed))
+        rest = set(learned[-1][2].tolist())
+        left_out.append(set(range(len(images.labels))) - rest)
+    assert sum(map(len, left_out)) == len(images.labels)
+    assert set.union(*left_out) == set(range(len(images.labels)))
+
+
+def test_an_epoch_deals_out_every_image_once_and_the_next_in_another_order() -> None:
+    labels = torch.arange(50)
+    at = batches(torch.zeros(50, 1), labels, torch.arange(5, 50), 9, seed=1)
+    first, second = (torch.cat([at(step)[1] for step in range(5 * e, 5 * e + 5)]) for e in (0, 1))
+    assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(5, 50))
+    assert first.tolist() != second.tolist()
+    with pytest.raises(ValueError, match="a batch of 51 rows"):
+        batches(torch.zeros(50, 1), labels, torch.arange(50), 51, seed=1)
+
+
+def test_frozen_groups_keep_their_random_weights_and_depthwise_ones_learn() -> None:
+    assert accuracy(task(frozen=True)) == accuracy(task())
+    assert accuracy(task(group_size=8, frozen=True)) != accuracy(task(group_size=8))
+
+
+def test_a_network_learns_the_digits() -> None:
+    assert accuracy(task(epochs=6, group_size=8)) > 90
+
+
+def test_a_training_that_was_done_is_not_done_again() -> None:
+    calls: list[Training] = []
+    known = task(seed=4, epochs=1)
+    TRAINED.clear()
+
+    def each(function: object, items: list[Training]) -> list[float]:
+        calls.extend(items)
+        return [50.0] * len(items)
+
+    try:
+        assert accuracies([known, known], each) == {known: 50.0}  # type: ignore[arg-type]
+        assert accuracies([known], each) == {known: 50.0}  # type: ignore[arg-type]
+        assert calls == [known]
+    finally:
+        TRAINED.clear()
+
+
+def test_two_runs_give_equal_observations() -> None:
+    seen = []
+    for _ in range(2):
+        TRAINED.clear()
+        seen.append(run(TINY, Runtime((0, 1), workers=1)).to_json())
+    assert seen[0] == seen[1]
+
+
+def test_a_control_trains_only_what_its_claims_read() -> None:
+    TRAINED.clear()
+    seen = run(TINY, Runtime((0,), workers=1, wanted=["accuracy_gain"]))
+    assert {(row.at["group"], row.at["width"]) for row in seen.rows("accuracy")} == {(1, 1.0), (8, 1.0)}
+    assert not seen.values("cycles")
+
+
+def test_mnist_lines_become_images(tmp_path: Path) -> None:
+    path = tmp_path / "two.csv.gz"
+    table = np.zeros((2, 785))
+    table[0, 0], table[1, 783], table[:, 784] = 255, 255, (7, 3)
+    np.savetxt(path, table, delimiter=",", fmt="%d")
+    images = mnist_5k(path)
+    assert images.pixels.shape == (2, 1, 28, 28)
+    assert images.labels.tolist() == [7, 3]
+    assert images.pixels.argmax().item() in (0, 2 * 784 - 1)
+    assert images.pixels.mean().item() == pytest.approx(0, abs=1e-6)
+
+
+def test_a_group_convolution_is_timed_on_this_machine() -> None:
+    times = [seconds(32, 7, group, 2, "cpu", repeats=3) for group in (1, 8)]
+    assert all(0 < time < 1 for time in times)
+    with pytest.raises(ValueError, match="do not divide"):
+        seconds(32, 7, 5, 2, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"array": [64]}, "rows and columns"),
+        ({"group_sizes": [2, 4]}, "must hold the baseline"),
+        ({"widths": [0.5]}, "must hold the baseline"),
+        ({"sharing": "all"}, "sharing: shared"),
+        ({"data": "imagenet", "epochs": 1}, "data is mnist-5k"),
+    ],
+)
+def test_bad_settings_get_a_clear_error(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(replace(MAPPED, **changes), Runtime((0,), wanted=["accuracy_gain"]))  # type: ignore[arg-type]
