@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from papers.dycl.source import Place, Unsupported
-from papers.dycl.subnetworks import Seen, SubNetwork, as_tensor
+from papers.dycl.subnetworks import Seen, SubNetwork
 
 Call = Callable[..., Any]
 CONTROL = {"If", "Loop", "Scan"}  # operators that no sub-network may hold
@@ -148,13 +148,17 @@ def openvino_calls(models: Sequence[bytes], scalars: Sequence[Sequence[str]], th
 
 
 def inductor_calls(networks: Sequence[SubNetwork]) -> list[Call]:
-    """Each sub-network through torch.compile as one whole graph; functions of tensors."""
+    """Each sub-network through torch.compile as one whole graph; functions of tensors and numbers."""
+
+    from torch._inductor import config
+
+    config.compile_threads = 1  # no pool of processes for a handful of kernels
 
     def call(network: SubNetwork) -> Call:
-        compiled = torch.compile(network, fullgraph=True, dynamic=False)
+        compiled = torch.compile(network, fullgraph=True)
 
         def run(*values: Any) -> Any:
-            outputs = compiled(*(as_tensor(value) for value in values))
+            outputs = compiled(*values)  # host numbers stay numbers, which inductor makes symbols of
             return outputs[0] if len(outputs) == 1 else outputs
 
         return run

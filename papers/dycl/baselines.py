@@ -72,6 +72,9 @@ def script_onnx(network: nn.Module, sample: Tensor) -> Run:
 
 def graph_breaks(network: nn.Module, sample: Tensor) -> Run:
     """torch.compile with graph breaks; its capture alone (back end "eager"), for it is judged by its answers here."""
+    import logging
+
+    logging.getLogger("torch._dynamo").setLevel(logging.ERROR)  # it tells of every break
     torch._dynamo.reset()
     return torch.compile(network, backend="eager", dynamic=False)
 

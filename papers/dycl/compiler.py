@@ -21,6 +21,7 @@ from papers.dycl.recording import Decisions, built, record
 from papers.dycl.rewriting import rewrite
 from papers.dycl.subnetworks import Recorder, SubNetwork, eager, numbered, shared
 
+SAMPLES = 20  # that the compiler sees
 LOADER = Path(__file__).with_name("loading.py")
 
 
@@ -103,6 +104,11 @@ class Compiled:
 
 
 ENDING = '\n\nif __name__ == "__main__":\n    main(build)\n'
+
+
+def samples(inputs: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
+    """The first inputs (n, ...), as compile_network takes them."""
+    return [(inputs[i : i + 1],) for i in range(min(SAMPLES, len(inputs)))]
 
 
 def compile_network(

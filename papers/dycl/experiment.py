@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from common.lab.runtime import Observations, Runtime
 from common.models.dynamic import zoo
 
-CONTROL_FREE = ("correct_share", "backends_right_share", "trace_wrong_share", "trace_right_share")
-
 
 @dataclass(frozen=True)
 class Config:
@@ -207,14 +205,11 @@ def timed(config: Config, lab: Runtime, folder: Path, seen: Observations) -> Non
                     seen.add("speedup_low", ratio.low, seed, threads=threads, **at)
                     seen.add("speedup_high", ratio.high, seed, threads=threads, **at)
             if config.compile and lab.wants("overhead_of_cutting"):
+                whole = {"trace": baselines.trace_onnx(network, rows[0]), "dycl": deployed(place, 1)[0]}
+                traced = arrays[:1] * len(arrays)  # the sample itself: its path is the trace's
                 with torch_threads(1):
-                    whole = baselines.trace_onnx(network, rows[0])
-                    found = latencies(
-                        {"trace": whole, "dycl": deployed(place, 1)[0]},
-                        {"trace": arrays[:1], "dycl": arrays[:1]},
-                        max(config.timed_inputs, 20),
-                    )
-                seen.add("over_trace", float(found["dycl"][0] / found["trace"][0]), seed, **at)
+                    found = latencies(whole, dict.fromkeys(whole, traced), config.rounds)
+                seen.add("over_trace", float(np.mean(found["dycl"]) / np.mean(found["trace"])), seed, **at)
             if seed == lab.seeds[0] and config.compile and lab.wants("everything"):
                 for part in config.ablations:
                     pair = {"dycl": deployed(place, 1)[0], part: deployed(place / part, 1)[0]}
@@ -253,8 +248,7 @@ def deployed(
 
 def rewritten_only(network: nn.Module, calibration: Tensor) -> Callable[[Any], Any]:
     """The host program over eager modules: what rewriting alone does to latency."""
-    from papers.dycl.compiler import compile_network
-    from papers.dycl.verification import samples
+    from papers.dycl.compiler import compile_network, samples
 
     compiled = compile_network(network, samples(calibration))
     return compiled.forward(compiled.calls("eager"))

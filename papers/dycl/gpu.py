@@ -9,10 +9,9 @@ from torch import nn
 
 from common.lab.runtime import Observations, Runtime
 from common.models.dynamic import zoo
-from papers.dycl.compiler import compile_network
+from papers.dycl.compiler import compile_network, samples
 from papers.dycl.subnetworks import Seen, SubNetwork, as_tensor
 from papers.dycl.timing import latencies, torch_threads
-from papers.dycl.verification import samples
 
 if TYPE_CHECKING:
     from papers.dycl.experiment import Config

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-WARM_UP = 10  # calls of each system before any is timed
+WARM_UP = 8  # calls of a system before any of a round is timed
 
 
 @contextmanager
@@ -28,19 +28,19 @@ def latencies(
 ) -> dict[str, np.ndarray]:
     """Seconds of each system on each input, (inputs,): the fastest of the rounds, which other load disturbs least.
 
-    In every round each input goes through all systems, whose order turns by one from input to input.
+    In every round all inputs go through one system after the other, whose order turns by one from round to round: taken in
+    turn call by call, the threads of one system, which spin for a while after a call, would slow down the other's.
     """
     names = list(systems)
     count = len(inputs[names[0]])
-    for name in names:
-        for i in range(WARM_UP):
-            systems[name](inputs[name][i % count])
     seconds = {name: np.empty((rounds, count)) for name in names}
     for round_ in range(rounds):
-        for i in range(count):
-            turn = (i + round_) % len(names)
-            for name in names[turn:] + names[:turn]:
-                call, value = systems[name], inputs[name][i]
+        turn = round_ % len(names)
+        for name in names[turn:] + names[:turn]:
+            call = systems[name]
+            for i in range(WARM_UP):
+                call(inputs[name][i % count])
+            for i, value in enumerate(inputs[name]):
                 start = time.perf_counter()
                 call(value)
                 seconds[name][round_, i] = time.perf_counter() - start
