@@ -219,10 +219,11 @@ class Shop:
         self.stations[events.HOLDER] = -1
         self.stations[events.DECLINED] = -1
         self.operations = np.zeros((4, n, m), dtype=np.int64)
-        self.clock = np.zeros(8, dtype=np.int64)
+        self.clock = np.zeros(9, dtype=np.int64)
         self.clock[events.LEFT] = n
         self.clock[events.ASKED] = -1
         self._downs = np.zeros(((n + 1) * m, 3), dtype=np.int64)
+        self._waiting = np.zeros(n, dtype=np.int64)
         self._go(events.WAIT)
 
     def _go(self, choice: int) -> None:
@@ -241,23 +242,15 @@ class Shop:
             self.operations,
             self.clock,
             self._downs,
+            self._waiting,
         )
         self.machine = int(self.clock[events.ASKED])
-        self.candidates = (
-            self._waiting_for(self.machine) if self.machine >= 0 else np.zeros(0, dtype=np.int64)
-        )
-
-    def _waiting_for(self, machine: int) -> np.ndarray:
-        state, started = self.jobs[events.STATE], self.jobs[events.STARTED]
-        nexts = self.instance.machines[
-            np.arange(len(started)), np.minimum(started, self.instance.stations - 1)
-        ]
-        waits = (state == events.OUTSIDE) | (state == events.HOLDING)
-        return np.flatnonzero(waits & (nexts == machine))
+        count = int(self.clock[events.CANDIDATES]) if self.machine >= 0 else 0
+        self.candidates = self._waiting[:count].copy()
 
     def take(self, job: int) -> None:
         """The asked machine takes this job. ValueError for a job that is no candidate or a shop that is done."""
-        if job not in self.candidates:
+        if job not in self.candidates.tolist():
             raise ValueError(f"job {job} does not wait for machine {self.machine}")
         self._go(int(job))
 

@@ -24,8 +24,8 @@ STATE, STARTED, UNTIL, READY, WHERE = range(5)
 HOLDER, DOWN_UNTIL, DOWN_SINCE, DRAWN, DECLINED = range(5)
 # planes of `operations`, shape (4, jobs, operations); BY_SWAP: the number of the swap that began it, 0 for none
 START, END, RELEASE, BY_SWAP = range(4)
-# entries of `clock`, shape (8,); LEFT: jobs not finished; LONGEST: jobs in the longest swap
-TIME, ASKED, LEFT, SWAPS, DEADLOCKED, DOWNS, LONGEST, CAN_WAIT = range(8)
+# entries of `clock`, shape (9,); LEFT: jobs not finished; LONGEST: jobs in the longest swap
+TIME, ASKED, LEFT, SWAPS, DEADLOCKED, DOWNS, LONGEST, CAN_WAIT, CANDIDATES = range(9)
 WAIT = -1  # a choice: the machine takes nobody until the next event
 
 
@@ -42,11 +42,12 @@ def advance(
     operations: Any,
     clock: Any,
     downs: Any,
+    candidates: Any,
 ) -> None:
     """Carry out `choice` for the asked machine, then go on to the next decision (clock[ASKED]) or the end (-1).
 
     table: int (machines, ticks); ON_TAKE: ticks that a shutdown drawn at that tick lasts, 0 for none; ANY_TIME: for
-    how many ticks more a machine is down at that tick, 0 where it is up. The last five arrays are changed in place.
+    how many ticks more a machine is down at that tick, 0 where it is up. The last six arrays are changed in place.
     One function, since numba compiles it as it stands.
     """
     n, m = durations.shape
@@ -223,6 +224,12 @@ def advance(
             moving = 1
             continue
         clock[ASKED] = asked
+        clock[CANDIDATES] = 0
+        for j in range(n):
+            waits = jobs[STATE, j] == OUTSIDE or jobs[STATE, j] == HOLDING
+            if waits and machines[j, jobs[STARTED, j]] == asked:
+                candidates[clock[CANDIDATES]] = j
+                clock[CANDIDATES] += 1
         return
 
 

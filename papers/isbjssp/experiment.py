@@ -19,12 +19,12 @@ class Config:
     replanning: bool = False  # True: decisions are made by solving the rest anew
     # training
     carried: bool = False  # the weights that come with the package, in place of training
-    updates: int = 130
+    updates: int = 150
     environments: int = 40
     steps: int = 16  # of each environment an update
     rate: float = 2e-3
-    jobs: list[int] = field(default_factory=lambda: [5, 10])  # least and most of a random instance
-    machines: list[int] = field(default_factory=lambda: [4, 6])
+    jobs: list[int] = field(default_factory=lambda: [6, 10])  # least and most of a random shop
+    machines: list[int] = field(default_factory=lambda: [5, 7])
     reward: str = "makespan"
     layers: int = 2
     width: int = 16
@@ -44,7 +44,9 @@ class Config:
     probabilities: list[float] = field(default_factory=lambda: [0.01, 0.05, 0.1, 0.2])  # of a shutdown
     mode: str = "on take"  # or "any time": a shutdown may come at any tick and pauses what runs
     failure_seeds: int = 3  # for each training seed and probability
-    solved: list[str] = field(default_factory=lambda: ["ft06", *(f"la{i:02}" for i in range(1, 6))])
+    solved: list[str] = field(
+        default_factory=lambda: ["ft06", *(f"random-6x6-{i}" for i in range(5)), "la01", "la05"]
+    )
     solver_work: float = 10.0  # CP-SAT's deterministic seconds for each of these
     replanned: list[str] = field(default_factory=lambda: ["ft06", "la01", "la02"])
     replanning_work: float = 0.1  # for each of their decisions

@@ -6,8 +6,8 @@ Layer, for every alive operation v (pred and succ of its job, D(v) its machine's
                 relu(mean over all h), h_v, x_v])
 
 Actor: a score MLP([h_v, mean h]) for each candidate; critic: MLP(mean h). Means in place of the parent's sums, so that
-the numbers stay in the range of training when the shop is larger. All operations lie in a grid (jobs, operations): the
-neighbours along a job are shifts, those of a machine a sum by index.
+the numbers stay in the range of training when the shop is larger. Only alive operations are computed: those of all
+shops of a batch stand in one row after another, and edges are indices into these rows.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
 
 
 class Layer(nn.Module):
-    """One round of messages; embeddings (shops, operations, inputs) -> (shops, operations, width)."""
+    """One round of messages; embeddings (operations, inputs) -> (operations, width)."""
 
     def __init__(self, inputs: int, width: int, hidden: int, messages: bool) -> None:
         super().__init__()
@@ -35,49 +35,73 @@ class Layer(nn.Module):
         self.update = mlp(own, hidden, width)
 
     def forward(self, h: Tensor, x: Tensor, edges: "Edges") -> Tensor:
-        """h (shops, jobs, operations, inputs) is 0 where not alive, and so is what comes out."""
         parts = [h, x]
         if self.messages:
             received = (edges.before(h), edges.after(h), edges.same_machine(h), edges.blocked_by(h))
             parts += [torch.relu(send(one)) for send, one in zip(self.senders, received, strict=True)]
-            parts.append(torch.relu(edges.overall(h))[:, None, None].expand(*h.shape))
-        return self.update(torch.cat(parts, dim=-1)) * edges.alive
+            parts.append(torch.relu(edges.overall(h))[edges.shop])
+        return self.update(torch.cat(parts, dim=-1))
 
 
 class Edges:
-    """The edges of a batch of graphs as operations on embeddings of shape (shops, jobs, operations, width)."""
+    """The edges of a batch of graphs as operations on embeddings of its alive operations, (operations, width).
+
+    before, after, same_machine and blocked_by give what each operation receives, 0 where it has no such neighbour.
+    """
 
     def __init__(self, seen: Mapping[str, Tensor]) -> None:
-        shops, jobs, operations = seen["alive"].shape
-        self.alive = seen["alive"][..., None].float()
-        self.count = self.alive.sum(dim=(1, 2)).clamp(min=1)
-        self.waits = seen["waits"].flatten(1)[..., None].float()
-        self.holds = seen["holds"][..., None].float()
-        machine = torch.nn.functional.one_hot(seen["machine"].flatten(1), operations).float()
-        self.on = machine  # (shops, jobs * operations, machines)
-        alive = self.alive.flatten(1, 2)
-        others = machine @ (machine.transpose(1, 2) @ alive) - alive
-        self.others = others.clamp(min=1)
+        alive = seen["alive"]
+        shops, jobs, operations = alive.shape
+        self.shops, self._machines = shops, operations
+        flat = alive.flatten().nonzero()[:, 0]
+        count = len(flat)
+        row = torch.full((alive.numel() + 1,), count)  # of a place in the grid; `count` is a row of zeros
+        row[flat] = torch.arange(count)
+        k = flat % operations
+        self.flat = flat
+        self.shop = flat // (jobs * operations)
+        self.size = torch.bincount(self.shop, minlength=shops).clamp(min=1)[:, None]
+        self.row_before = row[torch.where(k > 0, flat - 1, alive.numel())]
+        self.row_after = row[torch.where(k < operations - 1, flat + 1, alive.numel())]
+        self.machine = self.shop * operations + seen["machine"].flatten()[flat]
+        users = torch.bincount(self.machine, minlength=shops * operations)
+        self.others = (users[self.machine] - 1).clamp(min=1)[:, None]
+        holder = torch.full((shops * operations,), count)  # the row that holds a machine although it is done
+        holds = seen["holds"].flatten()[flat].nonzero()[:, 0]
+        holder[self.machine[holds]] = holds
+        waits = seen["waits"].flatten()[flat]
+        self.row_holding = torch.where(waits, holder[self.machine], count)
+        self.candidates = row[
+            torch.arange(shops)[:, None] * jobs * operations
+            + torch.arange(jobs)[None] * operations
+            + seen["next"]
+        ]
+
+    def _rows(self, h: Tensor, rows: Tensor) -> Tensor:
+        return torch.nn.functional.pad(h, (0, 0, 0, 1)).index_select(0, rows)
 
     def before(self, h: Tensor) -> Tensor:
-        return torch.nn.functional.pad(h[:, :, :-1], (0, 0, 1, 0))
+        return self._rows(h, self.row_before)
 
     def after(self, h: Tensor) -> Tensor:
-        return torch.nn.functional.pad(h[:, :, 1:], (0, 0, 0, 1))
-
-    def _by_machine(self, h: Tensor) -> Tensor:
-        """The sum over each operation's machine."""
-        return self.on @ (self.on.transpose(1, 2) @ h.flatten(1, 2))
+        return self._rows(h, self.row_after)
 
     def same_machine(self, h: Tensor) -> Tensor:
-        return ((self._by_machine(h) - h.flatten(1, 2)) / self.others).view_as(h)
+        """The mean over the others of the operation's machine."""
+        sums = h.new_zeros(self.shops * self._machines, h.shape[1]).index_add(0, self.machine, h)
+        return (sums.index_select(0, self.machine) - h) / self.others
 
     def blocked_by(self, h: Tensor) -> Tensor:
         """At most one operation holds a machine; what waits for it receives its embedding."""
-        return (self._by_machine(h * self.holds) * self.waits).view_as(h)
+        return self._rows(h, self.row_holding)
 
     def overall(self, h: Tensor) -> Tensor:
-        return h.sum(dim=(1, 2)) / self.count
+        """The mean over a shop's operations, (shops, width)."""
+        return h.new_zeros(self.shops, h.shape[1]).index_add(0, self.shop, h) / self.size
+
+    def of_candidates(self, h: Tensor) -> Tensor:
+        """The next operation of each job, (shops, jobs, width); 0 of a job that has none."""
+        return self._rows(h, self.candidates.flatten()).view(*self.candidates.shape, -1)
 
 
 class GraphPolicy(nn.Module):
@@ -105,13 +129,12 @@ class GraphPolicy(nn.Module):
                     layer.bias.uniform_(-bound, bound, generator=generator)
 
     def forward(self, seen: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        x = seen["features"]
         edges = Edges(seen)
+        x = seen["features"].flatten(0, 2).index_select(0, edges.flat)
         h = x
         for layer in self.layers:
             h = layer(h, x, edges)
-        place = seen["next"][:, :, None, None].expand(-1, -1, 1, h.shape[-1])
-        candidates = h.gather(2, place)[:, :, 0]
+        candidates = edges.of_candidates(h)
         overall = edges.overall(h)
         if self.messages:
             beside = overall[:, None].expand_as(candidates)
