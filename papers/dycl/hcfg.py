@@ -82,9 +82,9 @@ class _Maker:
             return self.step("tensor", f"{_text(node.target)} = {_text(node.value)}", ends)
         if isinstance(node, Region):
             if node.index < 0:
-                return self.step(
-                    "host", "; ".join(f"{_text(op.target)} = {_text(op.value)}" for op in node.ops), ends
-                )
+                kind = "host" if all(op.alias for op in node.ops) else "tensor"
+                text = "; ".join(f"{_text(op.target)} = {_text(op.value)}" for op in node.ops)
+                return self.step(kind, text, ends)
             call = f"{', '.join(node.outputs)} = sub_{node.index}({', '.join(node.inputs)})"
             return self.step("region", call, ends, node.index)
         if isinstance(node, HostOp):
@@ -124,8 +124,8 @@ def _text(node: ast.expr) -> str:
     return ast.unparse(ast.fix_missing_locations(node))
 
 
-def columns(graph: Graph) -> Iterator[tuple[Vertex, float, int]]:
-    """Where to draw each vertex: (vertex, column, row). Rows follow the longest way from the start."""
+def columns(graph: Graph) -> Iterator[tuple[Vertex, int, int]]:
+    """Where to draw each vertex: (vertex, column, row), column 0 first. Rows follow the longest way from the start."""
     row = [0] * len(graph.vertices)
     for source, target, _ in sorted(graph.edges):
         if target > source:
@@ -135,4 +135,4 @@ def columns(graph: Graph) -> Iterator[tuple[Vertex, float, int]]:
         by_row.setdefault(row[vertex.number], []).append(vertex)
     for level, known in by_row.items():
         for place, vertex in enumerate(known):
-            yield vertex, place - (len(known) - 1) / 2, level
+            yield vertex, place, level
