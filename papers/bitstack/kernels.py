@@ -7,7 +7,7 @@ through few large operations of torch.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -118,18 +118,23 @@ def _unpacked(packed: Tensor, dtype: torch.dtype) -> Tensor:
     return ((packed[..., None] >> shifts) & 1).flatten(-2).to(dtype) * 2 - 1
 
 
-def seconds(
-    run: Callable[..., object], blocks: tuple[Any, Any, Any], rounds: int, device: str = "cpu"
-) -> float:
-    """Of the fastest of some rounds of `run(*blocks)`, after one that is not counted."""
-    times = []
+def paired_seconds(
+    runs: Sequence[Callable[..., object]], blocks: tuple[Any, Any, Any], rounds: int, device: str = "cpu"
+) -> list[float]:
+    """Of each of `runs(*blocks)` the fastest round, after one that is not counted.
+
+    In turns, so that a machine that is busy for a while slows all of them.
+    """
+    times: list[list[float]] = []
     for _ in range(rounds + 1):
-        _wait(device)
-        begun = time.perf_counter()
-        run(*blocks)
-        _wait(device)
-        times.append(time.perf_counter() - begun)
-    return min(times[1:])
+        times.append([])
+        for run in runs:
+            _wait(device)
+            begun = time.perf_counter()
+            run(*blocks)
+            _wait(device)
+            times[-1].append(time.perf_counter() - begun)
+    return [min(of_one) for of_one in zip(*times[1:], strict=True)]
 
 
 def _wait(device: str) -> None:

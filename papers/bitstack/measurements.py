@@ -69,10 +69,8 @@ def kernels(config: "Config", lab: Runtime, seen: Observations) -> None:
             made = restoring.random_blocks(lab.rng(seed, "kernels"), rows, columns, k, blocks)
             fused = restoring.fused_numba if config.fused else restoring.plain_numpy
             with one_thread():
-                spent = [
-                    restoring.seconds(run, made, config.kernel_rounds)
-                    for run in (restoring.plain_numpy, fused)
-                ]
+                runs = (restoring.plain_numpy, fused)
+                spent = restoring.paired_seconds(runs, made, config.kernel_rounds)
             seen.add("fused_gain_cpu", spent[0] / spent[1], seed)
             for name, value in zip(("plain", "fused"), spent, strict=True):
                 seen.add("restore_ms", 1e3 * value, seed, kernel=name, blocks=blocks)
@@ -88,10 +86,8 @@ def batched_on(config: "Config", lab: Runtime, seen: Observations, seed: int) ->
     signs, left, right = (torch.from_numpy(part).to(lab.device) for part in made)
     left, right = left.to(kind), right.to(kind)
     batched = restoring.batched_torch if config.fused else restoring.plain_torch
-    spent = [
-        restoring.seconds(run, (signs, left, right), config.kernel_rounds, lab.device)
-        for run in (restoring.plain_torch, batched)
-    ]
+    runs = (restoring.plain_torch, batched)
+    spent = restoring.paired_seconds(runs, (signs, left, right), config.kernel_rounds, lab.device)
     seen.add("batched_gain_gpu", spent[0] / spent[1], seed)
     for name, value in zip(("plain", "batched"), spent, strict=True):
         seen.add("restore_ms", 1e3 * value, seed, kernel=name, blocks=blocks, rows=rows, columns=columns)
