@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from common.models.grouped_mobilenet import SMALL_BLOCKS, new_grouped_mobilenet
 from common.training.loop import Batch, train, warmup_cosine
+from papers.draco.cooptimization import FOLDS
 from papers.draco.images import Images, cifar10, digits, mnist_5k
 
-FOLDS = 5
 # Blocks for 8 x 8 digits: two stages of 8 x 8 and 4 x 4. The MNIST network's first layer halves 28 x 28.
 DIGIT_BLOCKS = ((16, 1), (32, 2), (32, 1))
 

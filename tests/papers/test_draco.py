@@ -1,5 +1,7 @@
 """DRACO: the choice of group size and width by exhaustive search, real training, and facts of the mapping."""
 
+import io
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +13,11 @@ from hypothesis import strategies as st
 
 from common.lab.runtime import Runtime
 from papers.draco import accuracy as training
-from papers.draco.accuracy import FOLDS, TRAINED, Training, accuracies, accuracy, batches
-from papers.draco.cooptimization import Point, Speed, choose, front, held_out
+from papers.draco.accuracy import TRAINED, Training, accuracies, accuracy, batches
+from papers.draco.cooptimization import FOLDS, Point, Speed, choose, front, held_out
 from papers.draco.experiment import BASELINE, Config, run
 from papers.draco.group_convolution import seconds
-from papers.draco.images import digits, mnist_5k
+from papers.draco.images import cifar10, digits, mnist_5k
 
 MAPPED = Config(epochs=0, swept_groups=[1, 8], swept_arrays=[16, 64], widths=[1.0, 0.5])
 TINY = Config(
@@ -50,8 +52,9 @@ def test_of_equally_fast_points_the_one_that_fills_the_array_is_chosen() -> None
     assert choose(BASELINE, known, dict.fromkeys(known, 0.0), 0.5) == Point(8, 1.0)
 
 
-def test_a_choice_for_a_seed_looks_at_the_other_seeds_alone() -> None:
+def test_a_choice_for_a_seed_looks_at_seeds_with_other_test_images_alone() -> None:
     assert held_out({0: 5.0, 1: 1.0, 2: 3.0}, 0) == 2.0
+    assert held_out({0: 5.0, 1: 1.0, FOLDS: 9.0}, 0) == 1.0
     assert held_out({0: 5.0}, 0) == 5.0
 
 
@@ -190,6 +193,20 @@ def test_mnist_lines_become_images(tmp_path: Path) -> None:
     assert images.labels.tolist() == [7, 3]
     assert images.pixels.argmax().item() in (0, 2 * 784 - 1)
     assert images.pixels.mean().item() == pytest.approx(0, abs=1e-6)
+
+
+def test_pictures_in_zips_become_images_of_sorted_classes(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    path = tmp_path / "two.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, colour in (("frog", (250, 0, 0)), ("cat", (0, 0, 250))):
+            content = io.BytesIO()
+            image.new("RGB", (32, 32), colour).save(content, "jpeg")
+            archive.writestr(f"{name}/0000.jpg", content.getvalue())
+    images = cifar10((path,))
+    assert images.pixels.shape == (2, 3, 32, 32)
+    assert images.labels.tolist() == [0, 1]
+    assert images.pixels[0, 2].mean() > images.pixels[0, 0].mean()  # the cat is blue
 
 
 def test_a_group_convolution_is_timed_on_this_machine() -> None:

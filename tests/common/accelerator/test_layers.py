@@ -39,7 +39,7 @@ def test_mobilenet_has_its_published_size() -> None:
 def test_mobilenet_with_all_channels_in_a_group_has_standard_convolutions() -> None:
     standard = mobilenet_v1(1 << 20)
     assert all(layer.groups == 1 for layer in standard)
-    assert sum(layer.macs for layer in standard) > 10 * sum(layer.macs for layer in mobilenet_v1())
+    assert sum(layer.macs for layer in standard) > 8 * sum(layer.macs for layer in mobilenet_v1())
 
 
 def test_resnet50_and_squeezenext_have_their_published_sizes() -> None:
