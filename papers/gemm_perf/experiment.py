@@ -172,9 +172,9 @@ def own_gpu(config: Config, lab: Runtime, seen: Observations) -> None:
     """The same kernel on this machine's GPU, warmed up, with power while it runs."""
     if not lab.wants("tile_lead_gpu", "tile_speedup_gpu", "tile_power_cut_gpu"):
         return
-    from papers.gemm_perf import gpu_sweep
+    from papers.gemm_perf import devices, gpu_sweep
 
-    device = gpu_sweep.CudaDevice(lab.device, config.one_tile)
+    device = devices.CudaDevice(lab.device, config.one_tile)
     chosen = gpu_sweep.plan(config.gpu_sides, config.gpu_tiles)
     for seed in lab.seeds:
         gpu_sweep.observe(device, chosen, config, lab.torch_generator(seed, "matrices"), seed, seen)

@@ -133,7 +133,7 @@ def grid_random(config: "Config", task: Task, seen: Observations) -> None:
     add_scores(seen, again, seed, data="grid", way="random", model="forest, sizes permuted")
     if seed == 0:
         figures(config, made, found, parts[0], seen)
-    extras(config, made, parts[0], seen, seed)
+    extras(config, made, parts[0], task, seen)
 
 
 def against_truth(made: Profiled, found: Predictions, seen: Observations, seed: int, way: str) -> None:
@@ -200,14 +200,14 @@ def figures(config: "Config", made: Profiled, found: Predictions, part: Split, s
             seen.add("importance", fallen, 0, target=target, feature=feature)
 
 
-def extras(config: "Config", made: Profiled, part: Split, seen: Observations, seed: int) -> None:
+def extras(config: "Config", made: Profiled, part: Split, task: Task, seen: Observations) -> None:
     """Profile full: depth, training rows, gradient boosting, each on the runtime."""
-    table, base = made.table, recipe(config)
+    table, base, seed = made.table, recipe(config), task.seed
     for depth in config.depths:
         found = evaluate(table, (RUNTIME,), [part], replace(base, depth=depth), seed).scores()[RUNTIME]
         seen.add("depth_mape", found.mean_ape, seed, depth=depth)
     for share in config.shares:
-        rows = part.train[: max(1, round(share * len(part.train)))]
+        rows = task.rng.choice(part.train, max(1, round(share * len(part.train))), replace=False)
         found = evaluate(table, (RUNTIME,), [Split(rows, part.test)], base, seed).scores()[RUNTIME]
         seen.add("learning_mape", found.mean_ape, seed, share=share)
     if config.boosting:

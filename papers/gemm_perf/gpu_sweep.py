@@ -1,22 +1,21 @@
 """The tile sweep on a GPU of the user's own: the authors' kernel, warmed up, with power while it runs.
 
-The kernel is compiled by NVRTC through torch, so that no CUDA toolkit is needed. All but the compiler and the driver's
-meter runs on a CPU too, where a test covers it: plan, check of the result, timing, energy bookkeeping.
+Plan, check of the result, timing and energy bookkeeping run on any of devices.py, the CPU among them, where tests cover
+them.
 """
 
 import statistics
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from common.lab.runtime import Observations
-from papers.gemm_perf.energy_meter import LEAST_SECONDS, Meter, Nvml, Sustained, sustain
+from papers.gemm_perf.devices import Device, exact_float32
+from papers.gemm_perf.energy_meter import LEAST_SECONDS, Sustained, sustain
 from papers.gemm_perf.tile_sweep import Size, TileSweep
-from papers.gemm_perf.tiled_kernel import SOURCE, launch, tiled_product
 
 if TYPE_CHECKING:
     from papers.gemm_perf.experiment import Config
@@ -25,25 +24,6 @@ WARM_UP, LAUNCHES = 3, 10
 BURST_SECONDS = 0.02  # of launches between two looks at the meter: short beside a step of its counter
 TOLERANCE = 1e-4  # relative to the largest element: float32 sums of up to 16,384 products in another order
 LARGEST = {1: 2048, 2: 4096}  # largest m, n, k of the tiles that would take minutes beyond
-
-
-class Device(Protocol):
-    """What the sweep needs of a machine."""
-
-    meter: Meter
-    name: str
-
-    def product(self, a: torch.Tensor, b: torch.Tensor, tile: int) -> torch.Tensor:
-        """Start the tiled kernel."""
-
-    def synchronize(self) -> None:
-        """Wait until all that was started has ended."""
-
-    def seconds(self, call: Callable[[], object]) -> float:
-        """Seconds of one call on the device's own clock."""
-
-    def tensor(self, rows: int, columns: int) -> torch.Tensor:
-        """An empty float32 matrix."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +74,7 @@ def check(device: Device, size: Size, tile: int, generator: torch.Generator) -> 
     b.normal_(generator=generator)
     found = device.product(a, b, tile)
     device.synchronize()
-    with _exact_float32():
+    with exact_float32():
         truth = a @ b
     error = float((found - truth).abs().max() / truth.abs().max())
     if error > TOLERANCE:
@@ -133,6 +113,17 @@ def measure(
     return Row(size, tile, seconds, sustain(burst, device.meter, least_seconds), error)
 
 
+def library_seconds(device: Device, size: Size) -> float:
+    """The upper reference: torch's own float32 product without TF32, median of single launches."""
+    m, n, k = size
+    a, b = device.tensor(m, k).fill_(1.0), device.tensor(k, n).fill_(2.0)
+    with exact_float32():
+        for _ in range(WARM_UP):
+            a @ b
+        device.synchronize()
+        return statistics.median(device.seconds(lambda: a @ b) for _ in range(LAUNCHES))
+
+
 def sweep(
     device: Device,
     chosen: Iterable[tuple[Size, int]],
@@ -166,6 +157,10 @@ def observe(
     """Sweep once and add every row, the counts of what was set aside, and what the claims read."""
     from papers.gemm_perf.experiment import BEST, SMALLER, observe_shares
 
+    chosen = list(chosen)
+    for size in dict.fromkeys(size for size, _ in chosen):
+        m, n, k = size
+        seen.add("gpu_cublas_seconds", library_seconds(device, size), seed, card=device.name, m=m, n=n, k=k)
     found = sweep(device, chosen, generator, config.gpu_seconds)
     for row in found.rows:
         m, n, k = row.size
@@ -210,86 +205,3 @@ def as_sweep(found: Measured, tiles: tuple[int, ...], card: str) -> TileSweep:
             ]
         ),
     )
-
-
-class CudaDevice:
-    """The Device on CUDA. one_tile: launch with this tile whatever is asked for (a control); 0: as asked."""
-
-    def __init__(self, device: str, one_tile: int = 0) -> None:
-        self.torch_device = torch.device(device)
-        properties = torch.cuda.get_device_properties(self.torch_device)
-        self.name = str(properties.name)
-        self.capability = f"{properties.major}.{properties.minor}"
-        uuid = str(properties.uuid)
-        self.meter: Meter = Nvml(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
-        self.one_tile = one_tile
-        self._kernel = torch.cuda._compile_kernel(SOURCE, "tiled_sgemm")
-
-    def product(self, a: torch.Tensor, b: torch.Tensor, tile: int) -> torch.Tensor:
-        """See Device."""
-        tile = self.one_tile or tile
-        (m, k), n = a.shape, b.shape[1]
-        shape = launch(m, n, tile)
-        c = torch.empty(m, n, device=a.device)
-        self._kernel(
-            grid=(*shape.grid, 1),
-            block=(*shape.block, 1),
-            args=[a, b, c, m, n, k, tile],
-            shared_mem=shape.shared_bytes,
-        )
-        return c
-
-    def synchronize(self) -> None:
-        """See Device."""
-        torch.cuda.synchronize(self.torch_device)
-
-    def seconds(self, call: Callable[[], object]) -> float:
-        """Between two CUDA events around one launch."""
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        call()
-        end.record()
-        end.synchronize()
-        return float(begin.elapsed_time(end)) / 1e3
-
-    def tensor(self, rows: int, columns: int) -> torch.Tensor:
-        """See Device."""
-        return torch.empty(rows, columns, device=self.torch_device)
-
-
-class CpuDevice:
-    """The Device on this CPU, with a meter handed in: for checking this file without a GPU, not for tables."""
-
-    name = "CPU"
-
-    def __init__(self, meter: Meter, one_tile: int = 0) -> None:
-        self.meter = meter
-        self.one_tile = one_tile
-
-    def product(self, a: torch.Tensor, b: torch.Tensor, tile: int) -> torch.Tensor:
-        """See Device."""
-        return tiled_product(a, b, self.one_tile or tile)
-
-    def synchronize(self) -> None:
-        """Nothing runs behind the caller's back."""
-
-    def seconds(self, call: Callable[[], object]) -> float:
-        """See Device: the wall clock."""
-        begun = time.perf_counter()
-        call()
-        return time.perf_counter() - begun
-
-    def tensor(self, rows: int, columns: int) -> torch.Tensor:
-        """See Device."""
-        return torch.empty(rows, columns)
-
-
-class _exact_float32:
-    """No TF32 within the block."""
-
-    def __enter__(self) -> None:
-        self._before = torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = False
-
-    def __exit__(self, *_: object) -> None:
-        torch.backends.cuda.matmul.allow_tf32 = self._before

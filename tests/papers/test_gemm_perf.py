@@ -233,6 +233,17 @@ def test_two_runs_observe_the_same_bytes() -> None:
     assert first == again
 
 
+def test_the_full_profile_adds_depths_a_learning_curve_and_boosting() -> None:
+    pytest.importorskip("sklearn")
+    wide = replace(TINY, depths=[2, 6], shares=[0.1, 1.0], boosting=True)
+    seen = run(wide, Runtime((0,), workers=1, wanted={"runtime_r2"}))
+    assert [row.at["depth"] for row in seen.rows("depth_mape")] == [2, 6]
+    assert [row.at["share"] for row in seen.rows("learning_mape")] == [0.1, 1.0]
+    assert len(seen.rows("score_r2", model="gradient boosting")) == 1
+    plain = run(TINY, Runtime((0,), workers=1, wanted={"runtime_r2"}))
+    assert seen.values("runtime_r2") == plain.values("runtime_r2")
+
+
 def test_a_control_reads_only_what_its_claims_need() -> None:
     pytest.importorskip("sklearn")
     seen = run(replace(TINY, one_tile=8), Runtime((0,), workers=1, wanted={"best_tile_simulated"}))

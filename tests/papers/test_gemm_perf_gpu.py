@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from common.lab.runtime import Observations
-from papers.gemm_perf import gpu_sweep
+from papers.gemm_perf import devices, gpu_sweep
+from papers.gemm_perf.devices import CpuDevice
 from papers.gemm_perf.energy_meter import Nvml, Sustained, sustain
 from papers.gemm_perf.experiment import Config
-from papers.gemm_perf.gpu_sweep import CpuDevice, Measured, Row, as_sweep, measure, plan, sweep
+from papers.gemm_perf.gpu_sweep import Measured, Row, as_sweep, measure, plan, sweep
 
 
 class Bench:
@@ -135,6 +136,7 @@ def test_the_gpu_profile_observes_what_its_claims_read() -> None:
     for metric in ("tile_lead_gpu", "tile_speedup_gpu", "gpu_rows_without_energy", "gpu_rows_disagreeing"):
         assert len(seen.values(metric)) == 1
     assert len(seen.values("gpu_joules")) == 3
+    assert len(seen.values("gpu_cublas_seconds")) == 1  # torch's own product, once a size
     assert max(seen.values("gpu_relative_error")) < 1e-5
 
 
@@ -155,13 +157,13 @@ def test_the_launch_has_the_authors_grid_block_and_shared_memory(monkeypatch: py
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: board)
     monkeypatch.setattr(torch.cuda, "_compile_kernel", compiled)
     asked: list[str] = []
-    monkeypatch.setattr(gpu_sweep, "Nvml", lambda uuid: asked.append(uuid) or Wall())
-    device = gpu_sweep.CudaDevice("cuda")
+    monkeypatch.setattr(devices, "Nvml", lambda uuid: asked.append(uuid) or Wall())
+    device = devices.CudaDevice("cuda")
     a, b = torch.ones(40, 24), torch.full((24, 70), 2.0)
     assert bool(torch.all(device.product(a, b, 16) == 48))
     assert launches[0]["grid"] == (5, 3, 1) and launches[0]["block"] == (16, 16, 1)
     assert launches[0]["shared_mem"] == 2 * 16 * 16 * 4 and launches[0]["args"][3:] == [40, 70, 24, 16]
-    gpu_sweep.CudaDevice("cuda", one_tile=8).product(a, b, 16)
+    devices.CudaDevice("cuda", one_tile=8).product(a, b, 16)
     assert launches[1]["block"] == (8, 8, 1) and launches[1]["args"][-1] == 8  # the control: one code path
     assert asked == ["GPU-1234"] * 2
 
