@@ -64,7 +64,7 @@ def drawn(config: Config, lab: Runtime, seed: int) -> dict[str, tuple[Tensor, Te
     counts = (config.calibration, config.inputs)
     made: dict[str, tuple[Tensor, Tensor]] = {}
     for reads in sorted(wanted):
-        generator = lab.torch_generator(seed, "inputs", reads)
+        generator = torch.Generator().manual_seed(int(lab.rng(seed, "inputs", reads).integers(2**31)))
         if reads == "images":
             files = [registered(lab, name) for name in ("cifar10-train-a", "cifar10-test")]
             if None not in files and importlib.util.find_spec("PIL") is not None:

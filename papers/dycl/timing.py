@@ -28,8 +28,8 @@ def latencies(
 ) -> dict[str, np.ndarray]:
     """Seconds of each system on each input, (inputs,): the fastest of the rounds, which other load disturbs least.
 
-    In every round all inputs go through one system after the other, whose order turns by one from round to round: call by
-    call, the threads of one system, which spin for a while after a call, would slow down the other's.
+    In every round all inputs go through one system after the other, whose order turns from round to round; call by
+    call, the threads of one system, which spin for a while after each, would slow down the other's.
     """
     names = list(systems)
     count = len(inputs[names[0]])

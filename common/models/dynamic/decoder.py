@@ -46,7 +46,7 @@ class GreedyDecoder(nn.Module):
     def calibrate(self, inputs: Tensor) -> None:
         """First states differ between inputs (n, length), and the end token wins on about a sixth of all steps."""
         memories = self.encode(self.source(inputs) + self.places.weight)
-        normalise(self.first[0], memories.mean(dim=1))
+        normalise(self.first[0], memories.mean(dim=1))  # type: ignore[arg-type]
         states, margins = [], []
         for round_ in range(2):
             for memory in memories:
