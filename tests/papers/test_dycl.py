@@ -165,6 +165,63 @@ while n < 3 and state[0].sum() < 2:
     n += 1
 x, y = state
 """,
+    "a tensor that grows in a loop": """
+n = 0
+while n < 4 and x.sum() < 1:
+    x = torch.cat([x, y], dim=1)
+    n += 1
+a = x.shape[1]
+z = x.mean(dim=1, keepdim=True) + z
+b = len(x)
+""",
+    "a host loop over a shape": """
+keep = z[:, :2]
+h, w = x.shape
+for j in range(w):
+    if x[0, j] > 0:
+        z = z * x[:, j]
+    else:
+        z = torch.tanh(z - j)
+""",
+    "a variable that begins as None, and operations that return tuples": """
+w = None
+for k, m in enumerate(self.layers):
+    if k == 1 and self.off is None:
+        continue
+    w = m(x) if w is None else w + m(x)
+z = w
+vals, idx = x.max(dim=1)
+(q, r), s = x.split(2, dim=1), y
+y = q + r[:, :2]
+a = idx.item()
+b = float(vals)
+""",
+    "nested tuples and a Python float carried through branches": """
+best, state = -1.0, (x, (y, z))
+for m in self.layers:
+    u, (v, w) = state
+    score = float(m(u).sum())
+    if score > best:
+        best = score
+        state = (v, (w, u))
+    elif not (score < -1 or u[0, 0] > 0):
+        state = (u, (w, v))
+x, (y, z) = state
+a = round(best, 1)
+""",
+    "modules picked by a counter that runs down": """
+def_ = self.cuts
+total = 0.0
+for c in def_:
+    total += c if x.mean() > c else -c
+x = x * total
+i = 2
+while i >= 0:
+    x = self.layers[i](x)
+    i -= 1
+    if i == 0 and x.sum() > 0: break
+a = i
+""",
     "a list of tensors": """
 kept = []
 for m in self.layers:
