@@ -177,17 +177,20 @@ class Statements(Calls):
         arriving: list[Environment] = []
         for side, taken in ((node.body, True), (node.orelse, False)):
             self.frame.env = dict(before)
+            ruled_out = isinstance(value, Const) and value.value is not taken
             exits = {label: list(known) for label, known in self.exits.items()}
+            returns = list(self.frame.returns)
             with self.into() as made:
                 try:
                     self.statements(side)
                 except Unsupported:
-                    if not isinstance(value, Const) or value.value is taken:
+                    if not ruled_out:
                         raise
                     made.clear()  # a side that constants rule out need not make sense
-                    self.exits, self.frame.env = exits, None
+            if ruled_out:  # nothing arrives from there
+                self.exits, self.frame.returns, self.frame.env = exits, returns, None
             sides.append(tuple(made))
-            if self.frame.env is not None and not (isinstance(value, Const) and value.value is not taken):
+            if self.frame.env is not None:
                 arriving.append(self.frame.env)
         self.frame.env = meet(self.frame.names, arriving)
         self.body.append(If(code, reads, sides[0], sides[1], self.key()))
