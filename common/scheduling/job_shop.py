@@ -20,6 +20,7 @@ import numpy as np
 
 from common.data import DataError, fetch
 from common.scheduling import job_shop_events as events
+from common.scheduling.machine_failures import Failures
 
 KINDS = {"ordinary": events.ORDINARY, "swap": events.SWAP, "blocking": events.BLOCKING}
 MODES = {"never": events.NEVER, "on take": events.ON_TAKE, "any time": events.ANY_TIME}
@@ -104,61 +105,6 @@ def random_instance(
     durations = rng.integers(shortest, longest + 1, (jobs, machines))
     orders = np.argsort(rng.random((jobs, machines)), axis=1)
     return Instance(durations, orders, name)
-
-
-@dataclass(frozen=True, eq=False)
-class Failures:
-    """When each machine shuts down, and for how long: drawn per machine and tick, whatever is decided.
-
-    mode: "on take": a machine that is about to take an operation looks at the tick at hand, once for each operation,
-    and is down for `table` ticks first; what runs is not lost. "any time": at each tick an up machine may go down; its
-    operation pauses, and nothing is taken or finished. table: int (machines, ticks); beyond its end it begins again.
-    """
-
-    table: np.ndarray
-    mode: str = "on take"
-
-    def windows(self, machine: int, until: int) -> list[tuple[int, int]]:
-        """The [from, to) during which a machine is down before `until`, of "any time" (else none are known ahead)."""
-        if self.mode != "any time":
-            return []
-        found, tick, ticks = [], 0, self.table.shape[1]
-        while tick < until:
-            lasts = int(self.table[machine, tick % ticks])
-            if lasts:
-                found.append((tick, tick + lasts))
-            tick += max(lasts, 1)
-        return found
-
-
-def draw_failures(
-    rng: np.random.Generator,
-    machines: int,
-    ticks: int,
-    probability: float,
-    longest: int = 50,
-    mode: str = "on take",
-) -> Failures:
-    """Failures of a probability a draw, uniform durations 1..longest. The same generator gives nested failures: all of
-    a lower probability are there at a higher one too. ValueError for a probability outside [0, 1] or another mode."""
-    if not 0 <= probability <= 1:
-        raise ValueError(f"a probability lies in [0, 1], not {probability}")
-    if mode not in ("on take", "any time"):
-        raise ValueError(f'mode is "on take" or "any time", not {mode!r}')
-    chance = rng.random((machines, ticks))
-    table = np.where(chance < probability, rng.integers(1, longest + 1, (machines, ticks)), 0).astype(
-        np.int64
-    )
-    if mode == "any time":
-        begins = table
-        table = np.zeros_like(begins)
-        for machine in range(machines):
-            tick = 0
-            while tick < ticks:
-                lasts = min(int(begins[machine, tick]), ticks - tick)
-                table[machine, tick : tick + lasts] = np.arange(lasts, 0, -1)
-                tick += max(lasts, 1)
-    return Failures(table, mode)
 
 
 @dataclass(frozen=True, eq=False)

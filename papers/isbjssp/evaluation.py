@@ -9,7 +9,8 @@ from torch import nn
 
 from common.rl.graph_ppo import choose
 from common.scheduling.dispatching import RULES, dispatch, random_rule
-from common.scheduling.job_shop import Failures, Instance, Shop, draw_failures
+from common.scheduling.job_shop import Instance, Shop
+from common.scheduling.machine_failures import Failures, draw_failures
 from papers.isbjssp.disjunctive_graph import Graphs, fixed
 
 LONGEST_SHUTDOWN = (

@@ -10,7 +10,8 @@ from torch import Tensor
 from common.rl.graph_ppo import Settings, Update, train
 from common.scheduling import job_shop_events as events
 from common.scheduling.dispatching import RULES, dispatch
-from common.scheduling.job_shop import Shop, draw_failures, random_instance
+from common.scheduling.job_shop import Shop, random_instance
+from common.scheduling.machine_failures import draw_failures
 from papers.isbjssp.disjunctive_graph import Fixed, Graphs, fixed
 from papers.isbjssp.graph_policy import GraphPolicy
 

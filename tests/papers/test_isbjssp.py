@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from common.lab.runtime import Runtime
 from common.rl.graph_ppo import Settings
 from common.scheduling import job_shop_events as events
-from common.scheduling.job_shop import Failures, Instance, Shop, draw_failures, random_instance
+from common.scheduling.job_shop import Instance, Shop, random_instance
+from common.scheduling.machine_failures import Failures, draw_failures
 from papers.isbjssp import carried_weights, decision_time, evaluation, instances
 from papers.isbjssp.disjunctive_graph import DOWN, FEATURES, SINCE, Graphs, blocking_edges, fixed
 from papers.isbjssp.evaluation import Case, by_policy, by_rules, cases, compare

@@ -10,17 +10,9 @@ from hypothesis import strategies as st
 from common.data import DataError, fetch
 from common.scheduling import job_shop_events as events
 from common.scheduling.dispatching import RULES, dispatch, random_rule
-from common.scheduling.job_shop import (
-    KINDS,
-    Failures,
-    Instance,
-    Shop,
-    benchmark,
-    draw_failures,
-    random_instance,
-    wait_for_cycle,
-)
+from common.scheduling.job_shop import KINDS, Instance, Shop, benchmark, random_instance, wait_for_cycle
 from common.scheduling.job_shop_check import violations
+from common.scheduling.machine_failures import Failures, draw_failures
 
 TWO = Instance(np.array([[3, 2], [4, 5]]), np.array([[0, 1], [1, 0]]))  # two jobs that must change places
 
