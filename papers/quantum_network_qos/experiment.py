@@ -276,7 +276,9 @@ def replay(
         }
         measure(schedule, seen, seed, scheduler=cell.schedulers[0], **place)
         by_name = {task.name: demand for task, demand in zip(tasks, demands, strict=True)}
+        after = rng.bit_generator.state
         for distilling in (False, True):
+            rng.bit_generator.state = after  # the same attempts, so that only distillation makes a difference
             rate = delivered_rate(schedule, by_name, timing, config.turns, rng, distilling)
             seen.add("delivered", rate, seed, distilling=int(distilling), **place)
     return list(seen)
