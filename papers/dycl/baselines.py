@@ -1,6 +1,9 @@
 """What else turns a network into an executable: tracing one sample, scripting, and graph breaks."""
 
-from collections.abc import Callable, Sequence
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,23 @@ from papers.dycl.backends import export, onnxruntime_call
 from papers.dycl.loading import flat
 
 Run = Callable[[Tensor], Any]
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Within the block nothing of this process, nor of its libraries, reaches standard output and error."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(1), os.dup(2)]
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            for number, copy in enumerate(kept, start=1):
+                os.dup2(copy, number)
+                os.close(copy)
 
 
 class FlatOutputs(nn.Module):

@@ -1,7 +1,5 @@
 """One network of the zoo, compiled and compared with eager mode on outputs and paths; its rivals on outputs."""
 
-import contextlib
-import io
 import json
 import subprocess
 import sys
@@ -19,7 +17,7 @@ from torch import Tensor, nn
 from common.lab.runtime import Observations
 from common.models.dynamic import zoo
 from papers.dycl import baselines
-from papers.dycl.baselines import equal
+from papers.dycl.baselines import equal, silent
 from papers.dycl.compiler import Compiled, Options, compile_network, samples
 from papers.dycl.loading import flat
 from papers.dycl.paths import watched
@@ -169,9 +167,7 @@ def _rivals(
     }
     for method, make in methods.items():
         try:
-            with contextlib.redirect_stdout(
-                io.StringIO()
-            ):  # the exporter prints the graph that it can't take
+            with silent():  # the exporter prints the graph that it can't take
                 right = baselines.share_equal(make(network, rows[0]), rows, answers, TOLERANCE)
         except Exception:  # a compiler that refuses, in whatever way
             right = 0.0
