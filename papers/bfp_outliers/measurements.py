@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from papers.bfp_outliers.experiment import Config
 
 BFP12, BFP16 = 4, 8  # mantissa bits
+FEW = 2  # seeds that do not pay for processes of their own
 
 
 def same_model(config: "Config", lab: Runtime, window: Tensor, seen: Observations) -> None:
@@ -75,10 +76,10 @@ def key_statistics(config: "Config", lab: Runtime, first: Tensor, second: Tensor
     first, second: a window of each text for every seed, (seeds, context).
     """
     half = -(-len(lab.seeds) // 2)
+    parts = (slice(0, half), slice(half, None)) if len(lab.seeds) > FEW else (slice(None),)
     tasks = [
         (config, lab.seeds[part], first[part, : config.key_tokens], second[part, : config.key_tokens])
-        for part in (slice(0, half), slice(half, None))
-        if lab.seeds[part]
+        for part in parts
     ]
     for found in lab.map(_key_statistics, tasks, "keys"):
         seen.extend(found)
