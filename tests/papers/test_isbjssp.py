@@ -10,6 +10,7 @@ from common.lab.runtime import Runtime
 from common.rl.graph_ppo import Settings
 from common.scheduling import job_shop_events as events
 from common.scheduling.job_shop import Instance, Shop, random_instance
+from common.scheduling.job_shop_check import violations
 from common.scheduling.machine_failures import Failures, draw_failures
 from papers.isbjssp import carried_weights, decision_time, evaluation, instances
 from papers.isbjssp.disjunctive_graph import DOWN, FEATURES, SINCE, Graphs, blocking_edges, fixed
@@ -247,6 +248,27 @@ def test_carried_weights_fit_the_default_config() -> None:
     made, known = carried_weights.carried()
     assert restored(lessons_of(Config()), made.weights) is not None
     assert known["lessons"]["ppo"]["updates"] == Config().updates
+
+
+@pytest.mark.parametrize("q", [0.0, 0.02, 0.2])
+def test_schedules_of_the_learned_policy_pass_the_verifier(q: float) -> None:
+    learned = restored(lessons_of(Config()), carried_weights.carried()[0].weights)
+    rng = np.random.default_rng(5)
+    shops = [random_instance(rng, *size) for size in ((6, 6), (6, 6), (10, 5))]
+    given = cases(shops, q, [1])
+    makespans = by_policy(learned, given)
+    for one, makespan in zip(given, makespans, strict=True):
+        shop = one.shop()
+        assert decision_time.finish(shop, decision_time.by_policy(learned, shop)) == makespan
+        made = shop.schedule()
+        assert not violations(
+            one.instance.durations,
+            one.instance.machines,
+            made.starts,
+            made.releases,
+            "swap",
+            made.downs,
+        )
 
 
 def test_cases_meet_every_rule_with_the_same_shutdowns_and_nest() -> None:
