@@ -127,7 +127,7 @@ def test_every_entry_has_a_digest_a_licence_and_a_file_path_of_its_own():
     assert len({one.mirror for one in data.DATASETS.values()}) == len(data.DATASETS)
     for name, one in data.DATASETS.items():
         assert len(one.sha256) == 64 and one.licence and one.about, name
-        public = r"https://raw\.githubusercontent\.com/[^/]+/[^/]+/[0-9a-f]{40}/.+\.(csv|json|txt|tsv|gz|gml)"
+        public = r"https://raw\.githubusercontent\.com/[^/]+/[^/]+/[0-9a-f]{40}/.+\.(csv|json|txt|tsv|gz|gml|inter|item|user)"
         wheel = r"pypi:[^/]+==[0-9.]+/.+"
         nowhere = r"none: .+"
         assert re.fullmatch(f"{public}|{wheel}|{nowhere}", one.url), name
