@@ -22,10 +22,13 @@ def embed(weights: Weights, tokens: Tensor, groups: Groups) -> Tensor:
     return found + weights["positions.weight"][: tokens.shape[1]]
 
 
-def block(weights: Weights, x: Tensor, shape: Shape, groups: Groups) -> Tensor:
-    """Attention and MLP, each behind its norm and beside its residual."""
-    x = x + attention(weights, _norm(weights, "norm1", x), shape, groups)
-    return x + mlp(weights, _norm(weights, "norm2", x), shape, groups)
+def block(weights: Weights, x: Tensor, shape: Shape, groups: Groups, dropout: float = 0.0) -> Tensor:
+    """Attention and MLP, each behind its norm and beside its residual; dropout on what is added to the residual.
+
+    Tensor ranks must draw the same masks: their generators agree.
+    """
+    x = x + F.dropout(attention(weights, _norm(weights, "norm1", x), shape, groups), dropout)
+    return x + F.dropout(mlp(weights, _norm(weights, "norm2", x), shape, groups), dropout)
 
 
 def attention(weights: Weights, x: Tensor, shape: Shape, groups: Groups) -> Tensor:

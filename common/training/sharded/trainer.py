@@ -23,10 +23,14 @@ from common.training.sharded.zero import Adam, Fragment, hold
 
 @dataclass(frozen=True)
 class Recipe:
-    """How it is trained. micro: micro-batches of a step on each data rank. rate_at: factor on Adam's rate, by step."""
+    """How it is trained. micro: micro-batches of a step on each data rank. rate_at: factor on Adam's rate, by step.
+
+    dropout: share of what blocks add to the residual that is left out; masks differ between layouts.
+    """
 
     seed: int = 0
     micro: int = 1
+    dropout: float = 0.0
     adam: Adam = Adam()
     rate_at: Callable[[int], float] | None = None
     dtype: torch.dtype = torch.float32
@@ -34,14 +38,21 @@ class Recipe:
 
 @dataclass(frozen=True)
 class RankState:
-    """All that a rank must keep to go on: its fragments, and steps taken (the next batch is that of this number)."""
+    """All that a rank must keep to go on.
+
+    step: steps taken; the next batch is that of this number. rng: state of torch's generator, from which dropout draws.
+    """
 
     step: int
     fragments: tuple[Fragment, ...]
+    rng: Tensor
 
 
 class Trainer:
-    """One rank's part of a decoder in training. `steps` counts updates."""
+    """One rank's part of a decoder in training. `steps` counts updates.
+
+    Seeds torch's generator of this process, the same on all tensor ranks of a data rank and stage.
+    """
 
     def __init__(self, shape: Shape, groups: Groups, recipe: Recipe) -> None:
         self.shape, self.groups, self.recipe = shape, groups, recipe
@@ -54,6 +65,10 @@ class Trainer:
         }
         self.held = hold(pieces, groups, recipe.adam)
         self.steps = 0
+        place = groups.place
+        torch.manual_seed(
+            (recipe.seed * groups.layout.pipeline + place.stage) * groups.layout.data + place.data
+        )
 
     def step(self, batch: Tensor, before_update: Callable[[int], None] | None = None) -> float:
         """One update with a batch of tokens (rows, context + 1), the same on every rank; the mean loss before it, nats.
@@ -99,7 +114,8 @@ class Trainer:
             dist.recv(entered, groups.neighbour(-1))
             x = entered.requires_grad_()
         for i in groups.layout.stages(shape.layers)[groups.place.stage]:
-            x = self._unit(i, partial(blocks.block, shape=shape, groups=groups), x)
+            run = partial(blocks.block, shape=shape, groups=groups, dropout=self.recipe.dropout)
+            x = self._unit(i, run, x)
         if groups.last:
             run = partial(blocks.loss_sum, targets=targets, shape=shape, groups=groups)
             return entered, self._unit("head", run, x) / tokens
@@ -139,9 +155,10 @@ class Trainer:
 
     def state(self) -> RankState:
         """What this rank would write into a checkpoint; views of live tensors, to be copied before the next update."""
-        return RankState(self.steps, tuple(self.held.fragments()))
+        return RankState(self.steps, tuple(self.held.fragments()), torch.get_rng_state())
 
     def load(self, state: RankState) -> None:
         """Go on from a state of the same rank and layout. ValueError for another one's."""
         self.held.load(state.fragments, state.step)
         self.steps = state.step
+        torch.set_rng_state(state.rng)

@@ -205,6 +205,7 @@ class _Gathered(torch.autograd.Function):
         context: Any, run: Run, held: Sliced, names: tuple[str, ...], x: Tensor, *slices: Tensor
     ) -> Tensor:
         context.run, context.held, context.names = run, held, names
+        context.rng = torch.get_rng_state()
         context.save_for_backward(x)
         return run({name: held.whole(name) for name in names}, x)
 
@@ -212,7 +213,8 @@ class _Gathered(torch.autograd.Function):
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = context.saved_tensors
         moving = x.is_floating_point()
-        with torch.enable_grad():
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(context.rng)  # the same dropout as on the way forwards
             again = x.detach().requires_grad_(moving)
             tensors = {name: context.held.whole(name).requires_grad_() for name in context.names}
             out = context.run(tensors, again)

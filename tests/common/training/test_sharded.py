@@ -173,21 +173,23 @@ def go_on(rank, world, layouts):
     """For each layout a run of four steps beside one that is stopped after two, and how many numbers a rank keeps."""
     found = []
     for layout in layouts:
-        groups, recipe = form_groups(layout, rank), Recipe(micro=2)
+        groups, recipe = form_groups(layout, rank), Recipe(micro=2, dropout=0.2)
         straight = Trainer(DENSE, groups, recipe)
         losses = [straight.step(batch_at(step)) for step in range(4)]
+        ended = straight.state()
         first = Trainer(DENSE, groups, recipe)
         for step in range(2):
             first.step(batch_at(step))
+        state = first.state()
         second = Trainer(DENSE, groups, dataclasses.replace(recipe, seed=9))
-        second.load(first.state())
+        second.load(state)
         again = [second.step(batch_at(step)) for step in range(second.steps, 4)]
         same = all(
             torch.equal(getattr(a, part), getattr(b, part))
-            for a, b in zip(straight.state().fragments, second.state().fragments, strict=True)
+            for a, b in zip(ended.fragments, second.state().fragments, strict=True)
             for part in ("weight", "exp_avg", "exp_avg_sq")
-        )
-        kept = sum(f.weight.numel() for f in straight.state().fragments)
+        ) and torch.equal(ended.rng, second.state().rng)
+        kept = sum(f.weight.numel() for f in ended.fragments)
         found.append((losses[2:] == again, same, kept))
     return found
 
@@ -201,6 +203,25 @@ def test_a_run_that_goes_on_from_its_state_is_the_run_that_never_stopped():
         kept = [numbers for _, _, numbers in found]
         # really sharded, and nothing twice
         assert kept == [whole, whole] if layout.zero == 0 else sum(kept) == whole and min(kept) > 0
+
+
+def drop(rank, world, layouts, dropout):
+    """Losses of each layout."""
+    found = []
+    for layout in layouts:
+        trainer = Trainer(DENSE, form_groups(layout, rank), dataclasses.replace(EXACT, dropout=dropout))
+        found.append([trainer.step(batch_at(step)) for step in range(STEPS)])
+    return found
+
+
+def test_dropout_draws_the_same_masks_on_all_tensor_ranks_and_on_the_way_back():
+    plain = drop(0, 1, [Layout()], 0.2)[0]
+    split, whole, sliced = launch(
+        drop, 2, ([Layout(tensor=2), Layout(data=2), Layout(data=2, zero=3)], 0.2), seconds=60
+    )[0]
+    assert split == pytest.approx(plain, rel=1e-10)  # one data rank: the masks of one process
+    assert sliced == pytest.approx(whole, rel=1e-10)  # layers computed again for their gradients
+    assert plain != drop(0, 1, [Layout()], 0.0)[0]
 
 
 def test_a_state_of_another_layout_is_refused():
