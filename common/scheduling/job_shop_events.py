@@ -64,25 +64,32 @@ def advance(
         clock[ASKED] = -1
     seen = np.zeros(n, dtype=np.int64)
     stay = True  # at this instant, for what else may happen in it
+    changed = now  # when an operation last began or ended
     while True:
         if moving == 0 and not stay:
             # the next event
             after = -1
+            running = False
             for j in range(n):
-                if jobs[STATE, j] == PROCESSING and (after < 0 or jobs[UNTIL, j] < after):
-                    after = jobs[UNTIL, j]
+                if jobs[STATE, j] == PROCESSING:
+                    running = True
+                    if after < 0 or jobs[UNTIL, j] < after:
+                        after = jobs[UNTIL, j]
                 elif jobs[STATE, j] == OUTSIDE or jobs[STATE, j] == HOLDING:
                     b = machines[j, jobs[STARTED, j]]
                     up = stations[DOWN_UNTIL, b]
                     if up > now and (after < 0 or up < after):
                         after = up
-            if after < 0:
+            # the table of shutdowns begins again at its end: what a whole round of it did not free is never free
+            if after < 0 or (mode == ANY_TIME and not running and after - changed > ticks):
                 if clock[LEFT] > 0:
                     clock[DEADLOCKED] = 1
                 return
             now = after
             clock[TIME] = now
         stay = False
+        if moving > 0:
+            changed = now
         # moves that were decided
         for i in range(moving):
             j = movers[i]
@@ -119,6 +126,7 @@ def advance(
         # operations that end
         for j in range(n):
             if jobs[STATE, j] == PROCESSING and jobs[UNTIL, j] <= now:
+                changed = now
                 k = jobs[STARTED, j] - 1
                 if k == m - 1 or kind == ORDINARY:
                     stations[HOLDER, jobs[WHERE, j]] = -1

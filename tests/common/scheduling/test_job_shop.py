@@ -190,6 +190,21 @@ def test_a_running_operation_pauses_in_failures_at_any_time() -> None:
     assert shop.schedule().downs == [(0, 3, 7)]
 
 
+@pytest.mark.parametrize("compile", [True, False])
+def test_machines_that_are_never_up_together_are_a_deadlock_and_no_endless_wait(compile: bool) -> None:
+    table = np.array([[0, 0, 2, 1], [2, 1, 0, 0]])  # in turns, again and again
+    failures = Failures(table, "any time")
+    crossing = Instance(np.array([[1, 1], [1, 1]]), np.array([[0, 1], [1, 0]]))
+    shop = Shop(crossing, "swap", failures=failures, compile=compile)
+    shop.take(1)  # machine 1 has come up; job 0 holds machine 0 and waits for it too
+    assert shop.deadlocked
+    along = Instance(
+        np.array([[9, 1]]), np.array([[0, 1]])
+    )  # an operation longer than the table is no deadlock
+    shop = Shop(along, "swap", failures=failures, compile=compile)
+    assert not shop.deadlocked and shop.makespan == 19
+
+
 def test_machines_fail_as_often_as_drawn_on_take() -> None:
     """Expected share of operations that meet a shutdown is q, and a shutdown lasts 25.5 ticks on average."""
     lasts, taken = [], 0
