@@ -1,0 +1,156 @@
+"""Who dies when, and what training then goes on from: each row a run with a blow beside one that nothing disturbs."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from common.distributed.faults import Fault, Plan
+from common.distributed.fleet import Fleet
+from common.training.sharded.layout import Layout
+from papers.in_memory_ft.recovery import Switches
+from papers.in_memory_ft.snapshot import Saving
+from papers.in_memory_ft.state import shard
+from papers.in_memory_ft.training_job import Blow, Job, Outcome, run_job
+
+SNAPSHOTS = (
+    4  # begun when the blow strikes: the last one is incomplete, so that training goes on from the third
+)
+LOSSES_AFTER = 20  # that must be equal
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A row of the table. lost, when: in words. blow: from buckets a snapshot. source: what must be recovered from."""
+
+    name: str
+    layout: Layout
+    lost: str
+    when: str
+    blow: Callable[[int], Blow]
+    source: str
+
+
+def _at_settled(rank: int) -> Plan:
+    """A kill when the version before is known to be complete everywhere, and the next one begins."""
+    return Plan((Fault(rank, "settled", "kill", SNAPSHOTS),))
+
+
+FOUR, STAGES, THREE = Layout(data=4), Layout(data=2, pipeline=2), Layout(data=3)
+
+
+def _torn(buckets: int) -> Blow:
+    turn = (SNAPSHOTS - 1) * buckets + 1
+    return Blow(Plan((Fault(2, "bucket", "kill", turn + 1), Fault(2, "bucket", "slow", turn, seconds=1.0))))
+
+
+SCENARIOS = (
+    Scenario(
+        "trainer", FOUR, "one trainer", "between snapshots", lambda buckets: Blow(_at_settled(1)), "memory"
+    ),
+    Scenario(
+        "node", FOUR, "a node: trainer and snapshot process", "between snapshots",
+        lambda buckets: Blow(_at_settled(1), nodes=((0, 1),)), "memory",
+    ),
+    Scenario(
+        "two nodes", FOUR, "two nodes of one group", "between snapshots",
+        lambda buckets: Blow(_at_settled(1), nodes=((0, 1), (0, 2))), "disk",
+    ),
+    Scenario(
+        "mid-snapshot", FOUR, "one trainer", "half of its buckets copied",
+        lambda buckets: Blow(Plan((Fault(2, "bucket", "kill", (SNAPSHOTS - 1) * buckets + buckets // 2),))), "memory",
+    ),
+    Scenario(
+        "torn version", STAGES, "one trainer of stage 1", "stage 0 has the new version complete, stage 1 has not",
+        _torn, "memory",
+    ),
+    Scenario(
+        "damaged parity", FOUR, "a node, and a bit of a survivor's parity", "between snapshots",
+        lambda buckets: Blow(_at_settled(1), nodes=((0, 1),), damaged=(((0, 2), 3),)), "disk",
+    ),
+    Scenario(
+        "damaged block", FOUR, "one trainer, and a bit of a stored block", "between snapshots",
+        lambda buckets: Blow(_at_settled(1), damaged=(((0, 2), 1),)), "memory",
+    ),
+    Scenario(
+        "snapshot process", THREE, "a snapshot process alone", "half of its blocks sent",
+        lambda buckets: Blow(keepers=Plan((Fault(1, "block sent", "kill", 2 * (SNAPSHOTS - 1) + 1),))), "memory",
+    ),
+    Scenario(
+        "two groups", STAGES, "two nodes of different groups", "between snapshots",
+        lambda buckets: Blow(_at_settled(1), nodes=((0, 1), (1, 0))), "memory",
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """What came of a scenario. same_losses: how many of the losses after it equal the undisturbed run's, of `losses`;
+    same_states: of the ranks' digests of weights, moments, generator, step and data position."""
+
+    scenario: Scenario
+    source: str
+    versions: tuple[int, ...]
+    redone: int
+    losses: int
+    same_losses: int
+    states: int
+    same_states: int
+    reports: tuple[str, ...]
+    rebuilt_bytes: int
+    decided: float
+    restored: float
+
+    @property
+    def exact(self) -> bool:
+        """Everything after the blow is as if it had not been, for twenty losses at least."""
+        enough = self.losses >= LOSSES_AFTER and self.states > 0
+        return enough and self.same_losses == self.losses and self.same_states == self.states
+
+
+def steps_needed(every: int) -> int:
+    """Steps of a job whose last twenty come after the version that is recovered."""
+    return every * (SNAPSHOTS - 1) + LOSSES_AFTER
+
+
+def undisturbed(fleet: Fleet, job: Job) -> Outcome:
+    """The run that nothing happens to, without snapshots."""
+    return run_job(fleet, replace(job, saving=None, persist=0))
+
+
+def run_scenario(
+    fleet: Fleet, scenario: Scenario, job: Job, calm: Outcome, switches: Switches | None = None
+) -> Row:
+    """Run a scenario; job: with its layout, a saving and an empty folder of its own."""
+    assert job.saving is not None and job.folder is not None
+    shutil.rmtree(job.folder, ignore_errors=True)
+    first, end = shard(calm.reports[0].state_bytes, 0, job.saving.shards)
+    buckets = -(-(end - first) // job.saving.bucket)
+    if buckets < 2:
+        raise ValueError(f"a snapshot of {end - first} bytes in one bucket has no middle")
+    outcome = run_job(fleet, job, switches, blow=scenario.blow(buckets))
+    return compared(scenario, outcome, calm, job.saving)
+
+
+def compared(scenario: Scenario, outcome: Outcome, calm: Outcome, saving: Saving) -> Row:
+    """A run's last attempt beside the undisturbed run, rank by rank. RuntimeError where nothing had failed."""
+    if not outcome.failures:
+        raise RuntimeError(f"scenario {scenario.name!r}: nothing failed, so nothing was recovered")
+    start = outcome.starts[-1]
+    losses = outcome.reports[0].losses
+    expected = calm.reports[0].losses
+    digests = [(one.digests, other.digests) for one, other in zip(outcome.reports, calm.reports, strict=True)]
+    pairs = [(seen[step], known[step]) for seen, known in digests for step in seen]
+    return Row(
+        scenario,
+        start.source,
+        start.versions,
+        redone=SNAPSHOTS * saving.every - start.version,
+        losses=len(losses),
+        same_losses=sum(expected[step] == loss for step, loss in losses.items()),
+        states=len(pairs),
+        same_states=sum(seen == known for seen, known in pairs),
+        reports=start.reports,
+        rebuilt_bytes=start.rebuilt_bytes,
+        decided=outcome.decided,
+        restored=outcome.restored,
+    )

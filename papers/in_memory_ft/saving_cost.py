@@ -1,0 +1,84 @@
+"""Seconds until a state is safe, by engine, on devices of any rates; and how often that allows a save.
+
+W bytes are replicated on the m data-parallel peers of a sharding group, each on a node of its own with a copy engine, a
+network card and storage of its own.
+"""
+
+from dataclasses import dataclass
+
+ENGINES = ("torch.save", "CheckFreq", "TorchSnapshot", "REFT")
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Bytes per second of one node's copy engine (device to host), network card (each way) and storage.
+
+    The defaults are the brief's: PCIe 3 x16 as it is reached (12 GB/s), 25 Gbit Ethernet (3 GB/s), 0.3 GB/s of storage.
+    """
+
+    copy: float = 12e9
+    network: float = 3e9
+    disk: float = 0.3e9
+
+    def __post_init__(self) -> None:
+        if min(self.copy, self.network, self.disk) <= 0:
+            raise ValueError(f"rates are positive, not {self}")
+
+    def slower(self, factor: float) -> "Rates":
+        """The same node with everything `factor` times slower, so that a small machine's own work does not show."""
+        return Rates(self.copy / factor, self.network / factor, self.disk / factor)
+
+
+def copied_bytes(engine: str, state_bytes: float, peers: int) -> float:
+    """Bytes that one device copies to its host for a save."""
+    return state_bytes if engine in ("torch.save", "CheckFreq") else state_bytes / peers
+
+
+def saving_seconds(
+    engine: str, state_bytes: float, peers: int, rates: Rates, *, parity: bool = True, persist: bool = False
+) -> float:
+    """Seconds until the save is safe. parity, persist: of REFT; others are on disk by nature.
+
+    CheckFreq and TorchSnapshot overlap copying and writing, so that the slower of both counts; REFT encodes after it
+    has copied (its parity could be overlapped too: then the slower of both would count).
+    KeyError for an engine that is none of ENGINES.
+    """
+    share = copied_bytes(engine, state_bytes, peers)
+    if engine == "torch.save":
+        return share / rates.copy + share / rates.disk
+    if engine in ("CheckFreq", "TorchSnapshot"):
+        return max(share / rates.copy, share / rates.disk)
+    if engine != "REFT":
+        raise KeyError(f"no engine {engine!r}; there is {', '.join(ENGINES)}")
+    seconds = share / rates.copy
+    if parity and peers > 1:
+        seconds += share / rates.network
+    return seconds + (share / rates.disk if persist else 0.0)
+
+
+def loading_seconds(source: str, state_bytes: float, peers: int, rates: Rates) -> float:
+    """Seconds until every peer has its whole state again.
+
+    memory: each copies its shard up and all gather. sharded disk: each reads its shard, then the same. whole disk: each
+    reads everything from the network file system, as Megatron-LM's ranks do. KeyError for another source.
+    """
+    share = state_bytes / peers
+    gather = (state_bytes - share) / rates.network
+    if source == "memory":
+        return share / rates.copy + gather
+    if source == "sharded disk":
+        return share / rates.disk + share / rates.copy + gather
+    if source == "whole disk":
+        return state_bytes / rates.disk + state_bytes / rates.copy
+    raise KeyError(f"no source {source!r}; there is memory, sharded disk and whole disk")
+
+
+def saves_per_hour(saving: float, stall: float, step: float, budget: float) -> float:
+    """The most saves in an hour of which none overlaps the next, at most one a step, and stalls stay in the budget.
+
+    saving: seconds until a save is safe. stall: seconds for which it stops training. step: seconds of a step. budget:
+    share of the time that stalls may take (Section on frequency; CheckFreq's own rule is 3.5%).
+    """
+    if not 0 < budget < 1:
+        raise ValueError(f"a budget is a share between 0 and 1, not {budget}")
+    return 3600 / max(step, saving, stall / budget)
