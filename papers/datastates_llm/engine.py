@@ -1,0 +1,158 @@
+"""The engine: enqueue after the update, copy during forward and backward, write while copying, wait before the update.
+
+    engine.save(state, path)          # right after the update; returns when everything is enqueued
+    ...forward, backward...
+    engine.before_update()            # only now, and only if copies are not finished
+    ...update...
+    engine.finish()                   # all that was saved is on the disk
+
+Section 5.1 of the paper; threads, queues and order of calls are those of the authors' engine (gpu_tier.cpp,
+host_tier.cpp).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from papers.datastates_llm.file_format import plan, raw
+from papers.datastates_llm.pool import HostPool, Region
+from papers.datastates_llm.tiers import Copier, GrowingFile, Storage, Tier
+
+Finished = Callable[[Path], None]
+Reached = Callable[[str, Path], None]
+
+
+class Engine(Protocol):
+    """What a training loop asks of a checkpoint engine; each of the three calls blocks for as long as it must."""
+
+    def save(self, state: Mapping[str, Any], path: Path) -> None: ...
+    def before_update(self) -> None: ...
+    def finish(self) -> None: ...
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A tensor on its way: its own memory, the file, and its place there."""
+
+    source: Tensor
+    file: GrowingFile
+    offset: int
+    label: str
+
+
+@dataclass(frozen=True)
+class _Staged:
+    part: _Part
+    region: Region | None  # of the pool; None for what was in host memory already
+
+
+class DataStates:
+    """Lazy, streaming checkpoints through a pool of `pool_bytes`.
+
+    finished: called with each file's path once it is whole, by one of the engine's threads. reached: called there with
+    "tensor written" and the path after each tensor, for those who plan faults. Switches for controls: lazy False waits
+    for the copies within `save`; stream False writes nothing before all is copied (and needs a pool for the whole
+    state); wait False lets the update go on beside unfinished copies.
+    """
+
+    def __init__(
+        self,
+        copier: Copier,
+        storage: Storage,
+        pool_bytes: int,
+        *,
+        finished: Finished = lambda path: None,
+        reached: Reached = lambda place, path: None,
+        lazy: bool = True,
+        stream: bool = True,
+        wait: bool = True,
+        pinned: bool = False,
+    ) -> None:
+        self.copier, self.storage = copier, storage
+        self.pool = HostPool(pool_bytes, pinned)
+        self.lazy, self.stream, self.wait = lazy, stream, wait
+        self._finished, self._reached = finished, reached
+        self._held: list[_Staged] = []  # copied, but not to be written yet (stream False)
+        self._device = Tier[tuple[_Part, bool]]("device to host", self._to_host)
+        self._host = Tier[_Staged]("host to file", self._to_file, self.pool.close)
+        self._parser = Tier[tuple[GrowingFile, bytes | None, int]]("header", self._head)
+
+    def save(self, state: Mapping[str, Any], path: Path) -> None:
+        """Enqueue a state whose tensors stay as they are until `before_update` returns. Errors as in `plan`."""
+        layout = plan(state)
+        parts = [entry for entry in layout.entries if entry.nbytes]
+        largest = max((entry.nbytes for entry in parts), default=0)
+        needed = sum(entry.nbytes for entry in parts) if not self.stream else largest
+        if needed > self.pool.nbytes:
+            what = "the largest tensor" if self.stream else "the state"
+            raise ValueError(f"{what} takes {needed} bytes, the host buffer has {self.pool.nbytes}")
+        file = GrowingFile(path, len(parts) + 2)
+        self.copier.begin()
+        on_device = [entry for entry in parts if not _outside(entry.tensor, parts[0].tensor)]
+        for entry in on_device:
+            part = _Part(raw(entry.tensor), file, entry.offset, entry.key)
+            self._device.put((part, entry is on_device[-1]))
+        for entry in parts:
+            if _outside(entry.tensor, parts[0].tensor):  # in host memory: nothing else keeps it from changing
+                part = _Part(raw(entry.tensor.clone()), file, entry.offset, entry.key)
+                self._host.put(_Staged(part, None))
+        self._parser.put((file, layout.head, 0))
+        self._parser.put((file, layout.lean, layout.lean_offset))
+        if not self.lazy:
+            self._device.wait()
+
+    def before_update(self) -> None:
+        """Until every tensor that was saved is in host memory."""
+        if self.wait:
+            self._device.wait()
+
+    def finish(self) -> None:
+        """Until every file is whole on the disk."""
+        for tier in (self._device, self._host, self._parser):
+            tier.wait()
+
+    def close(self) -> None:
+        """Write what is left and end the threads."""
+        for tier in (self._device, self._host, self._parser):
+            tier.close()
+
+    def _to_host(self, item: tuple[_Part, bool]) -> None:
+        part, last = item
+        region = self.pool.allocate(len(part.source))  # waits for room: back-pressure
+        self.copier.copy(self.pool.view(region), part.source, part.label)
+        staged = _Staged(part, region)
+        if self.stream:
+            self._host.put(staged)
+            return
+        self._held.append(staged)
+        if last:
+            for staged in self._held:
+                self._host.put(staged)
+            self._held = []
+
+    def _to_file(self, staged: _Staged) -> None:
+        part, region = staged.part, staged.region
+        memory = part.source if region is None else self.pool.view(region)
+        self.storage.write(part.file.descriptor, memory.numpy().data, part.offset, part.label)
+        if region is not None:
+            self.pool.release(region)
+        self._reached("tensor written", part.file.path)
+        if part.file.written():
+            self._parser.put((part.file, None, 0))  # elsewhere: the next file's tensors need not wait for it
+
+    def _head(self, item: tuple[GrowingFile, bytes | None, int]) -> None:
+        file, content, offset = item
+        if content is not None:
+            self.storage.write(file.descriptor, content, offset, "header")
+        if content is None or file.written():
+            file.seal()
+            self._finished(file.path)
+
+
+def _outside(tensor: Tensor, first: Tensor) -> bool:
+    """Whether a tensor lies in host memory while the state's first one is on a GPU."""
+    return tensor.device.type == "cpu" and first.device.type != "cpu"
