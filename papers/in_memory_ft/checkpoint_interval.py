@@ -4,7 +4,7 @@ Every `interval` seconds of training a save stops it for `stall` seconds. After 
 last save that is safe, which is up to an interval and the seconds that the save itself takes (`saving`) old.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -63,41 +63,41 @@ def effective_share(
     return max(0.0, 1 - stalls) * max(0.0, 1 - lost)
 
 
-def simulated_share(
-    protection: Protection, mean: float, step: float, hours: float, rng: np.random.Generator
-) -> tuple[float, list[tuple[float, float]]]:
-    """Share of `hours` that trained for good with one protection, and (start, end) of all time lost, in seconds.
+@dataclass(frozen=True)
+class History:
+    """A simulated stretch of training. share: of its time that trained for good. redone: seconds, by failure."""
 
-    Failures strike at exponential gaps, also during restarts. A save that was not safe yet when it struck is lost.
+    share: float
+    redone: np.ndarray
+    lost: list[tuple[float, float]]  # when time was lost, from and until, in seconds
+
+
+def simulated(one: Protection, mean: float, step: float, hours: float, rng: np.random.Generator) -> History:
+    """Training with one protection through exponential failures, which also strike during restarts.
+
+    A save that was not safe yet when a failure struck is lost; training goes on from the one before.
     """
-    interval = interval_of(protection, mean, step)
-    end = 3600 * hours
-    now, trained, safe, lost = 0.0, 0.0, 0.0, []
-    strikes = rng.exponential(mean)
-    while now < end:
-        cycle = interval + protection.stall
-        run = min(strikes, end) - now  # seconds until it strikes
-        full = int(run // cycle)
-        done = safe + full * interval + min(run - full * cycle, interval)
-        # of the saves begun, those that are safe: the last one may still be on its way
-        begun = full if protection.saving <= run - full * cycle + protection.stall else full - 1
-        if strikes >= end:
-            trained = done
-            break
-        safe += max(0, begun) * interval
-        now = strikes
-        redo = done - safe
-        lost.append((max(0.0, now - redo), now + protection.restart))
-        now += protection.restart
-        strikes += rng.exponential(mean)
-        while strikes < now:  # struck again before it was up: the restart begins anew
-            now = strikes + protection.restart
-            lost[-1] = (lost[-1][0], now)
-            strikes += rng.exponential(mean)
-        trained = safe
-    return trained / end, lost
-
-
-def free(one: Protection) -> Protection:
-    """The same protection with stalls that cost nothing."""
-    return replace(one, stall=0.0)
+    interval = interval_of(one, mean, step)
+    end, cycle = 3600 * hours, interval + one.stall
+    now, safe, strike = 0.0, 0.0, rng.exponential(mean)
+    lost: list[tuple[float, float]] = []
+    redone: list[float] = []
+    while True:
+        whole, rest = divmod(min(strike, end) - now, cycle)
+        trained = whole * interval + min(rest, interval)
+        if strike >= end:
+            return History((safe + trained) / end, np.array(redone), lost)
+        # a save begins with each cycle's end, and is safe when `saving` seconds have passed since
+        saved = max(0.0, (strike - now - one.saving + one.stall) // cycle)
+        kept = saved * interval
+        redone.append(trained - kept)
+        safe += kept
+        up = strike + one.restart
+        strike += rng.exponential(mean)
+        while strike < up:  # struck again before it was up
+            up = strike + one.restart
+            strike += rng.exponential(mean)
+        lost.append((up - one.restart - redone[-1], up))
+        now = up
+        if now >= end:
+            return History(min(safe, end) / end, np.array(redone), lost)

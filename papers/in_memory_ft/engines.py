@@ -13,7 +13,7 @@ import io
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,10 +48,11 @@ class Saved:
 
 @dataclass(frozen=True)
 class Measured:
-    """Saves by engine, seconds of loading by source, bytes held and sent by one snapshot process."""
+    """Saves by engine; seconds of loading from each disk source and, beside it, from memory; bytes that one snapshot
+    process holds and has sent."""
 
     saves: dict[str, Saved]
-    loads: dict[str, float]
+    loads: dict[str, tuple[float, float]]
     memory: int
     sent: int
 
@@ -111,7 +112,7 @@ def measure(
     persist: bool = False,
     cleared: bool = False,
 ) -> Measured:
-    """Save a random state with every engine and load it from every source, one after another.
+    """Save a random state with every engine and load it from every disk source and from memory.
 
     persist: REFT's snapshot counts when it was written to disk too. cleared: snapshot processes have lost their memory
     before it is loaded.
@@ -143,7 +144,10 @@ def measure(
         )
         for engine in engines
     }
-    loads = {source: max(one[1][source] for one in found) for source in sources}
+    loads = {}
+    for source in sources:
+        disk, memory = zip(*(one[1][source] for one in found), strict=True)
+        loads[source] = (max(disk), max(memory))
     return Measured(saves, loads, account["memory"], account["sent"])
 
 
@@ -159,7 +163,7 @@ def _rank(
     seed: int,
     persist: bool,
     cleared: bool,
-) -> tuple[dict[str, Saved], dict[str, float]]:
+) -> tuple[dict[str, Saved], dict[str, tuple[float, float]]]:
     node = (0, rank)
     copy, disk, network = ports.copy[node], ports.disk[node], ports.network[node]
     words = np.random.default_rng(seed).integers(0, 2**63, state_bytes // 8)  # the same on all ranks
@@ -210,37 +214,38 @@ def _rank(
         call(wire, "settle", None, 0)
     target = FlatState([torch.zeros_like(weights)])
 
-    def from_disk() -> None:
-        own = np.frombuffer(disk.read(folder / f"part-{rank}"), np.uint8)
-        copy.pass_through(len(own))
-        gather(target, np.pad(own, (0, -(-state.nbytes // world) - len(own))), groups, world, network)
-
-    def load(source: str) -> None:
+    def from_disk(source: str) -> None:
         if source == "whole disk":
             target.write(0, np.frombuffer(disk.read(folder / "whole"), np.uint8))
             copy.pass_through(state.nbytes)
             return
-        if source == "sharded disk":
-            return from_disk()
+        own = np.frombuffer(disk.read(folder / f"part-{rank}"), np.uint8)
+        copy.pass_through(len(own))
+        gather(target, np.pad(own, (0, -(-state.nbytes // world) - len(own))), groups, world, network)
+
+    def from_memory(source: str) -> None:
+        """source: the disk to fall back to where memory has lost the version."""
         try:
             region = call(wire, "load", 0, 1)
         except NoVersion:
-            return from_disk()
+            from_disk(source)
+            return
         memory = Memory.open(region.address)
         own = np.frombuffer(memory.view, np.uint8)[region.start + HEADER : region.start + region.nbytes]
         copy.pass_through(len(own))
         gather(target, own, groups, world, network)
-        return None
 
-    loads = {}
-    for source in sources:
+    def seconds(load: Callable[[str], None], source: str) -> float:
         target.write(0, np.zeros(state.nbytes, np.uint8))
         dist.barrier()
         begun = time.monotonic()
         load(source)
         dist.barrier()
-        loads[source] = time.monotonic() - begun
+        taken = time.monotonic() - begun
         if target.digest() != state.digest():
-            raise RuntimeError(f"rank {rank}: what was loaded from {source} is not what was saved")
+            raise RuntimeError(f"rank {rank}: what was loaded beside {source} is not what was saved")
+        return taken
+
+    loads = {source: (seconds(from_disk, source), seconds(from_memory, source)) for source in sources}
     snapshots.close()
     return saves, loads

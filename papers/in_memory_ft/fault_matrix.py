@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from common.distributed.faults import Fault, Plan
 from common.distributed.fleet import Fleet
@@ -30,56 +31,63 @@ class Scenario:
     source: str
 
 
-def _at_settled(rank: int) -> Plan:
-    """A kill when the version before is known to be complete everywhere, and the next one begins."""
-    return Plan((Fault(rank, "settled", "kill", SNAPSHOTS),))
-
-
-FOUR, STAGES, THREE = Layout(data=4), Layout(data=2, pipeline=2), Layout(data=3)
-
-
-def _torn(buckets: int) -> Blow:
-    turn = (SNAPSHOTS - 1) * buckets + 1
-    return Blow(Plan((Fault(2, "bucket", "kill", turn + 1), Fault(2, "bucket", "slow", turn, seconds=1.0))))
-
-
-SCENARIOS = (
-    Scenario(
-        "trainer", FOUR, "one trainer", "between snapshots", lambda buckets: Blow(_at_settled(1)), "memory"
-    ),
-    Scenario(
-        "node", FOUR, "a node: trainer and snapshot process", "between snapshots",
-        lambda buckets: Blow(_at_settled(1), nodes=((0, 1),)), "memory",
-    ),
-    Scenario(
-        "two nodes", FOUR, "two nodes of one group", "between snapshots",
-        lambda buckets: Blow(_at_settled(1), nodes=((0, 1), (0, 2))), "disk",
-    ),
-    Scenario(
-        "mid-snapshot", FOUR, "one trainer", "half of its buckets copied",
-        lambda buckets: Blow(Plan((Fault(2, "bucket", "kill", (SNAPSHOTS - 1) * buckets + buckets // 2),))), "memory",
-    ),
-    Scenario(
-        "torn version", STAGES, "one trainer of stage 1", "stage 0 has the new version complete, stage 1 has not",
-        _torn, "memory",
-    ),
-    Scenario(
-        "damaged parity", FOUR, "a node, and a bit of a survivor's parity", "between snapshots",
-        lambda buckets: Blow(_at_settled(1), nodes=((0, 1),), damaged=(((0, 2), 3),)), "disk",
-    ),
-    Scenario(
-        "damaged block", FOUR, "one trainer, and a bit of a stored block", "between snapshots",
-        lambda buckets: Blow(_at_settled(1), damaged=(((0, 2), 1),)), "memory",
-    ),
-    Scenario(
-        "snapshot process", THREE, "a snapshot process alone", "half of its blocks sent",
-        lambda buckets: Blow(keepers=Plan((Fault(1, "block sent", "kill", 2 * (SNAPSHOTS - 1) + 1),))), "memory",
-    ),
-    Scenario(
-        "two groups", STAGES, "two nodes of different groups", "between snapshots",
-        lambda buckets: Blow(_at_settled(1), nodes=((0, 1), (1, 0))), "memory",
-    ),
+NAMES = (
+    "trainer", "node", "two nodes", "mid-snapshot", "torn version", "damaged parity", "damaged block",
+    "snapshot process", "two groups",
 )  # fmt: skip
+
+
+def scenarios(group: int) -> tuple[Scenario, ...]:
+    """All rows; group: data ranks of those with one stage. ValueError for less than two."""
+    if group < 2:
+        raise ValueError(f"a group of {group} has nobody to lose")
+    one_stage, stages, three = Layout(data=group), Layout(data=2, pipeline=2), Layout(data=3)
+    last, parity = group - 1, group - 1
+    between = "between snapshots"
+
+    def torn(buckets: int) -> Blow:
+        turn = (SNAPSHOTS - 1) * buckets + 1
+        return Blow(
+            Plan((Fault(2, "bucket", "kill", turn + 1), Fault(2, "bucket", "slow", turn, seconds=1.0)))
+        )
+
+    def halfway(buckets: int) -> Blow:
+        turn = (SNAPSHOTS - 1) * buckets + max(1, buckets // 2)
+        return Blow(Plan((Fault(last, "bucket", "kill", turn),)))
+
+    def encoding(buckets: int) -> Blow:
+        return Blow(keepers=Plan((Fault(1, "block sent", "kill", 2 * (SNAPSHOTS - 1) + 1),)))
+
+    def settled(**more: Any) -> Callable[[int], Blow]:
+        """A kill when the version before is known to be complete everywhere, and the next one begins."""
+        return lambda buckets: Blow(Plan((Fault(1, "settled", "kill", SNAPSHOTS),)), **more)
+
+    return (
+        Scenario("trainer", one_stage, "a trainer", between, settled(), "memory"),
+        Scenario(
+            "node", one_stage, "a node: trainer, snapshot process", between, settled(nodes=((0, 1),)), "memory"
+        ),
+        Scenario("two nodes", one_stage, "two nodes of a group", between, settled(nodes=((0, 0), (0, 1))), "disk"),
+        Scenario("mid-snapshot", one_stage, "a trainer", "half of its buckets copied", halfway, "memory"),
+        Scenario(
+            "torn version", stages, "a trainer of stage 1", "stage 0 has the new version, stage 1 has not", torn,
+            "memory",
+        ),
+        Scenario(
+            "damaged parity", one_stage, "a node, and a bit of a survivor's parity", between,
+            settled(nodes=((0, 1),), damaged=(((0, last if group > 2 else 0), parity),)), "disk",
+        ),
+        Scenario(
+            "damaged block", one_stage, "a trainer, and a bit of a stored block", between,
+            settled(damaged=(((0, last), 0),)), "memory",
+        ),
+        Scenario(
+            "snapshot process", three, "a snapshot process alone", "half of its blocks sent", encoding, "memory"
+        ),
+        Scenario(
+            "two groups", stages, "two nodes, of different groups", between, settled(nodes=((0, 1), (1, 0))), "memory"
+        ),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,7 @@ class Row:
     rebuilt_bytes: int
     decided: float
     restored: float
+    after: dict[int, float]  # losses of the last attempt, by step
 
     @property
     def exact(self) -> bool:
@@ -153,4 +162,5 @@ def compared(scenario: Scenario, outcome: Outcome, calm: Outcome, saving: Saving
         rebuilt_bytes=start.rebuilt_bytes,
         decided=outcome.decided,
         restored=outcome.restored,
+        after=losses,
     )

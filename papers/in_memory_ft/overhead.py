@@ -18,7 +18,7 @@ from papers.in_memory_ft.snapshot_process import Seat
 from papers.in_memory_ft.state import FlatState, Header
 from papers.in_memory_ft.training_job import Job
 
-COPY_SHARE = 0.5  # of a step: how long the copy of a shard takes here
+COPY_SHARE = 0.8  # of a step: how long the copy of a shard takes here
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def overheads(
 ) -> dict[Condition, float]:
     """Share that each condition adds to the seconds of `stretch` steps; the median over rounds.
 
-    rates: of the nodes; only their proportions count, for the copy of a shard is made to take half a step.
+    rates: of the nodes; only their proportions count, for the copy of a shard is made to take COPY_SHARE of a step.
     """
     seconds = step_seconds(fleet, job, 6)
     found = fleet.run(_state_bytes, job.layout.world, (job,))

@@ -247,7 +247,7 @@ class SnapshotProcess:
     def damage(self, slot: int, version: int, index: int) -> None:
         """Flip a bit of a stored block (index m - 1: the parity), as memory that fails would: for experiments."""
         one = self.shards[slot]
-        one.own(one.find(version), index)[0] ^= 1
+        one.own(one.find(version), index)[one.block // 2] ^= 1
 
     def account(self) -> dict[str, int]:
         """Bytes of memory held, and of blocks sent to peers."""
