@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from papers.r2d2.experiment import Config
 
 TIMED = ("speedup", "growth_gap")
-COUNTED = ("comparison_exponent", "content_exponent")
+COUNTED = ("comparison_exponent", "content_growth_gap")
 ERROR = 0.01  # that a count of the law lies outside by chance, in any setting of any seed
 SEEDS = 5
 
@@ -67,6 +67,7 @@ def counted(config: Config, seed: int, rng: np.random.Generator) -> Observations
     seen = Observations()
     tables: list[int] = []
     comparisons: list[float] = []
+    candidates: list[float] = []
     left: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         families = [lake.pool_root(rng, config.growth_rows) for _ in range(max(config.counted_roots))]
@@ -80,12 +81,15 @@ def counted(config: Config, seed: int, rng: np.random.Generator) -> Observations
             edges = prune(graph.edges, known) if config.statistics else graph.edges
             tables.append(len(known))
             comparisons.append(graph.comparisons)
+            candidates.append(len(graph.edges))
             left.append(len(edges))
             seen.add("counted", graph.comparisons, seed, tables=len(known), what="comparisons")
             seen.add("counted", len(graph.edges), seed, tables=len(known), what="schema edges")
             seen.add("counted", len(edges), seed, tables=len(known), what="edges after min-max")
     seen.add("comparison_exponent", exponent(tables, comparisons), seed)
-    seen.add("content_exponent", exponent(tables, left), seed)
+    seen.add("edge_exponent", exponent(tables, candidates), seed, after="schema")
+    seen.add("edge_exponent", exponent(tables, left), seed, after="min-max")
+    seen.add("content_growth_gap", exponent(tables, candidates) - exponent(tables, left), seed)
     return seen
 
 

@@ -24,6 +24,7 @@ SCHEMA = ("schema_recall", "comparison_share", "page_bytes")  # need no truth an
 RECALLS = ("min_max_recall", "content_recall", "min_max_removed", "content_removed")
 LOSSES = ("forest_loss", "k_means_loss", "lsh_loss")
 METRICS = (*SCHEMA, *RECALLS, *LOSSES, *retention_study.LAKE)
+SMALL = 10_000  # rows of a table; below, Spark's time goes into planning and not into joining
 REAL = ("real_recall", "real_min_max_removed", "real_content_removed")
 
 
@@ -165,7 +166,7 @@ def observe_baselines(
 def on_spark(config: Config, lab: Runtime, seen: Observations) -> None:
     """The same small lake and sampled rows on DuckDB and on Spark; nothing is observed where Java is missing."""
     from common.data.spark import JavaMissing, java, session
-    from papers.r2d2.spark_engine import SparkEngine
+    from papers.r2d2.spark_engine import SETTINGS, SparkEngine
 
     try:
         java()
@@ -179,7 +180,9 @@ def on_spark(config: Config, lab: Runtime, seen: Observations) -> None:
         paths = [member.path for member in members]
         with DuckEngine() as engine:
             duck = find_containments(paths, engine, config.settings(), lab.rng(seed, "rows"))
-        with lab.stopwatch() as started, session("r2d2", short=True) as spark:
+        small = config.spark_rows < SMALL
+        settings = SETTINGS if small else None
+        with lab.stopwatch() as started, session("r2d2", settings=settings, short=small) as spark:
             begun = started.seconds
             there = find_containments(
                 paths, SparkEngine(spark, config.spark_null_safe), config.settings(), lab.rng(seed, "rows")
