@@ -1,8 +1,6 @@
 """What the claims of in-memory fault tolerance read: real processes and kills, throttled devices, closed forms."""
 
-import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
@@ -14,7 +12,6 @@ from papers.in_memory_ft.saving_cost import (
     Rates,
     copied_bytes,
     loading_seconds,
-    saves_per_hour,
     saving_seconds,
 )
 from papers.in_memory_ft.survival import Fleet as NodeFleet
@@ -48,6 +45,7 @@ class Config:
     # snapshots whose bytes are counted: data degree, pipeline stages
     counted: list[list[int]] = field(default_factory=lambda: [[2, 1], [3, 1], [4, 1], [2, 2]])
     # the fault matrix
+    together: int = 2  # blows at a time
     scenarios: list[str] = field(
         default_factory=lambda: [*JUDGED, *OTHERS]
     )  # the others with the first seed alone
@@ -92,21 +90,10 @@ def run(config: Config, lab: Runtime) -> Observations:
             cost_surface(config, seen)
         if lab.wants("redone_gain"):
             redo(config, lab, seen)
-    if config.processes:
-        from papers.in_memory_ft.fork_server import load_ahead
+    if config.processes or config.gpu_shard_bytes:
+        from papers.in_memory_ft import measurements  # brings torch, which the simulations do without
 
-        load_ahead()
-        with tempfile.TemporaryDirectory(prefix="in-memory-ft-") as folder:
-            if lab.wants("largest_copied_share"):
-                count_bytes(config, lab, seen, Path(folder))
-            if lab.wants(*(exact_metric(name) for name in JUDGED)):
-                strike(config, lab, seen, Path(folder))
-            if lab.wants("saving_gain", "snapshot_rate_gain", "loading_gain", "loading_gain_sharded"):
-                save_and_load(config, lab, seen, Path(folder))
-            if lab.wants("overhead_percent"):
-                overhead(config, lab, seen, Path(folder))
-    if config.gpu_shard_bytes and lab.wants("gpu_overhead_percent"):
-        on_gpu(config, lab, seen)
+        measurements.run(config, lab, seen)
     return seen
 
 
@@ -231,222 +218,3 @@ def redo(config: Config, lab: Runtime, seen: Observations) -> None:
             seen.add("redone_seconds", redone[engine], seed, engine=engine)
             seen.add("effective_share", found.share, seed, engine=engine, how="simulated")
         seen.add("redone_gain", redone["TorchSnapshot"] / redone["REFT"], seed)
-
-
-# ---- real processes
-
-
-def text_of(lab: Runtime) -> bytes:
-    """Tiny Shakespeare, or where it can't be had a text of its own making: words of a small grammar."""
-    from common.data import DataError, fetch
-
-    try:
-        fetch("tiny-shakespeare")
-    except DataError:
-        rng = lab.rng(0, "text")
-        words = [bytes(rng.integers(97, 123, size).tolist()) for size in rng.integers(2, 8, 200)]
-        return b" ".join(words[i] for i in rng.integers(0, 200, 20000))
-    path = lab.data("tiny-shakespeare")
-    assert path is not None
-    return path.read_bytes()[:200_000]
-
-
-def job_of(config: Config, lab: Runtime, seed: int, data: int, stages: int, steps: int):  # type: ignore[no-untyped-def]
-    """A job of the configured decoder; a seed is other first weights, another order of windows, other dropout."""
-    from common.training.sharded.layout import Layout
-    from common.training.sharded.parameters import Shape
-    from common.training.sharded.trainer import Recipe
-    from papers.in_memory_ft.training_job import Job
-
-    hidden = config.hidden
-    shape = Shape(
-        vocab=128,
-        hidden=hidden,
-        layers=config.layers,
-        heads=4,
-        kv_heads=2,
-        mlp=2 * hidden,
-        context=config.context,
-    )
-    recipe = Recipe(seed=seed, dropout=config.dropout)
-    return Job(shape, Layout(data=data, pipeline=stages), recipe, text_of(lab), steps, config.rows)
-
-
-def count_bytes(config: Config, lab: Runtime, seen: Observations, folder: Path) -> None:
-    """Bytes that each rank copies for a snapshot, and what snapshot processes hold and send for it."""
-    from dataclasses import replace
-
-    from common.distributed.fleet import Fleet
-    from papers.in_memory_ft.recovery import Switches
-    from papers.in_memory_ft.snapshot import Saving
-    from papers.in_memory_ft.training_job import run_job
-
-    largest = []
-    with Fleet() as fleet:
-        for data, stages in config.counted:
-            saving = Saving(1, 1 << 16, shards=data if config.sharding else 1)
-            job = replace(job_of(config, lab, 0, data, stages, 2), saving=saving)
-            found = run_job(fleet, job, Switches(parity=config.parity))
-            shares = [copied * data / one.state_bytes for one in found.reports for copied in one.copied]
-            largest.append(max(shares))
-            where = {"data": data, "stages": stages}
-            own = found.reports[0]
-            account = found.account[0, 0]
-            shard = own.state_bytes / saving.shards
-            seen.add("copied_share", max(shares), **where)
-            seen.add("state_bytes", own.state_bytes, **where)
-            seen.add("largest_bucket", max(one.largest_bucket for one in found.reports), **where)
-            seen.add("memory_over_shard", account["memory"] / shard, **where)
-            seen.add("sent_over_shard", account["sent"] / len(own.copied) / shard, **where)
-    seen.add("largest_copied_share", max(largest))
-
-
-def strike(config: Config, lab: Runtime, seen: Observations, folder: Path) -> None:
-    """The fault matrix: every scenario beside an undisturbed run."""
-    from dataclasses import replace
-
-    from common.distributed.fleet import Fleet
-    from papers.in_memory_ft import fault_matrix
-    from papers.in_memory_ft.recovery import Switches
-    from papers.in_memory_ft.snapshot import Saving
-
-    switches = Switches(config.parity, config.double, config.sums, config.consistent, config.inside)
-    chosen = [one for one in fault_matrix.scenarios(config.group) if one.name in config.scenarios]
-    with Fleet() as fleet:
-        for seed in lab.progress(lab.seeds, "blows"):
-            calm = {}
-            for scenario in chosen:
-                metric = exact_metric(scenario.name)
-                judged = scenario.name in JUDGED
-                if not lab.wants(metric) or not (judged or seed == lab.seeds[0]):
-                    continue
-                layout = scenario.layout
-                steps = fault_matrix.steps_needed(config.every)
-                job = job_of(config, lab, seed, layout.data, layout.pipeline, steps)
-                saving = Saving(config.every, 1 << 15, shards=layout.data if config.sharding else 1)
-                job = replace(
-                    job, saving=saving, persist=2 * config.every, digests=config.every, folder=folder / "disk"
-                )
-                if layout not in calm:
-                    calm[layout] = fault_matrix.undisturbed(fleet, job)
-                row = fault_matrix.run_scenario(fleet, scenario, job, calm[layout], switches)
-                good = row.exact and row.source == scenario.source
-                if scenario.name == "damaged parity":
-                    good = good and bool(row.reports)
-                seen.add(metric, float(good), seed)
-                about: dict[str, str | float | int] = {
-                    "scenario": scenario.name,
-                    "layout": f"{layout.data} data, {layout.pipeline} stages",
-                    "lost": scenario.lost,
-                    "when": scenario.when,
-                    "source": row.source,
-                    "version": max(row.versions, default=0),
-                    "report": "; ".join(row.reports),
-                }
-                seen.add("fault_redone_steps", row.redone, seed, **about)
-                seen.add("fault_same_losses", row.same_losses, seed, of=row.losses, scenario=scenario.name)
-                seen.add("fault_same_states", row.same_states, seed, of=row.states, scenario=scenario.name)
-                seen.add("fault_seconds", row.restored, seed, scenario=scenario.name)
-                seen.add("fault_rebuilt_bytes", row.rebuilt_bytes, seed, scenario=scenario.name)
-                if seed == lab.seeds[0]:
-                    for step, loss in calm[layout].reports[0].losses.items():
-                        seen.add("loss", loss, seed, scenario=scenario.name, run="undisturbed", step=step)
-                    for step, loss in row.after.items():
-                        seen.add("loss", loss, seed, scenario=scenario.name, run="recovered", step=step)
-
-
-def save_and_load(config: Config, lab: Runtime, seen: Observations, folder: Path) -> None:
-    """Saving seconds of the engines and loading seconds by source, on throttled devices."""
-    from common.distributed.fleet import Fleet
-    from papers.in_memory_ft.engines import Saved, measure
-
-    pairs = {
-        "saving_gain": ("REFT", "TorchSnapshot"),
-        "snapshot_rate_gain": ("REFT", "CheckFreq"),
-    }
-    loads = {"loading_gain": "whole disk", "loading_gain_sharded": "sharded disk"}
-    engines = [e for e in ENGINES if any(e in pair and lab.wants(metric) for metric, pair in pairs.items())]
-    sources = [source for metric, source in loads.items() if lab.wants(metric)]
-    if lab.wants("saving_seconds"):  # only in a normal run
-        engines.insert(0, "torch.save")
-    if sources and "REFT" not in engines:
-        engines.append("REFT")
-    where = {"bytes": config.state_bytes, "peers": config.peers}
-    for seed in lab.progress(lab.seeds, "saving"):
-        some = [e for e in engines if e != "torch.save" or seed == lab.seeds[0]]
-        with Fleet() as fleet:
-            found = measure(
-                fleet, some, sources, config.state_bytes, config.peers, rates(config), folder / f"saves-{seed}", seed,
-                persist=config.persist, cleared=config.cleared,
-            )  # fmt: skip
-
-        def per_hour(one: Saved) -> float:
-            stall = max(0.0, one.stall - config.step_seconds)
-            return saves_per_hour(one.seconds, stall, config.step_seconds, config.budget)
-
-        for engine, saved in found.saves.items():
-            seen.add("saving_seconds", saved.seconds, seed, engine=engine, **where)
-            seen.add("stall_seconds", saved.stall, seed, engine=engine, **where)
-            seen.add("copied_bytes", saved.copied, seed, engine=engine, **where)
-            seen.add("saves_per_hour", per_hour(saved), seed, engine=engine, **where)
-            modelled = saving_seconds(
-                engine, config.state_bytes, config.peers, rates(config), persist=config.persist
-            )
-            seen.add("measured_over_modelled", saved.seconds / modelled, seed, engine=engine)
-        for metric, source in loads.items():
-            if source in found.loads:
-                disk, memory = found.loads[source]
-                seen.add("loading_seconds", disk, seed, source=source, **where)
-                seen.add("loading_seconds", memory, seed, source="memory", beside=source, **where)
-                seen.add(metric, disk / memory, seed)
-        if "TorchSnapshot" in found.saves:
-            gain = found.saves["TorchSnapshot"].seconds / found.saves["REFT"].seconds
-            seen.add("saving_gain", gain, seed)
-        if "CheckFreq" in found.saves:
-            gain = per_hour(found.saves["REFT"]) / per_hour(found.saves["CheckFreq"])
-            seen.add("snapshot_rate_gain", gain, seed)
-
-
-def overhead(config: Config, lab: Runtime, seen: Observations, folder: Path) -> None:
-    """What snapshots add to steps, by interval and mode."""
-    from common.distributed.fleet import Fleet
-    from papers.in_memory_ft.overhead import Condition, overheads
-    from papers.in_memory_ft.snapshot import Mode
-
-    mode: Mode = "synchronous" if config.synchronous else "bucketed"
-    judged = Condition(mode, config.judged_interval)
-    conditions = [judged]
-    if not config.synchronous:
-        conditions += [Condition("bucketed", k) for k in config.intervals if k != config.judged_interval]
-        conditions += [Condition(other, config.judged_interval) for other in ("whole", "synchronous")]
-        conditions += [Condition("synchronous", k) for k in config.intervals if k != config.judged_interval]
-    for seed in lab.progress(lab.seeds, "overhead"):
-        job = job_of(config, lab, seed, config.peers, 1, 0)
-        with Fleet() as fleet:
-            found = overheads(
-                fleet, job, conditions, config.stretch, config.rounds, folder / f"over-{seed}",
-                Rates(config.copy, config.network, config.disk),
-            )  # fmt: skip
-        for condition, share in found.items():
-            seen.add("overhead_by_interval", 100 * share, seed, mode=condition.mode, every=condition.every)
-        seen.add("overhead_percent", 100 * found[judged], seed)
-
-
-def on_gpu(config: Config, lab: Runtime, seen: Observations) -> None:
-    """What copies to pinned memory add to a step of products on this device."""
-    from papers.in_memory_ft.gpu_overlap import CopiedStep, Mode
-
-    size = config.gpu_shard_bytes
-    for seed in lab.seeds:
-        step = CopiedStep(lab.device, size, config.gpu_size, config.gpu_products, config.gpu_bucket)
-
-        def taken(mode: Mode, step: CopiedStep = step) -> float:
-            return step.seconds(lambda: step.run(mode), config.gpu_rounds)
-
-        modes: tuple[Mode, ...] = ("none", "bucketed", "whole", "synchronous")
-        seconds = {mode: taken(mode) for mode in modes}
-        for mode in modes:
-            seen.add("gpu_step_seconds", seconds[mode], seed, mode=mode, bytes=size)
-        chosen: Mode = "synchronous" if config.synchronous else "bucketed"
-        if lab.device.startswith("cuda"):
-            seen.add("gpu_overhead_percent", 100 * (seconds[chosen] / seconds["none"] - 1), seed)
