@@ -126,7 +126,11 @@ def timed_engines(config: Config, lab: Runtime, seen: Observations, prefix: str 
         plain = measure(bench, None, text, seed, config.steps, 0) if totals else None
         if plain is not None:
             seen.add(prefix + "run_seconds", plain.timed.total, seed, engine="none", interval=0)
+            per_step = sum(plain.timed.compute) / config.steps
+            seen.add(prefix + "compute_seconds", per_step, seed, engine="none", interval=0)
         for interval in config.intervals:
+            if interval not in (1, quiet) and seed != lab.seeds[0]:
+                continue  # no claim reads it
             found: dict[EngineName, Outcome] = {}
             every = 0 if config.never else interval
             for engine in ENGINES:
