@@ -143,7 +143,10 @@ def k_means(
     tables: Sequence[Profile], pairs: Sequence[Edge], truth: np.ndarray, numbers: Sequence[int], seed: int
 ) -> Score:
     """Pairs within a cluster of tables by schema and statistics, at the best of these numbers of clusters."""
+    import warnings
+
     from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
 
     names = {column: place for place, column in enumerate(sorted({c for t in tables for c in t.columns}))}
     grid = np.zeros((len(tables), len(names), 6))
@@ -156,7 +159,9 @@ def k_means(
     above, below = np.array([u for u, _ in pairs]), np.array([v for _, v in pairs])
     found = []
     for number in sorted({min(max(1, number), len(tables)) for number in numbers}):
-        cluster = KMeans(number, n_init=2, random_state=seed).fit_predict(vectors)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different tables than clusters
+            cluster = KMeans(number, n_init=2, random_state=seed).fit_predict(vectors)
         found.append(score(cluster[above] == cluster[below], truth))
     return max(found, key=lambda each: each.f1)
 

@@ -19,7 +19,12 @@ class DuckEngine:
 
         self.combinations = combinations
         self._connection = duckdb.connect(
-            config={"threads": threads, "memory_limit": memory, "temp_directory": ""}
+            config={
+                "threads": threads,
+                "memory_limit": memory,
+                "temp_directory": "",
+                "enable_external_file_cache": False,  # or bytes and seconds would depend on what ran before
+            }
         )
 
     def __enter__(self) -> "DuckEngine":

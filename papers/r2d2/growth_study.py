@@ -42,6 +42,10 @@ def timed(config: Config, seed: int, rng: np.random.Generator) -> Observations:
     with tempfile.TemporaryDirectory() as folder, DuckEngine() as engine:
         families = [lake.pool_root(rng, config.growth_rows) for _ in range(max(config.timed_roots))]
         members = lake.grow(families, config.descendants, rng, Path(folder))
+        first = [member.path for member in members if member.family == 0]
+        find_containments(
+            first, engine, config.settings(), np.random.default_rng(seed)
+        )  # what a first run loads
         for roots in config.timed_roots:
             paths = [member.path for member in members if member.family < roots]
             tables.append(len(paths))

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from papers.r2d2.experiment import Config
 
 SCHEMA = ("schema_recall", "comparison_share", "page_bytes")  # need no truth and no data page
-RECALLS = ("min_max_recall", "content_recall", "min_max_removed", "content_removed")
+BOUNDS = ("min_max_recall", "min_max_removed")  # need no data page
+ROWS = ("content_recall", "content_removed")
 LOSSES = ("forest_loss", "k_means_loss", "lsh_loss")
-METRICS = (*SCHEMA, *RECALLS, *LOSSES, *retention_study.LAKE)
+METRICS = (*SCHEMA, *BOUNDS, *ROWS, *LOSSES, *retention_study.LAKE)
 SMALL = 10_000  # rows of a table; below, Spark's time goes into planning and not into joining
 REAL = ("real_recall", "real_min_max_removed", "real_content_removed")
 
@@ -38,20 +39,20 @@ def generated(config: Config, seed: int, rng: np.random.Generator, wanted: froze
         )
         paths = [member.path for member in members]
         chosen = np.random.default_rng(rng.integers(2**31))  # the same samples whatever else is wanted
-        deep = wanted & {*RECALLS, *LOSSES, *retention_study.LAKE}
+        planned = bool(wanted & {*retention_study.LAKE})
+        looked_up = planned or bool(wanted & {*ROWS, *LOSSES})
         with DuckEngine() as engine:
-            found = find_containments(paths, engine, config.settings(bool(deep)), chosen) if deep else None
-            if found is None:
-                found = find_containments(paths, Nothing(), config.settings(False), chosen)
+            found = find_containments(
+                paths, engine if looked_up else Nothing(), config.settings(verify=planned), chosen
+            )
         observe_schema(found, seen, seed)
-        if deep:
-            true = truth(paths, found) if wanted & {*RECALLS, *LOSSES} else set()
-            if true:
-                observe_stages(found, true, seen, seed, "", lake="generated")
+        if wanted & {*BOUNDS, *ROWS, *LOSSES}:
+            true = truth(paths, found)
+            observe_stages(found, true, seen, seed, "", lake="generated")
             if wanted & {*LOSSES}:
                 observe_baselines(config, found, true, paths, wanted, chosen, seen, seed)
-            if wanted & {*retention_study.LAKE}:
-                retention_study.lake_plan(config, members, found, chosen, seen, seed)
+        if planned:
+            retention_study.lake_plan(config, members, found, chosen, seen, seed)
     return seen
 
 

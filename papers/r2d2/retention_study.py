@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 LAKE = ("saving", "rebuilt_share")
 TREES = ("dp_gap", "dp_exponent")
-TIMED_SECONDS = 0.02  # repeat a measurement until it has taken this long
+TIMED_SECONDS = 0.1  # repeat a measurement until it has taken this long
 LIMITS = (
     1.0,
     3600.0,
