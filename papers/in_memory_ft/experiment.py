@@ -38,21 +38,20 @@ class Config:
     rack: int = 1  # nodes of one group that fail together
     # the trained decoder
     hidden: int = 128
-    layers: int = 4
+    layers: int = 2
     context: int = 32
     rows: int = 12  # of a batch, over all data ranks
     dropout: float = 0.1
     # snapshots whose bytes are counted: data degree, pipeline stages
-    counted: list[list[int]] = field(default_factory=lambda: [[2, 1], [3, 1], [4, 1], [2, 2]])
+    counted: list[list[int]] = field(default_factory=lambda: [[3, 1], [4, 1], [2, 2]])
     # the fault matrix
-    together: int = 2  # blows at a time
     scenarios: list[str] = field(
         default_factory=lambda: [*JUDGED, *OTHERS]
     )  # the others with the first seed alone
     group: int = 4  # data ranks of the scenarios with one stage
     every: int = 2  # steps between snapshots
     # saving and loading one state on devices
-    state_bytes: int = 48 << 20
+    state_bytes: int = 32 << 20
     peers: int = 4
     copy: float = 12e9  # bytes/s of a node's copy engine, network card and storage: the brief's
     network: float = 3e9

@@ -1,7 +1,6 @@
 """What real processes show: bytes counted, blows struck, seconds on throttled devices, what snapshots add to steps."""
 
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from common.training.sharded.parameters import Shape
 from common.training.sharded.trainer import Recipe
 from papers.in_memory_ft.engines import Saved, measure
 from papers.in_memory_ft.experiment import JUDGED, Config, exact_metric, rates
-from papers.in_memory_ft.fault_matrix import Row, Scenario, run_scenario, scenarios, steps_needed, undisturbed
+from papers.in_memory_ft.fault_matrix import Row, run_scenario, scenarios, steps_needed, undisturbed
 from papers.in_memory_ft.fork_server import load_ahead
 from papers.in_memory_ft.gpu_overlap import CopiedStep
 from papers.in_memory_ft.gpu_overlap import Mode as CopyMode
@@ -93,8 +92,13 @@ def count_bytes(config: Config, lab: Runtime, seen: Observations) -> None:
     seen.add("largest_copied_share", max(largest))
 
 
+UNDISTURBED: dict[
+    Job, Outcome
+] = {}  # of this process; a control changes nothing of a run that nothing happens to
+
+
 def strike(config: Config, lab: Runtime, seen: Observations, folder: Path) -> None:
-    """The fault matrix: every scenario beside an undisturbed run; some at a time, for they mostly wait."""
+    """The fault matrix: every scenario beside an undisturbed run."""
     switches = Switches(config.parity, config.double, config.sums, config.consistent, config.inside)
     work = [
         (seed, one)
@@ -104,40 +108,22 @@ def strike(config: Config, lab: Runtime, seen: Observations, folder: Path) -> No
         and lab.wants(exact_metric(one.name))
         and (one.name in JUDGED or seed == lab.seeds[0])
     ]
-    jobs = {}
-    for seed, one in work:
-        steps = steps_needed(config.every)
-        job = job_of(config, lab, seed, one.layout.data, one.layout.pipeline, steps)
-        jobs[seed, one.layout] = replace(job, digests=config.every)
-
-    def left_alone(job: Job) -> Outcome:
-        with Fleet() as fleet:
-            return undisturbed(fleet, job)
-
-    def struck(item: tuple[int, Scenario]) -> Row:
-        seed, one = item
-        shards = one.layout.data if config.sharding else 1
-        job = replace(
-            jobs[seed, one.layout],
-            saving=Saving(config.every, 1 << 15, shards=shards),
-            persist=2 * config.every,
-            folder=folder / f"{one.name} {seed}",
-        )
-        with Fleet() as fleet:
-            return run_scenario(fleet, one, job, calm[seed, one.layout], switches)
-
-    with ThreadPoolExecutor(config.together) as pool:
-        calm = dict(zip(jobs, pool.map(left_alone, jobs.values()), strict=True))
-        rows = list(lab.progress(pool.map(struck, work), "blows", len(work)))
-    for (seed, one), row in zip(work, rows, strict=True):
-        note_blow(seen, seed, row)
-        if seed == lab.seeds[0]:
-            for name, losses in (
-                ("undisturbed", calm[seed, one.layout].reports[0].losses),
-                ("recovered", row.after),
-            ):
-                for step, loss in losses.items():
-                    seen.add("loss", loss, seed, scenario=one.name, run=name, step=step)
+    with Fleet() as fleet:
+        for seed, one in lab.progress(work, "blows"):
+            data, stages = one.layout.data, one.layout.pipeline
+            plain = job_of(config, lab, seed, data, stages, steps_needed(config.every))
+            plain = replace(plain, digests=config.every)
+            if plain not in UNDISTURBED:
+                UNDISTURBED[plain] = undisturbed(fleet, plain)
+            calm = UNDISTURBED[plain]
+            saving = Saving(config.every, 1 << 15, shards=data if config.sharding else 1)
+            job = replace(plain, saving=saving, persist=2 * config.every, folder=folder / "disk")
+            row = run_scenario(fleet, one, job, calm, switches)
+            note_blow(seen, seed, row)
+            if seed == lab.seeds[0]:
+                for name, losses in (("undisturbed", calm.reports[0].losses), ("recovered", row.after)):
+                    for step, loss in losses.items():
+                        seen.add("loss", loss, seed, scenario=one.name, run=name, step=step)
 
 
 def note_blow(seen: Observations, seed: int, row: Row) -> None:
