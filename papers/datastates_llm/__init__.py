@@ -6,6 +6,7 @@ Only the next update waits, and only for copies that are not finished. A version
 whole (two-phase commit).
 
 pool.py is the ring, file_format.py the file, tiers.py the two flush threads, engine.py the engine, baselines.py what
-it is compared with, commit.py the agreement between ranks. training.py times them on real training steps behind
-throttled devices, torn.py and crash.py try to break what they write, cluster.py puts them on Polaris (polaris.py).
+it is compared with, commit.py the agreement between ranks. training.py and timed.py time them on real training steps
+behind throttled devices, torn.py and crash.py try to break what they write, cluster.py puts them on the paper's
+machine (polaris.py, at_scale.py).
 """

@@ -11,6 +11,7 @@ from typing import Literal, get_args
 
 EngineName = Literal["sync", "async", "snapshot", "datastates"]
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
+BASELINES: tuple[EngineName, ...] = ("sync", "async", "snapshot")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Training on several ranks with a checkpoint after every update, a kill between two ranks' writes, and a restart.
 
-The victim writes half of its file of one version, waits until the other ranks' files of that version are whole, and
+The victim writes a part of its file of one version, waits until the other ranks' files of that version are whole, and
 gets SIGKILL. All ranks then start again from the version that counts, with dropout, so that the random numbers' state
 has to come back too, and must go on exactly as a run that nothing happened to.
 """
@@ -32,6 +32,7 @@ from papers.datastates_llm.tiers import Copier, Storage
 from papers.datastates_llm.torn import same_bits
 
 VICTIM = 1
+TENSORS_WRITTEN = 5  # of the victim's last file, when it dies
 COPY_BYTES_PER_S = 100e6  # of each rank: a state takes a fraction of a step
 STORAGE_BYTES_PER_S = 60e6  # shared by all ranks: writes of several versions are under way at once
 SECONDS = 60.0  # after which a run counts as hung
@@ -161,11 +162,11 @@ def train(rank: int, world: int, job: Job) -> Trained:
 
 
 class Killer:
-    """Kills the victim when it has written half of its file of a version and all others have finished theirs."""
+    """Kills the victim within its file of a version, when all others have finished theirs and the one before counts."""
 
     def __init__(self, rank: int, world: int, job: Job) -> None:
         self.rank, self.world, self.job = rank, world, job
-        self.place = f"half of version {job.killed_at}"
+        self.place = f"within version {job.killed_at}"
         self.plan = Plan((Fault(VICTIM, self.place, "kill"),)) if job.killed_at else Plan()
         self.written: Counter[Path] = Counter()
 
@@ -175,9 +176,10 @@ class Killer:
         folder = self.job.folder
         if folder is None or not self.job.killed_at or self.rank != VICTIM:
             return
-        if path == file_of(folder, self.job.killed_at, self.rank) and self.written[path] == 5:
+        if path == file_of(folder, self.job.killed_at, self.rank) and self.written[path] == TENSORS_WRITTEN:
             others = [file_of(folder, self.job.killed_at, r) for r in range(self.world) if r != VICTIM]
-            while not all(other.exists() for other in others):
+            agreed = self.job.killed_at - 1 if self.job.commit else 0
+            while not all(other.exists() for other in others) or (latest(folder) or 0) < agreed:
                 time.sleep(0.001)
             self.plan.reached(self.rank, self.place)
 

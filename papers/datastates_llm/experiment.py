@@ -1,23 +1,24 @@
 """What the claims of DataStates-LLM read: engines timed here, files read back, a kill, and Polaris simulated."""
 
 import contextlib
-import math
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.lab.runtime import Observations, Runtime, one_thread
-from papers.datastates_llm.cluster import ENGINES, EngineName, Switches, simulate
-from papers.datastates_llm.polaris import MODELS, SHARES, ranks
+from papers.datastates_llm.at_scale import end_to_end, more_replicas, single_checkpoints
+from papers.datastates_llm.cluster import BASELINES, ENGINES, EngineName
+from papers.datastates_llm.polaris import MODELS, SHARES
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from papers.datastates_llm.timed import Bench, Outcome
+
 TEXT = "tiny-shakespeare"
-BASELINES: tuple[EngineName, ...] = ("sync", "async", "snapshot")
 
 
 @dataclass(frozen=True)
@@ -98,18 +99,11 @@ def text_of(lab: Runtime) -> "Tensor":
 
 
 def timed_engines(config: Config, lab: Runtime, seen: Observations, prefix: str = "") -> None:
-    """Blocking time and run time of each engine at each interval; the ratios that claims read.
+    """Each engine at each interval, with the ratios that claims read; in a control's run only what its claims read.
 
-    In a control's run only what its claims read.
+    Blocking is compared at the second interval, at which storage keeps up, run times at the first.
     """
-    from papers.datastates_llm.timed import (
-        Bench,
-        Outcome,
-        disagreeing,
-        first_write_shares,
-        measure,
-        predicted,
-    )
+    from papers.datastates_llm.timed import Bench, measure
     from papers.datastates_llm.training import Shape, rows_for
 
     text = text_of(lab)
@@ -117,60 +111,93 @@ def timed_engines(config: Config, lab: Runtime, seen: Observations, prefix: str 
     rows = config.rows or rows_for(shape, text, config.compute_seconds, lab.device)
     bench = Bench(shape, rows, config.copy_rate, config.storage_rate, device=lab.device)
     seen.add(prefix + "checkpoint_bytes", bench.nbytes)
-    quiet = config.intervals[min(1, len(config.intervals) - 1)]
-    ratios, streams, totals = (
+    busy, quiet = config.intervals[0], config.intervals[min(1, len(config.intervals) - 1)]
+    blocking, streams, totals = (
         lab.wants(*(prefix + name for name in names))
         for names in (BLOCKING, ("first_write_share",), ("run_time_gain",))
     )
+    asked: dict[int, set[EngineName]] = {interval: set() for interval in config.intervals}
+    asked[quiet] |= set(ENGINES) if blocking else {"datastates"} if streams else set()
+    asked[busy] |= {"sync", "datastates"} if totals else set()
+    everything = blocking and totals  # no control's run: the figures want the rest
     for seed in lab.seeds:
-        plain = measure(bench, None, text, seed, config.steps, 0) if totals else None
-        if plain is not None:
-            seen.add(prefix + "run_seconds", plain.timed.total, seed, engine="none", interval=0)
-            per_step = sum(plain.timed.compute) / config.steps
-            seen.add(prefix + "compute_seconds", per_step, seed, engine="none", interval=0)
+        first = seed == lab.seeds[0]
+        if totals:
+            plain = measure(bench, None, text, seed, config.steps, 0)
+            note(seen, prefix, seed, "none", 0, plain)
         for interval in config.intervals:
-            if interval not in (1, quiet) and seed != lab.seeds[0]:
-                continue  # no claim reads it
-            found: dict[EngineName, Outcome] = {}
             every = 0 if config.never else interval
+            engines = asked[interval]
+            if everything and (first or interval in (busy, quiet)):
+                engines = set(ENGINES)
+            found: dict[EngineName, Outcome] = {}
             for engine in ENGINES:
-                asked = (
-                    (ratios and interval == quiet)
-                    or (streams and interval == quiet and engine == "datastates")
-                    or (totals and interval == 1 and engine in ("sync", "datastates"))
-                    or (totals and ratios)
-                )
-                if not asked:
-                    continue
-                check = seed == lab.seeds[0] and interval == quiet and ratios and not config.never
-                out = measure(
-                    bench, engine, text, seed, config.steps, every,
-                    lazy=config.lazy, stream=config.stream, read_back=check,
-                )  # fmt: skip
-                found[engine] = out
-                at = {"engine": engine, "interval": interval}
-                seen.add(prefix + "run_seconds", out.timed.total, seed, **at)
-                seen.add(prefix + "blocked_seconds", out.blocked, seed, **at)
-                seen.add(prefix + "compute_seconds", sum(out.timed.compute) / config.steps, seed, **at)
-            if config.copy_rate and config.storage_rate and every and len(found) == len(ENGINES):
-                kept = found["sync"].blocked - bench.nbytes / config.storage_rate
-                for engine, out in found.items():
-                    model = predicted(bench, out, engine, config.steps, every, bench.nbytes / kept)
-                    at = {"engine": engine, "interval": interval}
-                    seen.add(prefix + "modelled_run_seconds", model.total, seed, **at)
-            if interval == quiet and ratios:
-                ours = found["datastates"]
-                for engine in BASELINES:
-                    gain = found[engine].blocked / ours.blocked if ours.blocked else 1.0
-                    seen.add(f"{prefix}gain_{engine}", gain, seed)
-                if seed == lab.seeds[0] and not config.never:
-                    seen.add(prefix + "disagreeing_tensors", disagreeing([o.last for o in found.values()]))
-            if interval == quiet and "datastates" in found and found["datastates"].copies and streams:
-                shares = first_write_shares(found["datastates"])
-                seen.add(prefix + "first_write_share", sum(shares) / len(shares), seed)
-            if interval == 1 and totals:
+                if engine in engines:
+                    check = first and interval == quiet and blocking and not config.never
+                    found[engine] = measure(
+                        bench, engine, text, seed, config.steps, every,
+                        lazy=config.lazy, stream=config.stream, read_back=check,
+                    )  # fmt: skip
+                    note(seen, prefix, seed, engine, interval, found[engine])
+            if everything and len(found) == len(ENGINES):
+                beside_model(config, seen, prefix, bench, seed, interval, found)
+            if interval == quiet and blocking:
+                compare_blocking(seen, prefix, seed, found)
+            if interval == quiet and streams and not config.never:
+                note_streaming(seen, prefix, seed, found["datastates"])
+            if interval == busy and totals:
                 gain = found["sync"].timed.total / found["datastates"].timed.total
                 seen.add(prefix + "run_time_gain", gain, seed)
+
+
+def note(seen: Observations, prefix: str, seed: int, engine: str, interval: int, outcome: "Outcome") -> None:
+    """The seconds of one run."""
+    timed = outcome.timed
+    at: dict[str, Any] = {"engine": engine, "interval": interval}
+    seen.add(prefix + "run_seconds", timed.total, seed, **at)
+    seen.add(prefix + "compute_seconds", sum(timed.compute) / len(timed.compute), seed, **at)
+    if timed.blocked:
+        seen.add(prefix + "blocked_seconds", outcome.blocked, seed, **at)
+
+
+def compare_blocking(
+    seen: Observations, prefix: str, seed: int, found: "Mapping[EngineName, Outcome]"
+) -> None:
+    """Blocking of the baselines over DataStates', and whether all files hold the same, where they were read."""
+    from papers.datastates_llm.timed import disagreeing
+
+    ours = found["datastates"]
+    for engine in BASELINES:
+        gain = found[engine].blocked / ours.blocked if ours.blocked else 1.0  # no checkpoint: nobody blocks
+        seen.add(f"{prefix}gain_{engine}", gain, seed)
+    if ours.last:
+        seen.add(prefix + "disagreeing_tensors", disagreeing([one.last for one in found.values()]))
+
+
+def note_streaming(seen: Observations, prefix: str, seed: int, ours: "Outcome") -> None:
+    """When writing begins, in parts of the copying."""
+    from papers.datastates_llm.timed import first_write_shares
+
+    shares = first_write_shares(ours)
+    seen.add(prefix + "first_write_share", sum(shares) / len(shares), seed)
+
+
+def beside_model(
+    config: Config,
+    seen: Observations,
+    prefix: str,
+    bench: "Bench",
+    seed: int,
+    interval: int,
+    found: "Mapping[EngineName, Outcome]",
+) -> None:
+    """What the fluid model says of the same runs."""
+    from papers.datastates_llm.timed import predicted
+
+    for engine, outcome in found.items():
+        if outcome.timed.blocked:
+            said = predicted(bench, outcome, engine, config.steps, interval).total
+            seen.add(prefix + "modelled_run_seconds", said, seed, engine=engine, interval=interval)
 
 
 def read_back(config: Config, lab: Runtime, seen: Observations) -> None:
@@ -203,80 +230,3 @@ def kill_and_resume(config: Config, lab: Runtime, seen: Observations) -> None:
         for rank, (begun, finished) in enumerate(zip(found.begun, found.finished, strict=True)):
             seen.add("resumed_version", begun, seed, rank=rank)
             seen.add("finished_version", finished, seed, rank=rank)
-
-
-def end_to_end(config: Config, seen: Observations) -> None:
-    """Run time of each engine over DataStates', for models, storage a node, and updates between checkpoints."""
-    trends, peaks = [], []
-    for name in config.models:
-        model = MODELS[name]
-        for share in [*config.shares, *config.more_shares]:
-            judged = share in config.shares
-            gains = []
-            for gap in config.gaps:
-                of = partial(
-                    simulate, ranks=ranks(model, share), phases=model.phases, steps=config.iterations,
-                    interval=0 if config.never else gap,
-                )  # fmt: skip
-                ours = of("datastates", switches=Switches(config.lazy, config.pool)).total
-                for engine in BASELINES:
-                    gain = of(engine).total / ours
-                    seen.add("run_gain", gain, model=name, engine=engine, share=share, interval=gap)
-                    if judged and name in ("7B", "13B"):
-                        seen.add(f"end_to_end_{engine}_{name}", gain, share=share, interval=gap)
-                    if engine == "sync":
-                        gains.append(gain)
-            if judged:
-                trends.append(gains[0] / gains[-1])
-                peaks.append(gains[0] / max(gains[1:]))
-                seen.add("best_interval", config.gaps[gains.index(max(gains))], model=name, share=share)
-    seen.add("frequency_trend", geometric_mean(trends))
-    seen.add("frequency_peak", geometric_mean(peaks))
-
-
-def geometric_mean(values: list[float]) -> float:
-    """Of positive numbers."""
-    return math.exp(sum(map(math.log, values)) / len(values))
-
-
-def single_checkpoints(config: Config, seen: Observations) -> None:
-    """Blocking a checkpoint: five iterations with one each, as in Figure 7, and one that storage has time for."""
-    ours = Switches(config.lazy, config.pool)
-    ratios, kept = [], []
-    for name in config.models:
-        model = MODELS[name]
-        for share in config.shares:
-            at: dict[str, Any] = {"model": name, "share": share}
-            found = {}
-            for engine in ENGINES:
-                each = simulate(engine, ranks(model, share), model.phases, 6, 1, ours).blocked
-                found[engine] = sum(each) / len(each)
-                seen.add("blocked_every_iteration", found[engine], engine=engine, **at)
-            if share == max(config.shares):
-                ratios.append(min(found[engine] for engine in BASELINES) / found["datastates"])
-        alone = {
-            pool: simulate(
-                "datastates", ranks(model, max(config.shares)), model.phases, 2, 1, Switches(True, pool)
-            ).blocked[0]
-            for pool in (True, False)
-        }
-        kept.append(alone[config.pool] / alone[False])
-    seen.add("least_gain", min(ratios))
-    seen.add("pool_share", sum(kept) / len(kept))
-
-
-def more_replicas(config: Config, seen: Observations) -> None:
-    """Share of the run that checkpoints take, as data parallelism grows: at its largest over that of one replica."""
-    parts = []
-    for name in [name for name in ("13B", "30B") if name in config.models] or config.models:
-        model = MODELS[name]
-        for share in config.shares:
-            lost = []
-            for replicas in config.replicas:
-                kinds = ranks(model, share, replicas, config.through_rank_zero)
-                steps = config.iterations
-                total = simulate("datastates", kinds, model.phases, steps, 1).total
-                lost.append(1 - steps * model.phases.total / total)
-                seen.add("lost_share", lost[-1], model=name, share=share, replicas=replicas)
-            parts.append(lost[-1] / lost[0])
-    seen.add("replicas_share", sum(parts) / len(parts))

@@ -149,23 +149,31 @@ def first_write_shares(outcome: Outcome) -> list[float]:
     return shares
 
 
-def predicted(
-    bench: Bench, outcome: Outcome, engine: EngineName, steps: int, interval: int, serialise: float
-) -> Run:
-    """What the model of cluster.py says of a measured run, from its phases and the devices' rates.
+def achieved(spans: Sequence[Span]) -> float:
+    """Bytes/s while at least one of the spans lasted: what a throttled device and the memory or disk behind it gave."""
+    busy, until = 0.0, 0.0
+    for span in sorted(spans, key=lambda span: span.start):
+        busy += max(0.0, span.end - max(until, span.start))
+        until = max(until, span.end)
+    return sum(span.nbytes for span in spans) / busy
 
-    serialise: bytes/s of a synchronous save but for its write; memory is not pinned here, so allocation is left out.
+
+def predicted(bench: Bench, outcome: Outcome, engine: EngineName, steps: int, interval: int) -> Run:
+    """What the model of cluster.py says of a measured run, from its phases and the rates its devices gave it.
+
+    Memory is not pinned here, so that allocation is part of a copy; of a synchronous save all that is neither copy nor
+    write counts as serialising.
     """
-    marks = outcome.timed.steps
-    compute = sum(outcome.timed.compute) / len(marks)
-    updates = [end - waited for _, _, waited, end in marks]
-    update = min(updates)  # of a step without a checkpoint, or one that saves fast
-    saving = outcome.timed.saving
-    enqueue = min(saving) if engine == "datastates" and saving else 0.0
-    rank = Rank(
-        bench.nbytes, bench.copy_rate, bench.copy_rate, 1e15, serialise, bench.storage_rate, bench.buffer, enqueue
-    )  # fmt: skip
-    return simulate(engine, (rank,), Phases(compute, update), steps, interval)
+    timed = outcome.timed
+    compute = sum(timed.compute) / len(timed.compute)
+    update = sorted(end - waited for _, _, waited, end in timed.steps)
+    copy, write = achieved(outcome.copies), achieved(outcome.writes)
+    enqueue = min(timed.saving) if engine == "datastates" else 0.0
+    besides = outcome.blocked - bench.nbytes / write  # a synchronous save
+    kind = Rank(
+        bench.nbytes, copy, copy, 1e15, bench.nbytes / max(besides, 1e-9), write, bench.buffer, enqueue
+    )
+    return simulate(engine, (kind,), Phases(compute, update[0]), steps, interval)
 
 
 __all__ = ["ENGINES", "Bench", "Outcome", "disagreeing", "first_write_shares", "measure", "predicted", "read"]
