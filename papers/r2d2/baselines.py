@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 PERMUTATIONS = 128
-TREES = 200
+TREES = 100
 
 
 @dataclass(frozen=True)

@@ -34,16 +34,16 @@ class Config:
     # sizes
     roots: int = 30
     descendants: int = 10
-    rows: int = 2000
+    rows: int = 1000
     real_descendants: int = 6  # of each real table; 0 leaves that lake out
     real_rows: int = 1000  # at most
     planted: list[float] = field(default_factory=lambda: [0.01, 0.05, 0.2])
     planted_samples: list[int] = field(default_factory=lambda: [5, 10, 20, 50])
     planted_rows: int = 4000
-    trials: int = 100
-    timed_roots: list[int] = field(default_factory=lambda: [2, 4, 8, 16])  # each with its descendants
-    counted_roots: list[int] = field(default_factory=lambda: [10, 30, 90])
-    growth_rows: int = 400
+    trials: int = 60
+    timed_roots: list[int] = field(default_factory=lambda: [3, 6, 12])  # each with its descendants
+    counted_roots: list[int] = field(default_factory=lambda: [8, 24, 72])
+    growth_rows: int = 300
     spark_roots: int = 2  # 0 leaves Spark out
     spark_rows: int = 300
     lake_gb: float = 1000.0  # that retention takes the lake for: its files' sizes are scaled to it

@@ -29,7 +29,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Stage:
-    """The edges after a stage, its seconds of processor time, and the bytes it read (None where unknown)."""
+    """The edges after a stage, the processor seconds of the calling thread, and the bytes it read (None: unknown)."""
 
     edges: tuple[Edge, ...]
     seconds: float
@@ -58,7 +58,7 @@ def find_containments(
     stages: dict[str, Stage] = {}
     metadata_bytes = page_bytes = 0
 
-    begun = time.process_time()
+    begun = time.thread_time()
     footers, known = [], []
     for path in paths:
         with CountedFile(path) as file:
@@ -73,23 +73,23 @@ def find_containments(
         [min_max.schema(told) for told in footers], settings.clustered, settings.every_centre
     )
     edges: Sequence[Edge] = graph.edges
-    stages["schema"] = Stage(tuple(edges), time.process_time() - begun, metadata_bytes + page_bytes)
+    stages["schema"] = Stage(tuple(edges), time.thread_time() - begun, metadata_bytes + page_bytes)
 
-    begun = time.process_time()
+    begun = time.thread_time()
     if settings.statistics:
         edges = min_max.prune(edges, known)
-    stages["min-max"] = Stage(tuple(edges), time.process_time() - begun, 0)
+    stages["min-max"] = Stage(tuple(edges), time.thread_time() - begun, 0)
 
-    begun, read = time.process_time(), bytes_read()
+    begun, read = time.thread_time(), bytes_read()
     probes = content.sampled_probes(edges, paths, footers, settings.rows, settings.columns, rng)
     if settings.rows:
         edges = content.survivors(edges, probes, engine)
-    stages["content"] = Stage(tuple(edges), time.process_time() - begun, _since(read))
+    stages["content"] = Stage(tuple(edges), time.thread_time() - begun, _since(read))
 
     if settings.verify:
-        begun, read = time.process_time(), bytes_read()
+        begun, read = time.thread_time(), bytes_read()
         edges = content.survivors(edges, content.whole_probes(edges, paths, footers), engine)
-        stages["verified"] = Stage(tuple(edges), time.process_time() - begun, _since(read))
+        stages["verified"] = Stage(tuple(edges), time.thread_time() - begun, _since(read))
     return Found(tuple(footers), graph, stages, metadata_bytes, page_bytes)
 
 
