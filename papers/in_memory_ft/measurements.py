@@ -204,7 +204,6 @@ def overhead(config: Config, lab: Runtime, seen: Observations, folder: Path) -> 
     if not config.synchronous and config.intervals:
         conditions += [Condition("bucketed", k) for k in config.intervals if k != config.judged_interval]
         conditions += [Condition(other, config.judged_interval) for other in ("whole", "synchronous")]
-        conditions += [Condition("synchronous", k) for k in config.intervals if k != config.judged_interval]
     for seed in lab.progress(lab.seeds, "overhead"):
         job = job_of(config, lab, seed, config.peers, 1, 0)
         with Fleet() as fleet:

@@ -125,9 +125,10 @@ def _rank(
     run(None)
     rows: dict[Condition, list[tuple[float, float]]] = {condition: [] for condition in conditions}
     for _ in range(rounds):
+        before = run(None)
         for condition in conditions:
-            before = run(None)
-            taken = run(condition)
-            rows[condition].append((taken, (before + run(None)) / 2))
+            taken, after = run(condition), run(None)
+            rows[condition].append((taken, (before + after) / 2))
+            before = after
     snapshots.close()
     return rows
