@@ -37,7 +37,7 @@ class Config:
     synchronous: bool = False  # True: training waits for every snapshot
     rack: int = 1  # nodes of one group that fail together
     # the trained decoder
-    hidden: int = 128
+    hidden: int = 64
     layers: int = 2
     context: int = 32
     rows: int = 12  # of a batch, over all data ranks

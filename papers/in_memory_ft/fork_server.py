@@ -7,14 +7,14 @@ from multiprocessing import forkserver
 MODULES = [
     "torch",
     "torch.distributed",
-    "torch._dynamo",  # torch's first optimiser in a process imports it, which takes more than a second
+    "torch._dynamo",  # see replicas.py
     "papers.in_memory_ft.engines",
     "papers.in_memory_ft.overhead",
 ]
 
 
 def load_ahead() -> None:
-    """Start the server with MODULES in it; a server that runs already stays as it is, and processes start slower."""
+    """Start the server with MODULES in it. One that runs already, such as the lab's, stays as it is."""
     if sys.platform == "linux":
         multiprocessing.set_forkserver_preload(MODULES)
         forkserver.ensure_running()

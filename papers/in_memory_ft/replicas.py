@@ -18,6 +18,9 @@ class Replica(Trainer):
     """A trainer of ZeRO stage 0 with one reduction a step instead of one a tensor; other stages as they are."""
 
     def __init__(self, shape: Shape, groups: Groups, recipe: Recipe) -> None:
+        # imported by the first optimiser of a process, for more than a second; named here, the lab loads it ahead
+        import torch._dynamo  # noqa: F401
+
         super().__init__(shape, groups, recipe)
         self._apart = groups.layout.zero == 0 and groups.data is not None
         if self._apart:
