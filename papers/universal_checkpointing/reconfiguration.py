@@ -4,6 +4,7 @@ A source trains, saves and trains on; each target resumes what was saved and tra
 loading (weights, both moments, steps, data position, generators; to the last bit) and the losses of the same steps.
 """
 
+import contextlib
 import math
 import os
 import tempfile
@@ -58,7 +59,7 @@ class Source:
         described = replace(Described.read(self.folder), rules=rules)
         stated.mkdir(exist_ok=True)
         for name in described.files():
-            if not (stated / name).exists():
+            with contextlib.suppress(FileExistsError):
                 os.link(self.folder / name, stated / name)
         described.write(stated)
         return stated

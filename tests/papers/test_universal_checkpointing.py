@@ -235,7 +235,7 @@ loadable = layouts.map(
 
 
 @given(source=layouts, target=loadable, shape=st.sampled_from([SMALL, EXPERTS]))
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_layout_loads_what_any_layout_saved(source: Layout, target: Layout, shape: Shape) -> None:
     values = whole_values(shape)
     with tempfile.TemporaryDirectory() as room:
@@ -465,7 +465,7 @@ def test_processes_convert_together_what_one_converts_alone(processes: Fleet, tm
     assert sorted(name for share in shares for name in share) == sorted(
         Universal.read(tmp_path / "one").names
     )
-    for path in sorted((tmp_path / "one").rglob("*.*")):
+    for path in sorted((tmp_path / "one").rglob("*.safetensors")):
         assert path.read_bytes() == (tmp_path / "four" / path.relative_to(tmp_path / "one")).read_bytes()
 
 
