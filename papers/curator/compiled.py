@@ -24,9 +24,7 @@ def kernel(function: Callable[..., Any]) -> Any:
 
     A call raises ModuleNotFoundError where numba is missing.
     """
-    function.__qualname__ += (
-        f"_{_digest()}"  # part of the file's name; numba itself sees changes of one file only
-    )
+    function.__qualname__ += f"_{_digest()}"  # names the file; numba itself sees changes of one source only
     return _compiled(function, cache=True)
 
 
@@ -36,7 +34,9 @@ def inner(function: Callable[..., Any]) -> Any:
 
 
 def _compiled(function: Callable[..., Any], **options: Any) -> Any:
-    if numba is not None:
+    if (
+        numba is not None
+    ):  # kernels make no arrays, so that nothing need be counted (_nrt): a fifth less to compile
         return numba.njit(fastmath=FAST, error_model="numpy", _nrt=False, **options)(function)
 
     def missing(*arguments: Any) -> Any:

@@ -75,7 +75,7 @@ def add_many(
             for j in range(first, last):
                 _put(files, files.bounds[tenants[j]], files.bounds[tenants[j] + 1], v, vectors, i)
             continue
-        if files.access.state[TOP] + 2 * (last - first) > len(files.access.data):
+        if files.access.state[TOP] + 4 * (last - first) > len(files.access.data):
             return i
         number = _put(files, 0, files.bounds[1], v, vectors, i)
         for j in range(first, last):
@@ -194,21 +194,22 @@ class InvertedFiles:
 
     def insert(self, ids: np.ndarray, vectors: np.ndarray, offsets: np.ndarray, tenants: np.ndarray) -> None:
         """Add vectors float32 (n, d) under new ids, each for its tenants tenants[offsets[i]:offsets[i + 1]]."""
-        done = 0
+        done, most = 0, int(np.diff(offsets).max(initial=1))
         while done < len(ids):
-            self.make_room(2 * (len(ids) - done), 2 * int(offsets[-1] - offsets[done]))
+            self._make_room(len(ids) - done, int(offsets[-1] - offsets[done]), most)
             done = add_many(self.files, ids, vectors, offsets, tenants, done, self._places)
 
-    def make_room(self, vectors: int, grants: int) -> None:
-        """Enlarge what may be nearly full after so many more vectors and grants."""
+    def _make_room(self, vectors: int, grants: int, most: int) -> None:
+        """Room for at least one more vector with `most` grants, and for most of what is still to come."""
         files = self.files
         shared = len(files.bounds) == 2
-        lists = room(files.lists, 2 * (vectors if shared else grants) + 2 * vectors, 0)
+        largest = 4 * (int(files.lists.head[:, SIZE].max(initial=0)) + 2) * (1 if shared else most)
+        lists = room(files.lists, 3 * (vectors if shared else grants) + largest, 0)
         codes = files.codes
         if len(lists.data) > len(codes):
             codes = np.zeros((len(lists.data), codes.shape[1]), dtype=np.float32)
             codes[: len(files.codes)] = files.codes
-        access = room(files.access, 2 * grants, 0) if shared else files.access
+        access = room(files.access, 4 * grants, 0) if shared else files.access
         self.files = files._replace(lists=lists, codes=codes, access=access)
 
     def search(

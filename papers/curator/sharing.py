@@ -134,21 +134,23 @@ def insert_many(
     A vector that has no leaf yet is put into the tree first. Stops where one more grant might not find `spare` room
     (places of access, members, short; numbers of short; entries of counts, shortlists), and returns how far it came.
     """
+    largest = spare[1]
     for i in range(begin, len(ids)):
+        v = ids[i]
         if (
-            state.access.state[TOP] + spare[0] > len(state.access.data)
-            or state.members.state[TOP] + spare[1] > len(state.members.data)
+            state.access.state[TOP] + 2 * (state.access.head[v, SIZE] + 1) > len(state.access.data)
+            or state.members.state[TOP] + largest > len(state.members.data)
             or state.short.state[TOP] + spare[2] > len(state.short.data)
             or state.short.state[NUMBERS] + spare[3] > len(state.short.head)
             or state.counts.state[0] + spare[4] > 0.7 * len(state.counts.keys)
             or state.shortlists.state[0] + spare[5] > 0.7 * len(state.shortlists.keys)
         ):
             return i
-        v = ids[i]
         if state.leaf[v] < 0:
             leaf = _leaf_of(state, v)
             state.leaf[v] = leaf
             append(state.members, leaf, v)
+            largest = max(largest, 2 * (state.members.head[leaf, SIZE] + 1))  # the block that it may move to
         _grant(state, v, tenants[i], longest, places, stack)
     return len(ids)
 
