@@ -32,17 +32,17 @@ class Config:
     memory: bool = True  # False: the dynamic program computes each table's value again for each use
     second_parents: float = 0.0  # share of the forests' tables with a second possible container
     # sizes
-    roots: int = 30
+    roots: int = 25
     descendants: int = 10
     rows: int = 1000
-    real_descendants: int = 6  # of each real table; 0 leaves that lake out
+    real_descendants: int = 4  # of each real table; 0 leaves that lake out
     real_rows: int = 1000  # at most
     planted: list[float] = field(default_factory=lambda: [0.01, 0.05, 0.2])
-    planted_samples: list[int] = field(default_factory=lambda: [5, 10, 20, 50])
+    planted_samples: list[int] = field(default_factory=lambda: [5, 20, 50])
     planted_rows: int = 4000
-    trials: int = 60
-    timed_roots: list[int] = field(default_factory=lambda: [3, 6, 12])  # each with its descendants
-    counted_roots: list[int] = field(default_factory=lambda: [8, 24, 72])
+    trials: int = 50
+    timed_roots: list[int] = field(default_factory=lambda: [2, 4, 8])  # each with its descendants
+    counted_roots: list[int] = field(default_factory=lambda: [7, 21, 63])
     growth_rows: int = 300
     spark_roots: int = 2  # 0 leaves Spark out
     spark_rows: int = 300
@@ -74,16 +74,17 @@ def run(config: Config, lab: Runtime) -> Observations:
             tasks.append(("lake", seed, (lab.rng(seed, "lake"), wanted)))
         if config.real_descendants and lab.wants(*lake_study.REAL):
             tasks.append(("real", seed, (lab.rng(seed, "real"), files)))
-        if config.timed_roots and lab.wants(*growth_study.TIMED):
-            tasks.append(("timed", seed, lab.rng(seed, "timed")))
         if config.counted_roots and lab.wants(*growth_study.COUNTED):
             tasks.append(("counted", seed, lab.rng(seed, "counted")))
         if config.planted and lab.wants("law_outside"):
             tasks.append(("planted", seed, lab.rng(seed, "planted")))
         if config.forests and lab.wants(*retention_study.TREES):
             tasks.append(("trees", seed, lab.rng(seed, "trees")))
-    for rows in lab.map(partial(perform, config), tasks, "lakes"):
+    for rows in lab.map(partial(perform, config), tasks, "lakes") if tasks else ():
         seen.extend(rows)
+    if config.timed_roots and lab.wants(*growth_study.TIMED):  # one by one, beside nothing else
+        for seed in lab.progress(lab.seeds, "times"):
+            seen.extend(growth_study.timed(config, seed, lab.rng(seed, "timed")))
     if config.spark_roots and lab.wants("differing_edges"):
         lake_study.on_spark(config, lab, seen)
     return seen
@@ -96,8 +97,6 @@ def perform(config: Config, task: tuple[str, int, Any]) -> Observations:
         return lake_study.generated(config, seed, *given)
     if kind == "real":
         return lake_study.real(config, seed, *given)
-    if kind == "timed":
-        return growth_study.timed(config, seed, given)
     if kind == "counted":
         return growth_study.counted(config, seed, given)
     if kind == "planted":

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +33,17 @@ def exponent(sizes: list[int], values: list[float]) -> float:
     return float(np.polyfit(np.log(sizes), np.log(np.maximum(values, 1e-9)), 1)[0])
 
 
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Keep Python from searching its whole heap for garbage in the middle of a measurement."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
 def timed(config: Config, seed: int, rng: np.random.Generator) -> Observations:
     """Seconds of processor time of the whole pipeline, and of the same answer without pruning, on growing lakes.
 
@@ -39,7 +53,7 @@ def timed(config: Config, seed: int, rng: np.random.Generator) -> Observations:
     seen = Observations()
     seconds: dict[str, list[float]] = {"pipeline": [], "brute force": []}
     tables = []
-    with tempfile.TemporaryDirectory() as folder, DuckEngine() as engine:
+    with tempfile.TemporaryDirectory() as folder, DuckEngine() as engine, no_collection():
         families = [lake.pool_root(rng, config.growth_rows) for _ in range(max(config.timed_roots))]
         members = lake.grow(families, config.descendants, rng, Path(folder))
         first = [member.path for member in members if member.family == 0]
