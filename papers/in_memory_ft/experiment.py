@@ -60,6 +60,7 @@ class Config:
     step_seconds: float = 0.5  # of training beside which copies go, on such devices
     budget: float = 0.02  # share of the time that stalls may take
     # overhead of snapshots
+    step_hidden: int = 128  # of its decoder, whose steps last longer
     intervals: list[int] = field(default_factory=lambda: [1, 2, 5, 10])
     judged_interval: int = 5
     stretch: int = 10  # steps between two looks at the clock

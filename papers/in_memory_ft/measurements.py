@@ -200,12 +200,13 @@ def overhead(config: Config, lab: Runtime, seen: Observations, folder: Path) -> 
     """What snapshots add to steps, by interval and mode."""
     mode: Mode = "synchronous" if config.synchronous else "bucketed"
     judged = Condition(mode, config.judged_interval)
-    conditions = [judged]
+    conditions = [judged] * 3  # the median of three looks
     if not config.synchronous and config.intervals:
         conditions += [Condition("bucketed", k) for k in config.intervals if k != config.judged_interval]
         conditions += [Condition(other, config.judged_interval) for other in ("whole", "synchronous")]
     for seed in lab.progress(lab.seeds, "overhead"):
-        job = job_of(config, lab, seed, config.peers, 1, 0)
+        wider = replace(config, hidden=config.step_hidden)
+        job = job_of(wider, lab, seed, config.peers, 1, 0)
         with Fleet() as fleet:
             found = overheads(
                 fleet, job, conditions, config.stretch, config.rounds, folder / f"over-{seed}",
