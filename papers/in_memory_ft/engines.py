@@ -134,8 +134,7 @@ def measure(
     )
     found = fleet.run(_rank, peers, work, seconds=300)
     account = nodes.ask((0, 0), "account")
-    for started in nodes.started.values():
-        started.kill()  # its memory is wanted by the next measurement
+    nodes.end()
     saves = {
         engine: Saved(
             max(one[0][engine].copied for one in found),

@@ -57,8 +57,7 @@ def overheads(
     bucket = max(4096, int(own) // 16)
     work = (job, tuple(conditions), stretch, rounds, dict(nodes.seats), ports, bucket)
     table = fleet.run(_rank, job.layout.world, work, seconds=300)[0]
-    for started in nodes.started.values():
-        started.kill()
+    nodes.end()
     return {
         condition: sorted(one / without - 1 for one, without in rows)[len(rows) // 2]
         for condition, rows in table.items()

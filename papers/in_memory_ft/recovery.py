@@ -191,6 +191,11 @@ class Nodes:
     def alive(self, node: Node) -> bool:
         return node in self.started and self.started[node].alive
 
+    def end(self) -> None:
+        """Kill the snapshot processes: their job is over, and their memory wanted elsewhere."""
+        for started in self.started.values():
+            started.kill()
+
     def recover(self, epoch: int) -> Start:
         """Replace lost snapshot processes, and have every node hold the version that training goes on from."""
         lost = [node for node in self.seats if not self.alive(node)]

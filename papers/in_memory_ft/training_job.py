@@ -252,7 +252,11 @@ def run_job(
             victims, switches.inside,
         )  # fmt: skip
 
-    reports, failures = fleet.run_elastic(train, plan, restarts=3, seconds=seconds)
-    account = {node: nodes.ask(node, "account") for node in nodes.started} if nodes else {}
+    try:
+        reports, failures = fleet.run_elastic(train, plan, restarts=3, seconds=seconds)
+        account = {node: nodes.ask(node, "account") for node in nodes.started} if nodes else {}
+    finally:
+        if nodes is not None:
+            nodes.end()
     restored = max(one.restored for one in reports) - noticed[0] if failures else 0.0
     return Outcome(reports, tuple(starts), failures, decided[0], restored, account)
