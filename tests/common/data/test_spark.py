@@ -35,7 +35,7 @@ def test_a_session_answers_twice_and_leaves_neither_process_nor_file(
     monkeypatch.setattr("tempfile.tempdir", None)
     (tmp_path / "tmp").mkdir()
     for _ in range(2):  # a second one in the same process
-        with session("test") as spark:
+        with session("test", short=True) as spark:
             assert spark.sparkContext.master == os.environ.get("SPARK_MASTER", "local[2]")
             assert spark.range(1000).selectExpr("sum(id)").collect()[0][0] == 499500
             spark.range(10).createOrReplaceTempView("numbers")
@@ -57,7 +57,7 @@ def test_a_session_answers_twice_and_leaves_neither_process_nor_file(
 def test_the_jvm_ends_and_cleans_up_when_python_is_killed(tmp_path: Path) -> None:
     code = (
         "import time\nfrom common.data.spark import session\n"
-        "with session('killed') as spark:\n    spark.range(10).repartition(3).count()\n"
+        "with session('killed', short=True) as spark:\n    spark.range(10).repartition(3).count()\n"
         "    print('up', flush=True)\n    time.sleep(60)\n"
     )
     (tmp_path / "tmp").mkdir()
