@@ -15,7 +15,7 @@ from common.training.sharded.layout import Layout
 from common.training.sharded.parameters import Shape
 from common.training.sharded.trainer import Recipe
 from papers.universal_checkpointing import scale, timings
-from papers.universal_checkpointing.conversion import assign, convert, straggler
+from papers.universal_checkpointing.conversion import Assignment, assign, convert, straggler
 from papers.universal_checkpointing.training import LETTERS, Job
 
 if TYPE_CHECKING:
@@ -140,9 +140,9 @@ def bypasses(config: "Config", processes: Fleet, seed: int, seen: Observations, 
 def assignments(config: "Config", lab: Runtime, seed: int, seen: Observations) -> None:
     """The last worker's time with parameters given out at random, over that with the largest first."""
     work = scale.MODELS[-1].parameters()
-    rng = lab.rng(seed, "assignment")
-    random = straggler(work, assign(work, WORKERS, "random", rng))
-    ours = straggler(work, assign(work, WORKERS, "balanced" if config.balanced else "random", rng))
+    kind: Assignment = "balanced" if config.balanced else "random"
+    random = straggler(work, assign(work, WORKERS, "random", lab.rng(seed, "assignment")))
+    ours = straggler(work, assign(work, WORKERS, kind, lab.rng(seed, "assignment")))
     seen.add("straggler", random, seed, assignment="random")
     seen.add("straggler", ours, seed, assignment="ours")
     seen.add("straggler_gain", random / ours, seed)
