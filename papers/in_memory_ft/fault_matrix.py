@@ -74,11 +74,11 @@ def scenarios(group: int) -> tuple[Scenario, ...]:
             "memory",
         ),
         Scenario(
-            "damaged parity", one_stage, "a node, and a bit of a survivor's parity", between,
+            "damaged parity", one_stage, "a node, and four bits of a survivor's parity", between,
             settled(nodes=((0, 1),), damaged=(((0, last if group > 2 else 0), parity),)), "disk",
         ),
         Scenario(
-            "damaged block", one_stage, "a trainer, and a bit of a stored block", between,
+            "damaged block", one_stage, "a trainer, and four bits of a stored block", between,
             settled(damaged=(((0, last), 0),)), "memory",
         ),
         Scenario(

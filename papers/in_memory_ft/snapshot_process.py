@@ -245,9 +245,13 @@ class SnapshotProcess:
         write_payload(Path(file), one.bytes[start : start + one.payload], self.seat.disk)
 
     def damage(self, slot: int, version: int, index: int) -> None:
-        """Flip a bit of a stored block (index m - 1: the parity), as memory that fails would: for experiments."""
+        """Flip a bit in each of four bytes of a stored block (index m - 1: the parity), as failing memory would.
+
+        For experiments. Four in a row touch the exponent of some number: its last bit alone may be rounded away.
+        """
         one = self.shards[slot]
-        one.own(one.find(version), index)[one.block // 2] ^= 1
+        middle = one.block // 2
+        one.own(one.find(version), index)[middle : middle + 4] ^= 1
 
     def account(self) -> dict[str, int]:
         """Bytes of memory held, and of blocks sent to peers."""
