@@ -32,7 +32,7 @@ from papers.in_memory_ft.training_job import Blow, Job, run_job
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="memfd and abstract sockets of Linux"
 )
-SHAPE = Shape(vocab=128, hidden=16, layers=2, heads=2, kv_heads=1, mlp=32, context=8)
+SHAPE = Shape(vocab=128, hidden=16, layers=2, heads=2, kv_heads=2, mlp=32, context=8)
 TEXT = bytes(range(32, 127)) * 40
 
 
