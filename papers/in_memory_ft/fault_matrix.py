@@ -141,9 +141,10 @@ def run_scenario(
 
 
 def compared(scenario: Scenario, outcome: Outcome, calm: Outcome, saving: Saving) -> Row:
-    """A run's last attempt beside the undisturbed run, rank by rank. RuntimeError where nothing had failed."""
-    if not outcome.failures:
-        raise RuntimeError(f"scenario {scenario.name!r}: nothing failed, so nothing was recovered")
+    """A run's last attempt beside the undisturbed run, rank by rank. RuntimeError where not one thing failed."""
+    if len(outcome.failures) != 1:
+        what = "; ".join(map(str, outcome.failures)) or "nothing failed"
+        raise RuntimeError(f"scenario {scenario.name!r}: one failure was planned, but: {what}")
     start = outcome.starts[-1]
     losses = outcome.reports[0].losses
     expected = calm.reports[0].losses

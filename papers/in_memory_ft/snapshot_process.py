@@ -137,7 +137,11 @@ class SnapshotProcess:
                     wire.send_bytes(one.own(half, index))
                     self.block_bytes_sent += one.block
                 self.seat.plan.reached(self.seat.node, "block sent")
-        self._wait(lambda: one.complete(half), f"version {snapshot.version} of node {self.seat.node}")
+        self._wait(
+            lambda: one.complete(half) or snapshot.epoch != self.epoch,
+            f"version {snapshot.version} of node {self.seat.node}",
+        )
+        self._current(snapshot)  # else the half that completed is the next attempt's
         if persist is not None:
             self.persist(slot, snapshot.version, persist)
 
@@ -207,6 +211,7 @@ class SnapshotProcess:
                 for half in one.halves:
                     if half.version != version or not one.complete(half):
                         one.clear(half)
+            self.changed.notify_all()
 
     def rebuild(self, slot: int, version: int) -> int:
         """Make a lost node's shard and parity again from its peers; bytes received. Damaged: what can't be used."""
@@ -349,7 +354,7 @@ def _sums(index: int, block: bytes) -> tuple[int, ...]:
 
 def write_payload(path: Path, data: np.ndarray, disk: Device | None) -> None:
     """A file with its checksum at the end, renamed when it is whole."""
-    part = path.with_suffix(f".part{os.getpid()}")
+    part = path.with_suffix(f".part{os.getpid()}-{threading.get_ident()}")
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = data.tobytes() + checksum(data).to_bytes(4, "little")
     if disk is None:

@@ -178,7 +178,7 @@ def test_engines_save_and_load_the_same_bytes_in_about_the_seconds_of_their_devi
 
 def test_two_runs_of_the_fault_matrix_see_the_same_but_for_seconds(tmp_path: Path) -> None:
     config = Config(
-        hidden=16, layers=2, context=8, group=2, every=1, counted=[[2, 1]], scenarios=["node", "torn version"]
+        hidden=32, layers=2, context=8, group=2, every=1, counted=[[2, 1]], scenarios=["node", "torn version"]
     )
 
     def run() -> str:
