@@ -11,7 +11,7 @@ from papers.curator.index import Curator
 from papers.curator.inverted_file import InvertedFiles
 from papers.curator.search import Found
 from papers.curator.settings import Config
-from papers.curator.storage import Lists
+from papers.curator.storage import Lists, trimmed
 from papers.curator.tree import Tree, train
 from papers.curator.tuning import Tuned, cheapest, seconds
 from papers.curator.workload import NEIGHBOURS, Workload, clustered, nearest
@@ -122,7 +122,7 @@ class Comparison:
             self.insert_seconds[name] = built_files(index, load)
             self.indexes[name] = index
         if "mf_hnsw" in names:
-            access = self._access(seed)
+            access = trimmed(self._access(seed))
             self.indexes["mf_hnsw"] = HnswGraphs.shared(load.vectors, access, config.links, config.effort)
         if "pt_hnsw" in names:
             self.indexes["pt_hnsw"] = HnswGraphs.per_tenant(

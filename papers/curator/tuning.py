@@ -1,6 +1,6 @@
 """Every index at the same recall: the smallest setting of its search knob that reaches it, then counts and times."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,10 +39,15 @@ def cheapest(search: Search, truth: np.ndarray, least: int, most: int, wanted: f
     return Tuned(low, recall(found.ids, truth), found.touched, found)
 
 
-def seconds(searches: dict[str, Callable[[], Found]], rounds: int) -> dict[str, np.ndarray]:
-    """The time of each query in every index: its median over rounds in which the indexes take turns."""
+def seconds(searches: Mapping[str, Callable[[], Found]], rounds: int) -> dict[str, np.ndarray]:
+    """The time of each query in every index: its median over rounds in which the indexes take turns.
+
+    Each turn begins with a run that does not count, so that every index finds the caches as it left them itself, and
+    none what another that reads the same vectors has just brought in.
+    """
     times: dict[str, list[np.ndarray]] = {name: [] for name in searches}
     for _ in range(rounds):
         for name, search in searches.items():
+            search()
             times[name].append(search().seconds)
     return {name: np.median(runs, axis=0) for name, runs in times.items()}
