@@ -207,7 +207,7 @@ def resume(
     storage, groups = storage or Storage(), trainer.groups
     if how.lazy and Described.read(source).layout == groups.layout:
         return Resumed(load_native(source, trainer, storage), converted=False)
-    ready = is_complete(universal)
+    ready = how.lazy and is_complete(universal)
     world = groups.layout.world
     if world > 1:
         dist.barrier()  # so that nobody sees the end of the conversion and takes it for an old one
