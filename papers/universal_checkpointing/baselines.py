@@ -8,6 +8,7 @@ MCP     a converter by global shapes (Megatron's distributed checkpoint, as the 
         experts fused into one matrix
 """
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,8 @@ def through_dcp(
     """
     import torch.distributed.checkpoint as dcp
 
+    # its planner says of every ShardedTensor that DTensors are to be preferred
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed.checkpoint")
     described = Described.read(Path(source))
     progress = described.progress
     recipe = replace(job.recipe, adam=progress.adam, rate_at=progress.schedule)
