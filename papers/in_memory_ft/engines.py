@@ -34,6 +34,7 @@ from papers.in_memory_ft.state import HEADER, FlatState, Header, shard
 from papers.in_memory_ft.training_job import gather
 
 BUCKET = 1 << 20
+SAVES = 3  # of each engine, of which the last counts: before it threads, connections and both halves are fresh
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Saved:
 @dataclass(frozen=True)
 class Measured:
     """Saves by engine; seconds of loading from each disk source and, beside it, from memory; bytes that one snapshot
-    process holds and has sent."""
+    process holds, and has sent in all saves."""
 
     saves: dict[str, Saved]
     loads: dict[str, tuple[float, float]]
@@ -176,12 +177,12 @@ def _rank(
         persist=lambda version: str(folder / f"reft-{rank}") if persist else None,
     )  # fmt: skip
 
-    def save(engine: str) -> tuple[int, float]:
+    def save(engine: str, turn: int) -> tuple[int, float]:
         """Bytes copied here, and seconds of stall."""
         if engine == "REFT":
             begun = time.monotonic()
-            snapshots.after_step(1, 0, lambda: Header(1, 0, state.nbytes, torch.get_rng_state()))
-            snapshots.before_update(1)
+            snapshots.after_step(turn, 0, lambda: Header(turn, 0, state.nbytes, torch.get_rng_state()))
+            snapshots.before_update(turn)
             stall = time.monotonic() - begun
             snapshots.settle()
             return snapshots.copied_bytes[-1], stall
@@ -199,11 +200,12 @@ def _rank(
 
     saves = {}
     for engine in engines:
-        dist.barrier()
-        begun = time.monotonic()
-        copied, stall = save(engine)
-        dist.barrier()
-        saves[engine] = Saved(copied, stall, time.monotonic() - begun)
+        for turn in range(1, SAVES + 1):
+            dist.barrier()
+            begun = time.monotonic()
+            copied, stall = save(engine, turn)
+            dist.barrier()
+            saves[engine] = Saved(copied, stall, time.monotonic() - begun)
 
     if sources:  # not through the device: writing them is not what is measured
         if rank == 0:
@@ -225,7 +227,7 @@ def _rank(
     def from_memory(source: str) -> None:
         """source: the disk to fall back to where memory has lost the version."""
         try:
-            region = call(wire, "load", 0, 1)
+            region = call(wire, "load", 0, SAVES)
         except NoVersion:
             from_disk(source)
             return
