@@ -46,8 +46,8 @@ def seconds(searches: Mapping[str, Callable[[], Found]], rounds: int) -> dict[st
     none what another that reads the same vectors has just brought in.
     """
     times: dict[str, list[np.ndarray]] = {name: [] for name in searches}
-    for _ in range(rounds):
-        for name, search in searches.items():
-            search()
-            times[name].append(search().seconds)
+    for number in range(rounds):
+        for name in list(searches)[:: -1 if number % 2 else 1]:
+            searches[name]()
+            times[name].append(searches[name]().seconds)
     return {name: np.median(runs, axis=0) for name, runs in times.items()}

@@ -79,7 +79,7 @@ def clustered(
     centres = rng.normal(size=(clusters, d))
     vectors = (centres[label] + 1.5 * rng.normal(size=(n, d))).astype(np.float32)
     activity = (1.0 + rng.permutation(tenants)) ** -0.3
-    likes = np.zeros((clusters, tenants), dtype=np.float32)
+    likes = np.zeros((clusters, tenants))
     for tenant in range(tenants):
         likes[rng.choice(clusters, rng.integers(1, 9), replace=False), tenant] = activity[tenant]
     if access == "everyone":
@@ -88,22 +88,20 @@ def clustered(
     if access == "random":
         likes[:] = activity
     scale = _scale(likes, np.bincount(label, minlength=clusters) / n, sharing)
-    chance = np.minimum(0.9, scale * likes)
-    liked = likes + 1e-9 * activity.astype(np.float32)  # somebody sees what nobody likes
-    cumulated = np.cumsum(liked / liked.sum(axis=1, keepdims=True), axis=1)
-    counts, groups = [], []
-    for begin in range(0, n, 10_000):  # in parts, for memory
-        part = label[begin : begin + 10_000]
-        allowed = rng.random((len(part), tenants), dtype=np.float32) < chance[part]
-        if access == "one":
-            allowed[:] = False
-        alone = np.flatnonzero(~allowed.any(axis=1))
-        drawn = (cumulated[part[alone]] < rng.random((len(alone), 1))).sum(axis=1)
-        allowed[alone, np.minimum(drawn, tenants - 1)] = True
-        counts.append(allowed.sum(axis=1))
-        groups.append(np.nonzero(allowed)[1])
-    offsets = np.concatenate([[0], np.cumsum(np.concatenate(counts))]).astype(np.int64)
-    return workload_of(rng, vectors, offsets, np.concatenate(groups).astype(np.int64), tenants, queries, 0.75)
+    chance = np.minimum(0.9, scale * likes) if access != "one" else np.zeros_like(likes)
+    liked = likes + 1e-9 * activity  # somebody sees what nobody likes
+    pairs: list[tuple[np.ndarray, np.ndarray]] = []
+    for cluster in range(clusters):
+        rows, fans = np.flatnonzero(label == cluster), np.flatnonzero(chance[cluster])
+        seen = rng.random((len(rows), len(fans)), dtype=np.float32) < chance[cluster, fans]
+        seeing = np.nonzero(seen)
+        alone = rows[~seen.any(axis=1)]
+        pairs.append((rows[seeing[0]], fans[seeing[1]]))
+        pairs.append((alone, rng.choice(tenants, len(alone), p=liked[cluster] / liked[cluster].sum())))
+    vector, seen_by = (np.concatenate(part) for part in zip(*pairs, strict=True))
+    order = np.lexsort((seen_by, vector))
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(vector, minlength=n))]).astype(np.int64)
+    return workload_of(rng, vectors, offsets, seen_by[order].astype(np.int64), tenants, queries, 0.75)
 
 
 def _scale(likes: np.ndarray, share: np.ndarray, sharing: float) -> float:
