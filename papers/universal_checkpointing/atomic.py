@@ -96,6 +96,6 @@ class Universal:
         )
 
 
-def is_complete(folder: Path) -> bool:
-    """Whether a conversion into this folder has ended."""
-    return (folder / DESCRIPTION).is_file()
+def is_made_of(folder: Path, progress: Progress) -> bool:
+    """Whether a conversion into this folder has ended, and was of a checkpoint at this point of training."""
+    return (folder / DESCRIPTION).is_file() and Universal.read(folder).progress == progress

@@ -18,7 +18,13 @@ from typing import Literal
 import numpy as np
 import torch.distributed as dist
 
-from papers.universal_checkpointing.atomic import Universal, write_generators, write_parameter
+from papers.universal_checkpointing.atomic import (
+    DESCRIPTION,
+    Universal,
+    is_made_of,
+    write_generators,
+    write_parameter,
+)
 from papers.universal_checkpointing.native import VALUES, Described
 from papers.universal_checkpointing.patterns import match
 from papers.universal_checkpointing.storage import CheckpointError, Storage
@@ -60,6 +66,8 @@ def convert(
     missing = [name for name in files if not (source / name).is_file()]
     if missing:
         raise CheckpointError(f"{source} is not whole: {', '.join(missing)} missing")
+    if rank == 0 and not is_made_of(target, described.progress):
+        (target / DESCRIPTION).unlink(missing_ok=True)  # of an older checkpoint, whose files are replaced now
     stretches = extract(source, files[rank::world], storage)
     if world > 1:
         everyone: list[list[Stretch]] = [[] for _ in range(world)]

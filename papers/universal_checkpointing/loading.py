@@ -20,7 +20,7 @@ from torch import Tensor
 from common.training.sharded.layout import Groups
 from common.training.sharded.trainer import RankState, Trainer
 from common.training.sharded.zero import Fragment
-from papers.universal_checkpointing.atomic import TENSOR, Universal, generator_at, is_complete, path_of
+from papers.universal_checkpointing.atomic import TENSOR, Universal, generator_at, is_made_of, path_of
 from papers.universal_checkpointing.conversion import convert
 from papers.universal_checkpointing.native import VALUES, Described, Progress, load_native
 from papers.universal_checkpointing.patterns import PatternError, Rule, match
@@ -205,14 +205,17 @@ def resume(
     `universal` has the atomic checkpoint already, and load that.
     """
     storage, groups = storage or Storage(), trainer.groups
-    if how.lazy and Described.read(source).layout == groups.layout:
+    described = Described.read(source)
+    if how.lazy and described.layout == groups.layout:
         return Resumed(load_native(source, trainer, storage), converted=False)
-    ready = how.lazy and is_complete(universal)
+    ready = [how.lazy and is_made_of(universal, described.progress)]
     world = groups.layout.world
     if world > 1:
-        dist.barrier()  # so that nobody sees the end of the conversion and takes it for an old one
-    if not ready:
+        dist.broadcast_object_list(
+            ready, 0
+        )  # one sees for all: another job may complete the folder meanwhile
+    if not ready[0]:
         rank = groups.layout.rank(groups.place)
         convert(source, universal, rank, world, storage=storage, strip_pad=how.strip_pad)
     progress = load_universal(universal, trainer, storage, how.reading, how.optimiser)
-    return Resumed(progress, converted=not ready)
+    return Resumed(progress, converted=not ready[0])

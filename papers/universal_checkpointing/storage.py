@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ class Storage:
 
         nbytes = sum(tensor.nbytes for tensor in tensors.values())
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.part{os.getpid()}")
+        part = _beside(path)
         if self.device is not None:
             self.device.pass_through(nbytes)
         save_file(dict(tensors), part, {"about": json.dumps(about)})
@@ -93,10 +94,15 @@ class Opened:
         return found
 
 
+def _beside(path: Path) -> Path:
+    """A name that no other process and no other thread writes to."""
+    return path.with_name(f"{path.name}.part{os.getpid()}.{threading.get_ident()}")
+
+
 def write_json(path: Path, content: Any) -> None:
     """A JSON file that appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part{os.getpid()}")
+    part = _beside(path)
     part.write_text(json.dumps(content, indent=1, sort_keys=True), "utf-8")
     part.replace(path)
 

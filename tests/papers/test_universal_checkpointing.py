@@ -24,7 +24,7 @@ from papers.universal_checkpointing.averaging import averaged_apart
 from papers.universal_checkpointing.conversion import assign, convert, nested, straggler
 from papers.universal_checkpointing.decoder import decoder_rules
 from papers.universal_checkpointing.experiment import Config, run
-from papers.universal_checkpointing.loading import How, load_universal
+from papers.universal_checkpointing.loading import How, load_universal, resume
 from papers.universal_checkpointing.native import (
     VALUES,
     Described,
@@ -235,7 +235,7 @@ loadable = layouts.map(
 
 
 @given(source=layouts, target=loadable, shape=st.sampled_from([SMALL, EXPERTS]))
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_layout_loads_what_any_layout_saved(source: Layout, target: Layout, shape: Shape) -> None:
     values = whole_values(shape)
     with tempfile.TemporaryDirectory() as room:
@@ -319,6 +319,20 @@ def test_the_layouts_own_files_load_and_another_layouts_do_not(tmp_path: Path) -
     assert_loaded(trainers, SMALL, values)
     with pytest.raises(CheckpointError, match="convert it first"):
         load_native(tmp_path, ranks_of(SMALL, Layout(2, 2, 1))[0])
+
+
+def test_an_atomic_checkpoint_of_an_earlier_step_is_made_again(tmp_path: Path) -> None:
+    native, universal = tmp_path / "native", tmp_path / "universal"
+    for step, converted in ((7, True), (7, False), (8, True)):
+        values = whole_values(SMALL, seed=step)
+        for trainer in write(native, SMALL, Layout(tensor=2), values):
+            progress = dataclasses.replace(PROGRESS, step=step)
+            save(native, trainer, Described(Layout(tensor=2), progress, decoder_rules(SMALL)))
+        (trainer,) = ranks_of(SMALL, Layout(), seed=5)
+        assert resume(native, universal, trainer).converted is converted
+        assert trainer.steps == step
+        fragment = trainer.state().fragments[0]
+        assert torch.equal(fragment.weight[: 13 * 16], values[fragment.name][0].flatten())
 
 
 def test_stating_rules_changes_no_rank_file(tmp_path: Path) -> None:
@@ -570,8 +584,7 @@ def test_two_runs_observe_the_same(monkeypatch) -> None:
         models=[], scenarios=["TP 2 to PP 2"], scenarios_steps=3, models_further=2, tensor_dcp=False,
     )  # fmt: skip
     wanted = [
-        "loss_gap_one_to_many", "loss_gap_many_to_one", "scenarios_ucp", "scenarios_dcp", "scenarios_mcp",
-        "padding_differs", "needless_conversions", "straggler_gain",
+        "loss_gap_one_to_many", "scenarios_ucp", "scenarios_dcp", "needless_conversions", "straggler_gain",
     ]  # fmt: skip
     monkeypatch.setattr("papers.universal_checkpointing.costs.MEMORY", Path("/nowhere"))  # no measured rate
     seen = []
