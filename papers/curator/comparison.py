@@ -1,6 +1,5 @@
 """Five indexes and the ablation ladder on one workload: built, tuned to one recall, counted, timed, weighed."""
 
-import time
 from collections.abc import Callable, Collection, Iterable
 from functools import cache
 
@@ -46,32 +45,20 @@ def drawn(config: Config, rng: np.random.Generator, vectors: int, tenants: int, 
     return clustered(rng, vectors, config.width, tenants, sharing, config.queries, config.access)
 
 
-def built_curator(
-    config: Config, load: Workload, seed: int, tree: Tree | None = None
-) -> tuple[Curator, float]:
-    """Curator over a workload, and the seconds that inserting with all grants took.
+def built_curator(config: Config, load: Workload, seed: int, tree: Tree | None = None) -> Curator:
+    """Curator over a workload, vectors inserted one after another and granted to their tenants.
 
     Under `copies` each grant is a vector of its own: the same index, with nothing shared.
     """
     tree = tree or train(load.vectors, config.branching, seed)
-    granted = np.repeat(np.arange(len(load.vectors)), np.diff(load.offsets))
-    vectors = load.vectors
+    vectors, groups = load.vectors, np.split(load.tenants, load.offsets[1:-1])
     if config.copies:
-        vectors, granted = load.vectors[granted], np.arange(len(granted))
+        vectors = load.vectors[np.repeat(np.arange(len(load.vectors)), np.diff(load.offsets))]
+        groups = list(load.tenants[:, None])
     index = Curator(tree, len(vectors), config.longest)
-    begun = time.perf_counter()
-    index.state.vectors[:] = vectors
-    index.insert_grants(granted, load.tenants)
-    spent = time.perf_counter() - begun
+    index.insert(np.arange(len(vectors)), vectors, groups)
     index.shrink()
-    return index, spent
-
-
-def built_files(index: InvertedFiles, load: Workload) -> float:
-    """Fill inverted files; the seconds that it took."""
-    begun = time.perf_counter()
-    index.insert(np.arange(len(load.vectors)), load.vectors, load.offsets, load.tenants)
-    return time.perf_counter() - begun
+    return index
 
 
 def curator_search(
@@ -103,8 +90,8 @@ class Comparison:
         n, owned = len(load.vectors), load.owned
         lists = max(1, round(config.lists_over_root * n**0.5))
         if {"curator", "flat"} & set(names):
-            curator, self.insert_seconds["curator"] = built_curator(config, load, seed)
-            self.indexes["curator"] = curator
+            curator = built_curator(config, load, seed)
+            self.indexes["curator"], self.insert_seconds["curator"] = curator, curator.insert_seconds
         files: dict[str, Callable[[], InvertedFiles]] = {
             "mf_ivf": lambda: InvertedFiles.shared(load.vectors, lists, seed),
             "mf_ivf_bf": lambda: InvertedFiles.shared(load.vectors, lists, seed, filter_capacity=1000),
@@ -119,8 +106,8 @@ class Comparison:
         }
         for name in files.keys() & set(names):
             index = files[name]()
-            self.insert_seconds[name] = built_files(index, load)
-            self.indexes[name] = index
+            index.insert(np.arange(n), load.vectors, load.offsets, load.tenants)
+            self.indexes[name], self.insert_seconds[name] = index, index.insert_seconds
         if "mf_hnsw" in names:
             access = trimmed(self._access(seed))
             self.indexes["mf_hnsw"] = HnswGraphs.shared(load.vectors, access, config.links, config.effort)
@@ -134,7 +121,8 @@ class Comparison:
         shared = self.indexes.get("mf_ivf")
         if not isinstance(shared, InvertedFiles):
             shared = InvertedFiles.shared(self.load.vectors, 1, seed)
-            built_files(shared, self.load)
+            load = self.load
+            shared.insert(np.arange(len(load.vectors)), load.vectors, load.offsets, load.tenants)
         return shared.files.access
 
     def search(self, name: str) -> tuple[Callable[[int], Found], int, int]:

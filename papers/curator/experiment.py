@@ -208,5 +208,5 @@ def _films(task: Task, seen: Observations) -> None:
 
 def _random(task: Task, seen: Observations) -> None:
     """Access at random, as in the authors' synthetic data: a tenant's vectors lie everywhere."""
-    config = replace(task.config, access="random")
+    config = replace(task.config, access="random", queries=min(300, task.config.queries))
     _two(task, seen, drawn(config, task.rng, config.vectors, config.tenants, config.sharing), "random")

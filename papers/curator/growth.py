@@ -23,7 +23,7 @@ EXPONENTS = (
     "growth_gap_tuned_touched",
 )
 NAMES = ("curator", "flat", "mf_ivf")
-Curves = dict[tuple[str, str], list[float]]  # (index, measure) -> a value a size
+Curves = dict[str, list[float]]  # of an index: a value a size
 
 
 def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
@@ -44,24 +44,15 @@ def with_vectors(task: "Task", seen: Observations) -> None:
     names = [name for name in NAMES if task.wanted is None or name != "flat"]
     kept: dict[str, int] = {}
     fixed: Curves = {}
+    spent: Curves = {}
     tuned: Curves = {}
     for n in sizes:
         load = drawn(config, task.rng, n, config.tenants, config.sharing)
         indexes = Comparison(config, load, names, seed)
         found = indexes.tuned(names)
         kept = kept or {name: found[name].knob for name in names}
-        times = indexes.timed(found)
         for name in names:
-            _note(
-                seen,
-                tuned,
-                "curve",
-                seed,
-                name,
-                n,
-                float(found[name].touched.mean()),
-                float(times[name].mean()),
-            )
+            _note(seen, tuned, "curve_touched", seed, name, n, float(found[name].touched.mean()))
             seen.add("curve_knob", found[name].knob, seed, index=name, vectors=n)
         lists = replace(config, lists_over_root=config.lists_over_root * (sizes[0] / n) ** 0.5)
         same = Comparison(lists, load, ["mf_ivf"], seed)
@@ -72,33 +63,23 @@ def with_vectors(task: "Task", seen: Observations) -> None:
         times, truth = seconds(searches, config.rounds), nearest(load)
         for name in names:
             answer = searches[name]()
-            _note(
-                seen, fixed, "fixed", seed, name, n, float(answer.touched.mean()), float(times[name].mean())
-            )
+            _note(seen, fixed, "fixed_touched", seed, name, n, float(answer.touched.mean()))
+            _note(seen, spent, "fixed_us", seed, name, n, 1e6 * float(times[name].mean()))
             seen.add("fixed_recall", recall(answer.ids, truth), seed, index=name, vectors=n)
-    for suffix, curves in (("", fixed), ("_tuned", tuned)):
-        for measure in ("touched", "wall"):
-            slopes = {name: exponent(sizes, curves[name, measure]) for name in names}
-            seen.add(f"growth{suffix}_{measure}", slopes["curator"], seed)
-            seen.add(f"growth_gap{suffix}_{measure}", slopes["mf_ivf"] - slopes["curator"], seed)
-            for name, slope in slopes.items():
-                seen.add(f"exponent{suffix}_{measure}", slope, seed, index=name)
+    for suffix, curves in (("touched", fixed), ("wall", spent), ("tuned_touched", tuned)):
+        slopes = {name: exponent(sizes, curves[name]) for name in names}
+        seen.add(f"growth_{suffix}", slopes["curator"], seed)
+        seen.add(f"growth_gap_{suffix}", slopes["mf_ivf"] - slopes["curator"], seed)
+        for name, slope in slopes.items():
+            seen.add(f"exponent_{suffix}", slope, seed, index=name)
 
 
 def _note(
-    seen: Observations,
-    curves: Curves,
-    prefix: str,
-    seed: int,
-    name: str,
-    n: int,
-    touched: float,
-    spent: float,
+    seen: Observations, curves: Curves, metric: str, seed: int, name: str, n: int, value: float
 ) -> None:
-    """A point of the curves of an index."""
-    for measure, value in (("touched", touched), ("wall", 1e6 * spent)):
-        curves.setdefault((name, measure), []).append(value)
-        seen.add(f"{prefix}_{measure}", value, seed, index=name, vectors=n)
+    """A point of an index's curve."""
+    curves.setdefault(name, []).append(value)
+    seen.add(metric, value, seed, index=name, vectors=n)
 
 
 def with_tenants(task: "Task", seen: Observations) -> None:

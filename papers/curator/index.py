@@ -1,5 +1,6 @@
 """Curator: one shared clustering tree, each vector once, and a sub-tree of its own for every tenant."""
 
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,6 +21,7 @@ from papers.curator.storage import (
     fitted,
     reserve,
     room,
+    touched,
     trimmed,
 )
 from papers.curator.tree import DEEPEST, Tree
@@ -47,8 +49,9 @@ class Curator:
         nodes, d = tree.centroids.shape
         filters, self._places = bloom.empty_filters(nodes, filter_capacity, false_positives)
         self.longest = longest
+        self.insert_seconds = 0.0  # spent on inserting and granting, but for enlarging arrays
         self.state = State(
-            np.zeros((capacity, d), dtype=np.float32),
+            touched((capacity, d), np.float32),
             np.full(capacity, -1, dtype=np.int32),
             tree,
             filters,
@@ -83,7 +86,9 @@ class Curator:
         sizes = [len(group) for group in tenants]
         if 0 in sizes:
             raise ValueError("every vector needs a tenant")
+        begun = time.perf_counter()
         self.state.vectors[ids] = vectors
+        self.insert_seconds += time.perf_counter() - begun
         granted = np.concatenate([np.asarray(group, dtype=np.int64) for group in tenants] or [ids])
         self.insert_grants(np.repeat(ids, sizes), granted)
 
@@ -94,7 +99,9 @@ class Curator:
         done = 0
         while done < len(ids):
             spare = self.make_room()
+            begun = time.perf_counter()
             done = insert_many(self.state, ids, tenants, done, self.longest, spare, self._places, self._stack)
+            self.insert_seconds += time.perf_counter() - begun
 
     def make_room(self, grants: int = 1) -> np.ndarray:
         """Enlarge what is nearly full; what so many grants may need at most, int64 (6,)."""

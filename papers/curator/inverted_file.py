@@ -1,5 +1,6 @@
 """Inverted files: one for all with an access test (MF-IVF) and Bloom filters (+BF), or one a tenant (PT-IVF)."""
 
+import time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from papers.curator.storage import (
     empty_lists,
     insert_sorted,
     room,
+    touched,
     trimmed,
 )
 from papers.curator.tree import k_means
@@ -149,6 +151,7 @@ class InvertedFiles:
         if filter_capacity:
             filters, self._places = bloom.empty_filters(len(centroids), filter_capacity, false_positives)
         self.filtered = bool(filter_capacity)
+        self.insert_seconds = 0.0  # spent on inserting, but for enlarging arrays
         d = centroids.shape[1]
         self.files = Files(
             np.ascontiguousarray(centroids, dtype=np.float32),
@@ -197,7 +200,9 @@ class InvertedFiles:
         done, most = 0, int(np.diff(offsets).max(initial=1))
         while done < len(ids):
             self._make_room(len(ids) - done, int(offsets[-1] - offsets[done]), most)
+            begun = time.perf_counter()
             done = add_many(self.files, ids, vectors, offsets, tenants, done, self._places)
+            self.insert_seconds += time.perf_counter() - begun
 
     def _make_room(self, vectors: int, grants: int, most: int) -> None:
         """Room for at least one more vector with `most` grants, and for most of what is still to come."""
@@ -207,7 +212,7 @@ class InvertedFiles:
         lists = room(files.lists, 3 * (vectors if shared else grants) + largest, 0)
         codes = files.codes
         if len(lists.data) > len(codes):
-            codes = np.zeros((len(lists.data), codes.shape[1]), dtype=np.float32)
+            codes = touched((len(lists.data), codes.shape[1]), np.float32)
             codes[: len(files.codes)] = files.codes
         access = room(files.access, 4 * grants, 0) if shared else files.access
         self.files = files._replace(lists=lists, codes=codes, access=access)

@@ -30,7 +30,7 @@ class Config:
     effort: int = 40  # efConstruction of both
     # how it is measured
     recall: float = 0.94  # of the 10 nearest that every index must reach
-    rounds: int = 7  # of timing; a query counts with its median
+    rounds: int = 5  # of timing; a query counts with its median
     padded_width: int = 192  # dimensions of YFCC100M, for which bytes are counted as well
     sizes: list[int] = field(default_factory=lambda: [12_500, 25_000, 50_000, 100_000])  # of the growth curve
     tenant_counts: list[int] = field(default_factory=lambda: [250, 500, 1000])  # of the memory curve

@@ -50,11 +50,18 @@ def empty_table(slots: int = 64) -> Table:
     )
 
 
+def touched(shape: tuple[int, ...], kind: type) -> np.ndarray:
+    """Zeros whose pages are there already, so that no later write has to wait for one."""
+    made: np.ndarray = np.empty(shape, dtype=kind)
+    made.fill(0)
+    return made
+
+
 def room(lists: Lists, places: int, numbers: int) -> Lists:
     """The same lists with at least so many unused places and numbers."""
     data, head = lists.data, lists.head
     if lists.state[TOP] + places > len(data):
-        grown = np.zeros(max(2 * len(data), int(lists.state[TOP]) + places), dtype=np.int32)
+        grown = touched((max(2 * len(data), int(lists.state[TOP]) + places),), np.int32)
         grown[: len(data)] = data
         data = grown
     if lists.state[NUMBERS] + numbers > len(head):
