@@ -34,7 +34,7 @@ from papers.in_memory_ft.state import HEADER, FlatState, Header, shard
 from papers.in_memory_ft.training_job import gather
 
 BUCKET = 1 << 20
-SAVES = 3  # of each engine, of which the last counts: before it threads, connections and both halves are fresh
+SAVES = 3  # of each engine; the last counts, when threads, connections and both halves are warm
 
 
 @dataclass(frozen=True)
