@@ -459,12 +459,12 @@ def processes():
 
 
 def test_memory_of_a_conversion_does_not_grow_with_the_state(processes: Fleet, tmp_path: Path) -> None:
-    shape = Shape(65, 256, 8, 8, 4, 768, 16)  # 75 MB; the largest tensor has 1.5 MB
+    shape = Shape(65, 256, 6, 8, 4, 768, 16)  # 57 MB; the largest tensor has 1.5 MB
     job = Job(shape, Layout(), Recipe(), 1)
     processes.run(make_checkpoint, 1, (job, str(tmp_path / "native")))
     grown = processes.run(convert_in_a_child, 1, (str(tmp_path / "native"), str(tmp_path / "universal")))[0]
     size = sum(path.stat().st_size for path in (tmp_path / "native").iterdir())
-    assert size > 70e6
+    assert size > 55e6
     assert grown < 20e6
 
 
@@ -584,7 +584,7 @@ def test_two_runs_observe_the_same(monkeypatch) -> None:
         models=[], scenarios=["TP 2 to PP 2"], scenarios_steps=3, models_further=2, tensor_dcp=False,
     )  # fmt: skip
     wanted = [
-        "loss_gap_one_to_many", "scenarios_ucp", "scenarios_dcp", "needless_conversions", "straggler_gain",
+        "loss_gap_one_to_many", "loss_gap_many_to_one", "straggler_gain", "end_to_end_minutes",
     ]  # fmt: skip
     monkeypatch.setattr("papers.universal_checkpointing.costs.MEMORY", Path("/nowhere"))  # no measured rate
     seen = []
