@@ -5,11 +5,13 @@ Standard library only: the bare runner needs it where nothing else is installed.
 
 import dataclasses
 import enum
+import math
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from common.lab import bounds
 from common.lab.errors import LabError, nearest
 
 T = TypeVar("T")
@@ -19,7 +21,7 @@ MISSING = "???"  # Hydra's mark for a value that must be given
 def build(cls: type[T], content: Any, where: str = "paper") -> T:
     """A dataclass from a mapping; `where` is the name of the whole in messages.
 
-    LabError where a key is unknown (the valid ones are named), missing, or has the wrong type.
+    LabError where a key is unknown (the valid ones are named), missing, has the wrong type or breaks its bound.
     """
     return typing.cast(T, _convert(cls, content, where))
 
@@ -55,6 +57,10 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return value
+    if origin is typing.Annotated:
+        made = _convert(inner[0], value, where)
+        bounds.check(made, inner[1:], where)
+        return made
     if dataclasses.is_dataclass(kind):
         return _dataclass(typing.cast(type[Any], kind), value, where)
     if origin in (typing.Union, types.UnionType):
@@ -87,7 +93,7 @@ def _dataclass(kind: type[Any], value: Any, where: str) -> Any:
         return value
     if not isinstance(value, Mapping):
         raise LabError(f"{where}: {value!r} is no mapping with the keys of {kind.__name__}")
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind, include_extras=True)
     fields = {field.name: field for field in dataclasses.fields(kind)}
     for key in value:
         if key not in fields:
@@ -141,6 +147,8 @@ def _union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
 
 def _scalar(kind: Any, value: Any, where: str) -> Any:
     if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise LabError(f"{where}: {value} is no finite number")
         return float(value)
     if kind is int and isinstance(value, int) and not isinstance(value, bool):
         return value

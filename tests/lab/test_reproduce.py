@@ -15,7 +15,7 @@ import yaml
 
 from common.lab.project import Project
 from common.lab.record import Record
-from common.lab.runner import put_into_place, staging
+from common.lab.staging import put_into_place, staging
 from common.lab.tracking import Store
 from tests.lab.toy import lab, start, write, write_project
 
