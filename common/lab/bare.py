@@ -12,11 +12,11 @@ import platform
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
 from typing import Any
 
-from common.lab.closure import code_digest
+from common.lab.closure import sources_digest
 from common.lab.errors import LabError
 from common.lab.files import write_atomically
 from common.lab.machine import describe, now, peak_rss_bytes
@@ -38,16 +38,22 @@ def run(project: Project, slug: str, source: Path, target: Path) -> None:
         raise LabError(f"{source}: is a config of {given.get('paper')!r}, not of {slug!r}")
     experiment = project.experiment(slug)
     config = build(experiment.config, settings, f"{source}: config")
+    try:
+        experiment.check(config)
+    except (ValueError, KeyError) as error:
+        raise LabError(f"{source}: config: {error}") from error
     device = "cuda" if profile == "cuda" else "cpu"
     check_device(device)
-    seen, measured = observe(project, slug, experiment.run, config, Runtime(seeds, device, progress_lines))
+    kept: dict[Hashable, Any] = {}
+    first = Runtime(seeds, device, progress_lines, kept=kept)
+    seen, measured = observe(project, slug, experiment.run, config, first)
     under = {}
-    for name, control in given.get("controls", {}).items():
-        if not set(control["metrics"]) & set(seen.metrics):
-            continue  # its claims are not run here, so there is nothing to break
-        switched_off = build(experiment.config, control["config"], f"{source}: controls.{name}.config")
-        runtime = Runtime(seeds, device, progress_lines, wanted=control["metrics"])
-        under[name] = json.loads(experiment.run(switched_off, runtime).to_json())
+    for name, arm in given.get("arms", {}).items():
+        if not set(arm["metrics"]) & set(seen.metrics):
+            continue  # its claims are not run here, so there is nothing to compare
+        changed = build(experiment.config, arm["config"], f"{source}: arms.{name}.config")
+        runtime = Runtime(arm["seeds"], device, progress_lines, wanted=arm["metrics"], kept=kept)
+        under[name] = json.loads(experiment.run(changed, runtime).to_json())
     content = {**given, "measured": measured, "observations": json.loads(seen.to_json()), "under": under}
     write_atomically(target, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
@@ -56,12 +62,12 @@ def observe(
     project: Project, slug: str, experiment: Callable[[Any, Any], Any], config: Any, runtime: Runtime
 ) -> tuple[Observations, dict[str, Any]]:
     """Run an experiment; what it saw, and the part of its provenance that only the run knows."""
-    code, started, clock = code_digest(project, slug), now(), time.perf_counter()
+    sources, started, clock = sources_digest(project, slug), now(), time.perf_counter()
     seen = experiment(config, runtime)
     if not isinstance(seen, Observations):
         raise LabError(f"papers/{slug}/experiment.py: run() returned {type(seen).__name__}, not Observations")
     return seen, {
-        "code": code,
+        "sources": sources,
         "machine": describe(runtime.device),
         "python": platform.python_version(),
         "data": dict(sorted(runtime.data_used.items())),

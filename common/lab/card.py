@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from common.lab.errors import LabError
 
-Kind = Literal["value", "up_to", "at_least", "at_most", "range", "exact", "direction"]
+Kind = Literal["value", "up_to", "at_least", "at_most", "range", "exact", "parity", "direction", "invariant"]
 Evidence = Literal["measured", "scaled", "simulated"]
+Outcome = Literal["breaks it", "does not break it", "could not tell", "nothing to break", "identity"]
 Topic = Literal[
     "serving",
     "training",
@@ -26,9 +27,43 @@ Topic = Literal[
     "scheduling",
     "data",
 ]
-BANDED = ("value", "up_to")  # kinds judged by a band of value x (1 +- tolerance)
+Scalar = float | int | str | bool
+BANDED = ("value", "up_to")  # kinds with a band of the paper's effect x (1 +- tolerance)
+GAINS = (
+    "value",
+    "up_to",
+    "range",
+    "at_least",
+)  # kinds judged on the effect: 0 is nothing, 1 the paper's number
+PUBLISHED = (*GAINS, "at_most", "exact")  # kinds that hold a number of the paper's
 LARGEST_TOLERANCE = 0.5
 TOLERANCE_WITHOUT_REASON = 0.25
+HEADLINES = (2, 6)  # how many claims of a card may be headline claims
+BOUNDS = (  # what must stand before a claim is first recorded; a later change is a `revised` line
+    "paper",
+    "no_effect",
+    "least",
+    "tolerance",
+    "margin",
+    "better",
+    "left",
+    "at",
+    "requires",
+    "free",
+)
+JUDGED = (  # what the judge reads of a claim besides its bounds
+    "id",
+    "metric",
+    "evidence",
+    "clock",
+    "resolution",
+    "operating_point",
+    "control",
+    "also",
+    "placebo",
+    "revived_by",
+    "needs",
+)
 
 
 class Strict(BaseModel):
@@ -44,6 +79,7 @@ class PaperValue(Strict):
     value: float | None = None
     low: float | None = None
     high: float | None = None
+    baseline: float | None = None  # the paper's number of the baseline, where no_effect is a metric
     unit: str = ""
     source: str = ""
 
@@ -56,18 +92,23 @@ class PaperValue(Strict):
                 raise ValueError(f"low {self.low:g} is above high {self.high:g}")
         elif self.low is not None or self.high is not None:
             raise ValueError(f"low and high belong to kind range, not to {self.kind}")
-        elif self.kind == "direction":
+        elif self.kind in ("direction", "parity"):
             if self.value is not None:
-                raise ValueError("kind direction has no value: only the side of no_effect is judged")
+                raise ValueError(f"kind {self.kind} has no value: only the side of no_effect is judged")
         elif self.value is None:
             raise ValueError(f"kind {self.kind} needs a value")
-        if self.kind != "direction":
+        if self.kind in PUBLISHED:
             if not self.source.strip():
                 raise ValueError(
                     "source is missing: name the paper's version and the section, figure or table"
                 )
-            if not self.unit.strip():
-                raise ValueError("unit is missing (ratio, s, %, count, ...)")
+            if "unverified" in self.source.lower():
+                raise ValueError(
+                    "source: an unverified number carries no numeric verdict: make it a direction, or name it "
+                    "under not_reproduced, until a source is found"
+                )
+        if self.kind in (*PUBLISHED, "invariant") and not self.unit.strip():
+            raise ValueError("unit is missing (ratio, s, %, count, ...)")
         return self
 
     @property
@@ -78,30 +119,83 @@ class PaperValue(Strict):
         return self.value
 
 
+class Baseline(Strict):
+    """The value that means nothing gained, where it is observed: a metric of the same run, seed by seed."""
+
+    metric: str
+
+
+class Point(Strict):
+    """One thing that decides a claim: the paper's value of it, and where ours is read."""
+
+    paper: Scalar
+    config: str | None = None  # a field of the Config
+    metric: str | None = None  # or what run() observes, its mean
+    at: dict[str, Scalar] = {}  # of the metric
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if (self.config is None) == (self.metric is None):
+            raise ValueError("names either a field of the config or a metric: ours is read, never typed")
+        if self.at and self.metric is None:
+            raise ValueError("at belongs to a metric")
+        return self
+
+
+class NoPlacebo(Strict):
+    """Why a claim has no placebo: its mechanism chooses nothing, say."""
+
+    none: str = Field(min_length=1)
+
+
+class Revision(Strict):
+    """A bound that changed after the claim was first recorded."""
+
+    field: str
+    was: Any = Field(alias="from")
+    to: Any
+    why: str = Field(min_length=1)
+
+
 class Claim(Strict):
-    """A headline claim: the paper's number, the metric that checks it, the control that must break the check."""
+    """A claim: the paper's number, the metric that checks it, what decides it, and what must break it."""
 
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    headline: bool = False
     statement: str = Field(min_length=1)
     paper: PaperValue
     metric: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.:-]*$")
     evidence: Evidence
+    clock: bool | None = None  # reads a clock; by default what is measured and no count does
     better: Literal["higher", "lower"]
-    no_effect: float
-    tolerance: float | None = Field(default=None, ge=0, le=LARGEST_TOLERANCE)
+    no_effect: float | Baseline | None = None
+    tolerance: float | None = Field(default=None, ge=0, le=LARGEST_TOLERANCE)  # of the effect
     reason: str = ""  # why the tolerance is over 0.25
+    least: float | None = None  # of a direction: the smallest value of the metric that matters
+    margin: float | None = Field(default=None, gt=0)  # of parity, in the metric's unit
+    left: bool = False  # a score bounded at 1, judged by what is left of it
+    at: dict[str, Scalar] = {}  # of up_to: the setting that the paper names
+    resolution: float | None = Field(default=None, gt=0)  # the metric's step; of a ratio it is relative
+    operating_point: dict[str, Point] = {}
+    requires: dict[str, float | list[float]] = {}  # metrics and their floors, or [low, high]
+    free: dict[str, list[float]] = {}  # inferred fields that decide, each with its range
     control: str
+    also: list[str] = []  # further controls, such as the brief's own that fail
+    placebo: str | NoPlacebo | None = None
+    because: str = ""  # of every verdict but reproduced: the cause in one sentence
+    revived_by: str = ""  # a setting under which, if the cause is right, the claim comes out
     setting: str = ""  # where our hardware, model or data is not the paper's
-    needs: str = (
-        ""  # what a run must have for this claim ("a GPU", "data set x"); without it the claim is not run
-    )
+    needs: str = ""  # what a run must have ("a GPU", "PROFILE=full"); without it the claim is not run
+    revised: list[Revision] = []
 
     @model_validator(mode="after")
     def _can_be_judged(self) -> Self:
-        paper, kind = self.paper, self.paper.kind
+        kind = self.paper.kind
         if kind in BANDED:
             if self.tolerance is None:
-                raise ValueError(f"tolerance is missing: kind {kind} is judged by value x (1 +- tolerance)")
+                raise ValueError(
+                    f"tolerance is missing: kind {kind} is judged by its effect x (1 +- tolerance)"
+                )
             if self.tolerance > TOLERANCE_WITHOUT_REASON and not self.reason.strip():
                 raise ValueError(
                     f"tolerance {self.tolerance:g} is over {TOLERANCE_WITHOUT_REASON}: give a reason"
@@ -110,33 +204,109 @@ class Claim(Strict):
             raise ValueError(f"tolerance belongs to value and up_to; kind {kind} is met or not")
         if (kind, self.better) in (("at_least", "lower"), ("at_most", "higher")):
             raise ValueError(f"kind {kind} does not go with better: {self.better}")
-        if kind != "direction":
-            worst = paper.low if self.better == "higher" else paper.high
-            worst = paper.value if worst is None else worst
-            assert worst is not None
-            sign = 1 if self.better == "higher" else -1
-            edge = worst - sign * abs(worst) * (self.tolerance or 0.0)
-            if sign * (edge - self.no_effect) <= 0:
+        for name, kinds in (("least", ("direction",)), ("margin", ("parity",)), ("at", ("up_to",))):
+            if getattr(self, name) and kind not in kinds:
+                raise ValueError(f"{name} belongs to kind {' or '.join(kinds)}, not to {kind}")
+        if kind == "parity" and self.margin is None:
+            raise ValueError(
+                "margin is missing: the spread within which nothing is lost, from the paper or a source"
+            )
+        if kind in (*GAINS, "direction", "parity"):
+            self._check_no_effect()
+        for name, bound in self.requires.items():
+            if isinstance(bound, list) and (len(bound) != 2 or bound[0] > bound[1]):
+                raise ValueError(f"requires.{name}: {bound} is no floor and no [low, high]")
+        for name, ends in self.free.items():
+            if len(ends) != 2 or not ends[0] < ends[1]:
+                raise ValueError(f"free.{name}: {ends} is no range [low, high]")
+        return self
+
+    def _check_no_effect(self) -> None:
+        paper, kind = self.paper, self.paper.kind
+        if self.no_effect is None:
+            raise ValueError(f"no_effect is missing: the value of a {kind} that means nothing gained")
+        if isinstance(self.no_effect, Baseline):
+            if self.left or kind == "range":
+                raise ValueError("no_effect: a metric goes with kinds of one number, without left")
+            if kind in GAINS and not paper.baseline:
                 raise ValueError(
-                    f"no_effect {self.no_effect:g} already meets the claim (it begins at {edge:g}, better: "
+                    "paper.baseline is missing: ours over the baseline's is judged against value over baseline; "
+                    "without the paper's baseline it is a direction"
+                )
+            nothing = paper.baseline
+        else:
+            nothing = self.no_effect
+            if paper.baseline is not None:
+                raise ValueError("paper.baseline goes with no_effect: {metric: ...}")
+        if self.left and not (self.better == "higher" and nothing is not None and nothing < 1):
+            raise ValueError("left belongs to a score that is better higher and bounded at 1")
+        worst = paper.low if self.better == "higher" else paper.high
+        worst = paper.value if worst is None else worst
+        if kind in GAINS and worst is not None and nothing is not None:
+            sign = 1 if self.better == "higher" else -1
+            if sign * (worst - nothing) <= 0:
+                raise ValueError(
+                    f"no_effect {nothing:g} already meets the claim (it begins at {worst:g}, better: "
                     f"{self.better}), so that an experiment without any effect would reproduce it"
                 )
-        return self
+            if self.left and worst >= 1:
+                raise ValueError("left: the paper's score leaves nothing to judge by")
+
+    @property
+    def reads_a_clock(self) -> bool:
+        """Whether two runs of it differ by what the machine did meanwhile."""
+        if self.clock is not None:
+            return self.clock
+        return self.evidence == "measured" and self.paper.kind not in ("exact", "invariant")
+
+    @property
+    def metrics(self) -> list[str]:
+        """All that must be observed to judge it: its own metric, the baseline's, of operating point and floors."""
+        baseline = [self.no_effect.metric] if isinstance(self.no_effect, Baseline) else []
+        points = [point.metric for point in self.operating_point.values() if point.metric is not None]
+        return list(dict.fromkeys([self.metric, *baseline, *points, *self.requires]))
+
+    @property
+    def controls(self) -> list[str]:
+        """The names of its controls and its placebo."""
+        placebo = [self.placebo] if isinstance(self.placebo, str) else []
+        return list(dict.fromkeys([self.control, *self.also, *placebo]))
+
+    def bounds(self) -> dict[str, Any]:
+        """The fields that must be fixed before the first result, as plain values; the source may be told better."""
+        whole = self.model_dump(mode="json", include=set(BOUNDS))
+        whole["paper"] = {k: v for k, v in whole["paper"].items() if k != "source"}
+        return whole
+
+    def judged(self) -> dict[str, Any]:
+        """All that a verdict depends on, as plain values."""
+        return {**self.model_dump(mode="json", include=set(JUDGED)), **self.bounds()}
 
 
 class Control(Strict):
-    """A negative control: settings that switch the mechanism off inside the paper's own code."""
+    """A control or placebo: settings that switch the mechanism off, or its information out, in the paper's own code."""
 
     set: dict[str, Any] = Field(min_length=1)  # fields of the paper's Config, dotted where nested
     why: str = Field(min_length=1)
-    partial: bool = False  # part of the effect remains by design: at least half of it must be lost
+    partial: bool = False  # part of the effect remains by design: surely less than half of it
     reason: str = ""  # why part of the effect remains
+    expect: Outcome = "breaks it"
+    because: str = ""  # why it is expected not to break its claims
 
     @model_validator(mode="after")
-    def _partial_has_a_reason(self) -> Self:
+    def _says_why(self) -> Self:
         if self.partial and not self.reason.strip():
             raise ValueError("partial: true needs a reason: say which part of the effect remains and why")
+        if self.expect != "breaks it" and not self.because.strip():
+            raise ValueError(f"expect: {self.expect} needs its because")
         return self
+
+
+class Setting(Strict):
+    """Other values of the Config, under which an explanation is put to the test."""
+
+    set: dict[str, Any] = Field(min_length=1)
+    why: str = Field(min_length=1)
 
 
 class Card(Strict):
@@ -149,10 +319,14 @@ class Card(Strict):
     code: str | None = None
     topic: Topic
     summary: str = Field(min_length=1)
+    finding: str = ""  # what we now know that the paper does not say
+    needs: list[str] = []  # slugs that a student should have read before
+    awaiting: str = ""  # what is still to come before the card is whole under the contract
     extras: list[str] = []  # of pyproject.toml; the Makefile installs them on first use
     data: list[str] = []  # data sets of common.data that a run uses where they can be had
     claims: list[Claim] = Field(min_length=1)
     controls: dict[str, Control] = Field(min_length=1)
+    settings: dict[str, Setting] = {}
     not_reproduced: list[str] = Field(min_length=1)
 
     @field_validator("arxiv")
@@ -170,16 +344,51 @@ class Card(Strict):
         for twice in {name for name in ids if ids.count(name) > 1}:
             raise ValueError(f"claims: two claims have the id {twice!r}")
         for claim in self.claims:
-            if claim.control not in self.controls:
-                known = ", ".join(self.controls)
+            for name in claim.controls:
+                if name not in self.controls:
+                    known = ", ".join(self.controls)
+                    raise ValueError(f"claims.{claim.id}: no control is named {name!r} (there is: {known})")
+            if claim.revived_by and claim.revived_by not in self.settings:
+                known = ", ".join(self.settings) or "none"
                 raise ValueError(
-                    f"claims.{claim.id}.control: no control is named {claim.control!r} (there is: {known})"
+                    f"claims.{claim.id}.revived_by: no setting is named {claim.revived_by!r} (there is: {known})"
                 )
-        for name in self.controls.keys() - {claim.control for claim in self.claims}:
+        named = {name for claim in self.claims for name in claim.controls}
+        for name in self.controls.keys() - named:
             raise ValueError(f"controls.{name}: no claim names this control")
+        for name in self.settings.keys() - {claim.revived_by for claim in self.claims}:
+            raise ValueError(f"settings.{name}: no claim is revived_by it")
+        for name in self.settings.keys() & self.controls.keys():
+            raise ValueError(f"settings.{name}: a control has this name too")
         if any(not line.strip() for line in self.not_reproduced):
             raise ValueError("not_reproduced: a line is empty")
+        if not self.awaiting:
+            for problem in self.unfinished():
+                raise ValueError(problem)
         return self
+
+    def unfinished(self) -> list[str]:
+        """What the contract asks of a card and this one lacks, one line each."""
+        found = []
+        least, most = HEADLINES
+        headlines = [claim for claim in self.claims if claim.headline]
+        if not min(least, len(self.claims)) <= len(headlines) <= most:
+            found.append(
+                f"claims: {len(headlines)} headline claims; {least} to {most} are the abstract's numbers"
+            )
+        for claim in self.claims:
+            if claim.paper.kind in (*GAINS, "at_most") and not claim.operating_point:
+                found.append(
+                    f"claims.{claim.id}.operating_point: is missing: what decides the number, in the paper and here"
+                )
+        found += [
+            f"claims.{claim.id}.placebo: is missing: name one, or {{none: why}}"
+            for claim in headlines
+            if claim.placebo is None
+        ]
+        if not self.finding.strip():
+            found.append("finding: is missing: one sentence, what we now know that the paper does not say")
+        return found
 
     def claim(self, claim_id: str) -> Claim:
         """The claim of this id; LabError names the ids there are."""

@@ -1,4 +1,4 @@
-"""The sources that an experiment rests on, found without running it, and their digest.
+"""The sources that an experiment rests on, found without running it, and their digests.
 
 From papers/<slug>/experiment.py every import inside papers/, bakeoffs/ and common/ is followed (also those within
 functions, not those under `if TYPE_CHECKING`), with the packages on the way and the tables (*.csv, *.json) beside the
@@ -13,12 +13,55 @@ from pathlib import Path
 from common.lab.project import Project
 
 TABLES = ("*.csv", "*.json")
-RECORDS = ("results.json", "results.cuda.json")  # what the digest is written into can't be part of it
+# what is written from runs can't be part of what they rest on
+RECORDS = ("results*.json", "confirmations.json")
+# of a syntax tree: types say nothing of what is computed, `kind` is the u of u"..."
+LEFT_OUT = ("annotation", "returns", "type_comment", "type_params", "kind", "ctx", "type_ignores", "simple")
 
 
-def code_digest(project: Project, slug: str) -> str:
-    """sha256 over the names and contents of all files that a paper's experiment rests on."""
-    return digest_of(closure(project, slug))
+def sources_digest(project: Project, slug: str) -> str:
+    """sha256 over what a paper's experiment computes with: its package and the domains that it imports, and tables.
+
+    Of sources as they are parsed: comments, docstrings, annotations and layout don't count. common/lab, which only
+    carries what was computed, is no part of it.
+    """
+    digest = hashlib.sha256()
+    for name, path in sorted(closure(project, slug).items()):
+        if name.startswith("common/lab/"):
+            continue
+        content = path.read_bytes()
+        if path.suffix == ".py":
+            content = repr(essence(ast.parse(content, str(path)))).encode()
+        digest.update(f"{name}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def essence(node: object) -> object:
+    """A syntax tree as nested tuples, without what changes nothing: docstrings, annotations, places, empty fields.
+
+    The same in every version of Python that reads the source.
+    """
+    if isinstance(node, list):
+        return tuple(essence(each) for each in node)
+    if not isinstance(node, ast.AST):
+        return node
+    fields: list[object] = []
+    for name, value in ast.iter_fields(node):
+        if name in LEFT_OUT or value is None and not isinstance(node, ast.Constant) or value == []:
+            continue
+        if name == "body" and isinstance(value, list) and _has_docstring(node):
+            value = value[1:]
+        fields.append((name, essence(value)))
+    return (type(node).__name__, *fields)
+
+
+def _has_docstring(node: ast.AST) -> bool:
+    body = getattr(node, "body", None)
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    if not isinstance(node, kinds) or not body or not isinstance(body[0], ast.Expr):
+        return False
+    return isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str)
 
 
 def digest_of(files: dict[str, Path]) -> str:
@@ -63,7 +106,7 @@ def module_closure(project: Project, module: str) -> dict[str, Path]:
         found[name] = path
         for pattern in TABLES:
             for table in path.parent.glob(pattern):
-                if table.name not in RECORDS:
+                if not any(table.match(record) for record in RECORDS):
                     found[str(Path(name).parent / table.name)] = table
         package = module if path.name == "__init__.py" else module.rpartition(".")[0]
         todo += [".".join(module.split(".")[:i]) for i in range(1, module.count(".") + 1)]

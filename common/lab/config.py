@@ -1,12 +1,12 @@
-"""Configs: Hydra composes `paper=<slug>/<profile>` and overrides over the typed Config of the paper's experiment.
+"""Configs: Hydra composes `paper=<slug>/<profile>` and overrides over the typed Config of the paper.
 
 What comes out is a `Composed`: the frozen Config that run() takes, the seeds, and the same as plain values. Every
 mistake is one line: an unknown key names the valid ones, a wrong type names the field.
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hydra import compose as hydra_compose
@@ -17,12 +17,12 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from common.lab.card import Card
 from common.lab.errors import LabError
 from common.lab.project import Project
 from common.lab.typed import MISSING, build, defaults, plain, unknown_key
 
 TOP_LEVEL = ("seeds", "paper")
+MOST_SEEDS = 1000
 HYDRA_VERSION = "1.3"  # whose behaviour the configs are written for
 
 
@@ -36,6 +36,9 @@ class Composed:
     seeds: tuple[int, ...]
     overrides: tuple[str, ...] = ()
     tree: Mapping[str, Any] = field(default_factory=dict)  # config as plain values
+    check: Callable[[Any], None] = lambda config: (
+        None
+    )  # the paper's check of fields that depend on each other
 
     @property
     def device(self) -> str:
@@ -56,7 +59,12 @@ class Composed:
                     inside = inside[step]
             inside[last] = value
         config = build(type(self.config), tree, where)
-        return Composed(self.slug, self.profile, config, self.seeds, self.overrides, plain(config))
+        checked(self.check, config, where)
+        return replace(self, config=config, tree=plain(config))
+
+    def with_seeds(self, seeds: Sequence[int]) -> "Composed":
+        """The same on other seeds."""
+        return replace(self, seeds=tuple(seeds))
 
     def as_json(self) -> dict[str, Any]:
         """What `python -m common.lab.bare` reads."""
@@ -100,13 +108,27 @@ def from_tree(
     seeds = tree["seeds"]
     if not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 1:
         raise LabError(f"seeds: {seeds!r} is no number of seeds; it is a whole number from 1")
+    if seeds > MOST_SEEDS:
+        raise LabError(f"seeds: {seeds} are too many; it is a whole number from 1 to {MOST_SEEDS}")
+    experiment = project.experiment(slug)
     try:
-        config = build(project.experiment(slug).config, tree["paper"])
+        config = build(experiment.config, tree["paper"])
+        checked(experiment.check, config, "paper")
     except LabError as error:
         named = str(error).partition(":")[0]
         overridden = any(named.startswith(text.lstrip("+~").partition("=")[0]) for text in overrides)
+        overridden = overridden or (named == "paper" and bool(overrides))  # what check() says of the whole
         raise LabError(f"{'SET' if overridden else f'conf/paper/{slug}/{profile}.yaml'}: {error}") from error
-    return Composed(slug, profile, config, tuple(range(seeds)), tuple(overrides), plain(config))
+    seen = tuple(range(seeds))
+    return Composed(slug, profile, config, seen, tuple(overrides), plain(config), experiment.check)
+
+
+def checked(check: Callable[[Any], None], config: Any, where: str) -> None:
+    """LabError in one line where a paper's check refuses a config."""
+    try:
+        check(config)
+    except (ValueError, KeyError) as error:
+        raise LabError(f"{where}: {error.args[0] if error.args else error}") from error
 
 
 def register_schema(project: Project, slug: str) -> dict[str, Any]:
@@ -162,13 +184,6 @@ def split_overrides(text: str) -> list[str]:
         else:
             part += letter
     return [part for part in [*parts, part] if part]
-
-
-def control_config(composed: Composed, card: Card, name: str) -> Composed:
-    """The config under a negative control of the card."""
-    where = f"papers/{card.slug}/paper.yaml: controls.{name}.set"
-    settings = {key.removeprefix("paper."): value for key, value in card.controls[name].set.items()}
-    return composed.with_settings(settings, where)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

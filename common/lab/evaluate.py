@@ -1,25 +1,30 @@
-"""From a composed config to judged claims: run the experiment, its negative controls, and the verdicts on both."""
+"""From a composed config to judged claims: run the experiment, and judge the card on what its arms observed."""
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import Any
 
+from common.lab.arms import DRAWN, OURS, Arm, Arms, arms_of, end_name
 from common.lab.bare import check_device, observe
 from common.lab.card import Card, Claim
-from common.lab.config import Composed, control_config
+from common.lab.config import Composed
+from common.lab.effect import elsewhere, floors_missed, settings
 from common.lab.errors import LabError
+from common.lab.outcome import control_outcome, depends_on, revival, sample_of_recordings
 from common.lab.project import Project
-from common.lab.record import ClaimRecord, Provenance, Record, control_record
+from common.lab.record import ArmRecord, ClaimRecord, Provenance, Record, arm_record
 from common.lab.runtime import Observations, Progress, Runtime
-from common.lab.verdict import Verdict, control_holds, judge, sample
+from common.lab.typed import plain
+from common.lab.verdict import Verdict, judge, not_run
 from common.lab.workers import warm_up
 
-COMPLETE = (
-    "default",
-    "full",
-)  # profiles under which every claim is observed, unless its card says what it needs
+# profiles under which every claim is observed, unless its card says what it needs
+COMPLETE = ("default", "full")
+RECORDINGS = 3  # from different hours, that a verdict on a clock rests on
+Recordings = Mapping[str, Mapping[str, float]]  # claim -> hour -> mean of what was recorded in it
 
 
 @dataclass(frozen=True)
@@ -27,120 +32,211 @@ class Measurement:
     """What a run saw, and the part of its provenance that only the run knows."""
 
     seen: Observations
-    known: Mapping[str, Any]  # code, machine, python, data, started, seconds, peak_rss_bytes
+    known: Mapping[str, Any]  # sources, machine, python, data, started, seconds, peak_rss_bytes
 
 
-def measure(project: Project, composed: Composed, progress: Progress | None = None) -> Measurement:
+def measure(
+    project: Project,
+    composed: Composed,
+    progress: Progress | None = None,
+    kept: dict[Hashable, Any] | None = None,
+) -> Measurement:
     """Run the experiment once over all seeds."""
     check_device(composed.device)
-    runtime = Runtime(composed.seeds, composed.device, progress)
+    runtime = Runtime(composed.seeds, composed.device, progress, kept=kept)
     if runtime.workers > 1:
         warm_up(project, composed.slug)
     experiment = project.experiment(composed.slug).run
     return Measurement(*observe(project, composed.slug, experiment, composed.config, runtime))
 
 
-def run_controls(
-    project: Project,
-    card: Card,
-    composed: Composed,
-    seen: Observations | None,
-    progress: Progress | None = None,
-) -> dict[str, Observations]:
-    """Run every negative control whose claims were observed (all, without `seen`); observations by control's name."""
-    check_device(composed.device)
-    under = {}
-    for name, metrics in controlled_metrics(card, seen).items():
-        switched_off = control_config(composed, card, name)
-        runtime = Runtime(composed.seeds, composed.device, progress, wanted=metrics)
-        under[name] = project.experiment(card.slug).run(switched_off.config, runtime)
-    return under
-
-
-def controlled_metrics(card: Card, seen: Observations | None = None) -> dict[str, list[str]]:
-    """For each control the metrics that its claims read; given observations, only of claims that were observed."""
-    observed = None if seen is None else set(seen.metrics)
-    metrics: dict[str, list[str]] = {}
-    for claim in card.claims:
-        if observed is None or claim.metric in observed:
-            metrics.setdefault(claim.control, []).append(claim.metric)
-    return metrics
-
-
-def claim_verdict(claim: Claim, composed: Composed, seen: Observations) -> Verdict:
-    """The verdict on one claim; `not run` with its reason where its metric was not observed.
+def claim_verdict(card: Card, claim: Claim, composed: Composed, seen: Observations) -> Verdict:
+    """The verdict on one claim; `not run` with its reason where its metric was not observed or a floor was missed.
 
     LabError where a complete profile, as it stands, does not observe a metric and the card does not say why.
     """
-    ours = sample(claim, seen, composed.seeds)
-    if ours is not None:
-        return judge(claim, ours.values, deterministic=not ours.seeds)
+    samples = settings(claim, seen, composed.seeds)
+    if not samples:
+        return not_run(_why_not_observed(card, claim, composed, seen))
+    if missed := floors_missed(claim, seen):
+        return not_run("; ".join(missed))
+    try:
+        return judge(claim, samples, _off(claim, composed, seen))
+    except ValueError as error:
+        raise LabError(f"papers/{card.slug}/paper.yaml: claims.{claim.id}: {error}") from error
+
+
+def _off(claim: Claim, composed: Composed, seen: Observations) -> dict[str, object]:
+    points = elsewhere(claim, plain(dict(composed.tree)), seen)
+    return {name: point for name, point in points.items() if point["off"]}
+
+
+def _why_not_observed(card: Card, claim: Claim, composed: Composed, seen: Observations) -> str:
+    changed = " with " + " ".join(composed.overrides) if composed.overrides else ""
+    left_out = f"profile {composed.profile}{changed} does not observe it"
     if claim.needs:
-        return Verdict("not run", reason=f"needs {claim.needs}")
+        return left_out if _is_at_hand(card, claim.needs, composed) else f"needs {claim.needs}"
     if composed.profile in COMPLETE and not composed.overrides:
         raise LabError(
             f"papers/{composed.slug}/paper.yaml: claims.{claim.id}.metric: run() does not observe {claim.metric!r} "
             f"under {composed.profile}; it observes {', '.join(seen.metrics) or 'nothing'} "
             "(a claim that needs more than this run has says so under `needs`)"
         )
-    changed = " with " + " ".join(composed.overrides) if composed.overrides else ""
-    return Verdict("not run", reason=f"profile {composed.profile}{changed} does not observe it")
+    return left_out
+
+
+def _is_at_hand(card: Card, needs: str, composed: Composed) -> bool:
+    """Whether what a claim needs was there, so that it is the profile that left it out."""
+    if "a GPU" in needs:
+        return composed.device == "cuda"
+    if "data set" in needs:
+        registry = import_module("common.data")
+        named = [name for name in card.data if name in needs] or card.data
+        return all(registry.find(name) is not None for name in named)
+    return False
 
 
 def assess(
-    card: Card, composed: Composed, seen: Observations, under: Mapping[str, Observations]
+    card: Card, composed: Composed, arms: Arms, recordings: Recordings | None = None
 ) -> list[ClaimRecord]:
-    """Every claim of the card judged, with what its control (where it was run) did."""
-    return [_assess(card, claim, composed, seen, under) for claim in card.claims]
+    """Every claim of the card judged on ours, with what its other arms (where they were run) say of it."""
+    return [
+        _assess(card, claim, composed, arms, (recordings or {}).get(claim.id, {})) for claim in card.claims
+    ]
 
 
 def _assess(
-    card: Card, claim: Claim, composed: Composed, seen: Observations, under: Mapping[str, Observations]
+    card: Card, claim: Claim, composed: Composed, arms: Arms, hours: Mapping[str, float]
 ) -> ClaimRecord:
-    ours = claim_verdict(claim, composed, seen)
-    control = None
-    if ours.verdict != "not run" and claim.control in under:
-        values = sample(claim, under[claim.control], composed.seeds)
-        theirs = Verdict("not run") if values is None else judge(claim, values.values, not values.seeds)
-        holds = control_holds(claim, card.controls[claim.control], ours, theirs)
-        control = control_record(claim.control, theirs, holds)
+    seen = arms[OURS]
+    ours = claim_verdict(card, claim, composed, seen)
+    ran = ours.verdict != "not run"
+    points = elsewhere(claim, plain(dict(composed.tree)), seen) if ran else {}
+    if ran and claim.reads_a_clock:
+        ours = _over_recordings(claim, ours, hours, {k: v for k, v in points.items() if v["off"]})
+    under = {
+        arm.name: claim_verdict(card, claim, arm.composed(composed), arms[arm.name])
+        for arm in (arms_of(card, seen) if ran else [])
+        if claim in arm.claims and arm.name in arms
+    }
+    ends = {
+        name: under[name]
+        for f, e in claim.free.items()
+        for name in (end_name(f, x) for x in e)
+        if name in under
+    }
+    dependent = depends_on(claim, ours, ends)
+    if dependent:
+        ours = replace(ours, verdict="inconclusive", reason=f"depends on {', '.join(dependent)}")
+
+    def control(name: str) -> ArmRecord | None:
+        drawn = name if name in under else name + DRAWN
+        if drawn not in under:
+            return None
+        outcome, left = control_outcome(claim, card.controls[name], ours, under[drawn])
+        return arm_record(drawn, under[drawn], outcome, left)
+
+    revived = None
+    if claim.revived_by in under:
+        there = under[claim.revived_by]
+        revived = arm_record(claim.revived_by, there, revival(claim, ours, there))
     return ClaimRecord(
         id=claim.id,
+        headline=claim.headline,
         metric=claim.metric,
         evidence=claim.evidence,
+        clock=claim.reads_a_clock,
         kind=claim.paper.kind,
         paper_value=claim.paper.number,
         unit=claim.paper.unit,
         values=list(ours.values),
         mean=ours.mean,
         interval=ours.interval,
+        effect=ours.effect,
+        effect_interval=ours.effect_interval,
+        half_width=ours.half_width,
+        seeds_needed=ours.seeds_needed,
+        judged_as=ours.judged_as,
         verdict=ours.verdict,
         note=ours.note,
         reason=ours.reason,
-        setting=claim.setting,
-        control=control,
+        marks=list(ours.marks),
+        setting=quoted(claim.setting, composed),
+        operating_point=points,
+        free=dependent,
+        recordings=max(1, len(hours)) if claim.reads_a_clock else 1,
+        control=control(claim.control),
+        also=[arm for name in claim.also if (arm := control(name)) is not None],
+        placebo=control(claim.placebo) if isinstance(claim.placebo, str) else None,
+        revived_by=revived,
+        because=quoted(claim.because, composed),
+        revised=[revision.field for revision in claim.revised],
     )
 
 
+def _over_recordings(
+    claim: Claim, ours: Verdict, hours: Mapping[str, float], off: Mapping[str, object]
+) -> Verdict:
+    """The verdict of the means of all recordings, three at least; of this run alone, marked, where there are fewer.
+
+    The effects by which controls are compared stay this run's own, for both sides of it met the same moment.
+    """
+    if len(hours) < RECORDINGS:
+        count = max(1, len(hours))
+        return replace(ours, marks=(*ours.marks, f"provisional: {count} of {RECORDINGS} recordings"))
+    return replace(judge(claim, [sample_of_recordings(hours)], off), effects=ours.effects)
+
+
+def quoted(text: str, composed: Composed) -> str:
+    """A text of the card with {fields} of the config filled in. LabError where a field is not there."""
+    if "{" not in text:
+        return text
+    try:
+        return text.format(**{"seeds": len(composed.seeds), **dict(composed.tree)})
+    except (KeyError, IndexError, ValueError) as error:
+        raise LabError(f"papers/{composed.slug}/paper.yaml: {text!r} quotes {error} of the config") from error
+
+
 def make_record(
-    project: Project, composed: Composed, claims: list[ClaimRecord], known: Mapping[str, Any]
+    project: Project, card: Card, composed: Composed, claims: list[ClaimRecord], known: Mapping[str, Any]
 ) -> Record:
     """The record of a run: its judged claims and its whole provenance."""
-    config = dict(composed.tree)
+    config = plain(dict(composed.tree))
     provenance = Provenance(
         **known,
+        observed=observed_digest(card, known["sources"], config, composed.seeds, known["data"]),
+        judged=judged_digest(card),
         lock=lock_digest(project),
         config=config,
-        config_digest=hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
         seeds=list(composed.seeds),
     )
     return Record(
         paper=composed.slug,
         profile=composed.profile,
         overrides=list(composed.overrides),
+        awaiting=card.awaiting,
         claims=claims,
         provenance=provenance,
     )
+
+
+def observed_digest(
+    card: Card, sources: str, config: Mapping[str, Any], seeds: Sequence[int], data: Mapping[str, str]
+) -> str:
+    """sha256 of what observations rest on: sources, config, seeds, data, and what each arm sets."""
+    arms: list[Arm] = arms_of(card)
+    changed = {arm.name: [dict(arm.set), arm.metrics] for arm in arms}
+    return _sha256([sources, plain(dict(config)), list(seeds), dict(sorted(data.items())), changed])
+
+
+def judged_digest(card: Card) -> str:
+    """sha256 of the fields of the card that the judge reads."""
+    partial = {name: control.partial for name, control in card.controls.items()}
+    return _sha256([[claim.judged() for claim in card.claims], partial])
+
+
+def _sha256(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def lock_digest(project: Project) -> str:
@@ -149,14 +245,3 @@ def lock_digest(project: Project) -> str:
         return hashlib.sha256(project.lock.read_bytes()).hexdigest()
     except OSError as error:
         raise LabError(f"{project.lock}: {error.strerror}") from error
-
-
-def broken_controls(record: Record) -> list[str]:
-    """One line for each claim that its negative control failed to break."""
-    return [
-        f"{claim.id}: under control {claim.control.name} the claim is still {claim.control.verdict}"
-        if claim.control.verdict != "not run"
-        else f"{claim.id}: control {claim.control.name} does not observe {claim.metric}, so it shows nothing"
-        for claim in record.claims
-        if claim.control is not None and not claim.control.holds
-    ]

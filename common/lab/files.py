@@ -10,7 +10,7 @@ from pathlib import Path
 from common.lab.errors import LabError
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Replace a file's content in one step: a reader sees the old text or the new, never a part.
 
     LabError where the place can't be written.
@@ -21,8 +21,8 @@ def write_atomically(path: Path, text: str) -> None:
     except OSError as error:
         raise LabError(f"{path}: can't be written: {error.strerror}") from error
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o644)

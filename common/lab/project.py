@@ -15,10 +15,19 @@ PROFILES = ("smoke", "default", "full", "cuda")  # in this order where they are 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What papers/<slug>/experiment.py offers."""
+    """What papers/<slug>/ offers: Config and check of config.py, run of experiment.py (imported when asked for)."""
 
+    slug: str
     config: type[Any]  # the frozen dataclass Config
-    run: Callable[[Any, Any], Any]  # run(config, lab) -> Observations
+    check: Callable[[Any], None]  # ValueError where what one field allows another forbids
+
+    @property
+    def run(self) -> Callable[[Any, Any], Any]:
+        """run(config, lab) -> Observations. LabError where experiment.py lacks it."""
+        module = import_module(f"papers.{self.slug}.experiment")
+        if not hasattr(module, "run"):
+            raise LabError(f"papers/{self.slug}/experiment.py defines no run")
+        return module.run  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -54,8 +63,16 @@ class Project:
         return self.root / "notebooks" / f"{slug}.ipynb"
 
     def record(self, slug: str, profile: str = "default") -> Path:
-        """Where a record is committed: results.json, or results.cuda.json of what a GPU measured."""
-        return self.root / "papers" / slug / ("results.cuda.json" if profile == "cuda" else "results.json")
+        """Where a record is committed: results.json, results.full.json, results.cuda.json."""
+        return self.root / "papers" / slug / f"results{_of(profile)}.json"
+
+    def observations(self, slug: str, profile: str = "default") -> Path:
+        """Where the rows that a record rests on are committed."""
+        return self.root / "papers" / slug / f"observations{_of(profile)}.json.gz"
+
+    def confirmations(self, slug: str) -> Path:
+        """Where every recording of a paper is kept, on whatever machine; the file only grows."""
+        return self.root / "papers" / slug / "confirmations.json"
 
     def check_slug(self, slug: str) -> str:
         """The slug itself. LabError with the nearest ones where there is no such paper."""
@@ -81,14 +98,18 @@ class Project:
         return profile
 
     def experiment(self, slug: str) -> Experiment:
-        """Import papers/<slug>/experiment.py. LabError where it is missing or lacks Config or run."""
+        """Import papers/<slug>/config.py. LabError where a file is missing or lacks Config."""
         self.check_slug(slug)
-        if not (self.root / "papers" / slug / "experiment.py").is_file():
-            raise LabError(f"papers/{slug}/experiment.py is missing")
+        for name in ("config.py", "experiment.py"):
+            if not (self.root / "papers" / slug / name).is_file():
+                raise LabError(f"papers/{slug}/{name} is missing")
         if str(self.root) not in sys.path:
             sys.path.insert(0, str(self.root))
-        module = import_module(f"papers.{slug}.experiment")
-        for name in ("Config", "run"):
-            if not hasattr(module, name):
-                raise LabError(f"papers/{slug}/experiment.py defines no {name}")
-        return Experiment(module.Config, module.run)
+        module = import_module(f"papers.{slug}.config")
+        if not hasattr(module, "Config"):
+            raise LabError(f"papers/{slug}/config.py defines no Config")
+        return Experiment(slug, module.Config, getattr(module, "check", lambda config: None))
+
+
+def _of(profile: str) -> str:
+    return "" if profile == "default" else f".{profile}"

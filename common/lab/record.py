@@ -6,49 +6,88 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from common.lab.card import Evidence, Kind, Strict, explain
+from common.lab.card import Evidence, Kind, Outcome, Strict, explain
 from common.lab.errors import LabError
 from common.lab.files import write_atomically
-from common.lab.verdict import Name, Note, Verdict
+from common.lab.verdict import UPHELD, Name, Verdict
+
+Interval = tuple[float, float]
 
 
-class ControlRecord(Strict):
-    """What a claim's negative control did; `holds` says whether it broke the claim."""
+class ArmRecord(Strict):
+    """A claim under a control, a placebo or a setting: its values, and what that says of the claim."""
 
     name: str
-    values: list[float]
-    mean: float | None
-    interval: tuple[float, float] | None
-    verdict: Name
-    holds: bool
+    values: list[float] = []
+    mean: float | None = None
+    interval: Interval | None = None
+    verdict: Name = "not run"
+    left: float | None = None  # share of our effect that is left under a control
+    outcome: str = ""  # of a control an Outcome; of a setting revived, in part, refuted or not run
 
 
 class ClaimRecord(Strict):
-    """Paper's value, ours and the verdict; `reason` says why a claim was not run."""
+    """Paper's value, ours and the verdict; `reason` says why a claim was not run or what would decide it."""
 
     id: str
+    headline: bool = False
     metric: str
     evidence: Evidence
+    clock: bool = False  # whether two runs differ by what the machine did meanwhile
     kind: Kind
     paper_value: float | list[float] | None
     unit: str
     values: list[float]
     mean: float | None
-    interval: tuple[float, float] | None
+    interval: Interval | None
+    effect: float | None = None  # 0 is nothing, 1 the paper's number
+    effect_interval: Interval | None = None
+    half_width: float | None = None  # of the effect
+    seeds_needed: int | None = None
+    judged_as: str = ""
     verdict: Name
-    note: Note = ""
+    note: str = ""
     reason: str = ""
+    marks: list[str] = []  # what a reader must know beside the verdict
     setting: str = ""
-    control: ControlRecord | None = None  # None where it was not run
+    operating_point: dict[str, dict[str, Any]] = {}
+    free: list[str] = []  # the ends of free constants that the verdict depends on
+    recordings: int = 1  # of a claim that reads a clock: hours in which it was recorded
+    control: ArmRecord | None = None  # None where it was not run
+    also: list[ArmRecord] = []
+    placebo: ArmRecord | None = None
+    revived_by: ArmRecord | None = None
+    because: str = ""
+    revised: list[str] = []  # fields of its bounds that changed after it was first recorded
+
+    @property
+    def controls(self) -> list[ArmRecord]:
+        """All controls and placebos that were run."""
+        return [arm for arm in (self.control, *self.also, self.placebo) if arm is not None]
+
+    @property
+    def upheld(self) -> bool:
+        return self.verdict in UPHELD
+
+    @property
+    def broken_by(self) -> list[str]:
+        """The names of the controls and placebos that break it."""
+        return [arm.name for arm in self.controls if arm.outcome == "breaks it"]
+
+    @property
+    def not_shown(self) -> bool:
+        """Upheld, but by nothing that was tried shown to be the method's."""
+        return self.upheld and bool(self.controls) and not self.broken_by
 
 
 class Provenance(Strict):
-    """What a result rests on: code, locked packages, config, seeds, data and machine."""
+    """What a result rests on: sources, locked packages, config, seeds, data and machine."""
 
-    code: str = Field(pattern=r"^[0-9a-f]{64}$")  # sha256 over the sources imported from papers/ and common/
+    observed: str = Field(pattern=r"^[0-9a-f]{64}$")  # sha256 of what the observations rest on
+    judged: str = Field(pattern=r"^[0-9a-f]{64}$")  # sha256 of what the judge reads of the card
+    sources: str = Field(pattern=r"^[0-9a-f]{64}$")  # sha256 of the parsed sources, a part of `observed`
     lock: str = Field(pattern=r"^[0-9a-f]{64}$")  # sha256 of requirements.lock
     config: dict[str, Any]
-    config_digest: str = Field(pattern=r"^[0-9a-f]{64}$")
     seeds: list[int]
     data: dict[str, str]  # data set -> sha256
     machine: dict[str, Any]
@@ -64,6 +103,7 @@ class Record(Strict):
     paper: str
     profile: str
     overrides: list[str] = []
+    awaiting: str = ""  # what is still to come before the paper is judged whole under the contract
     claims: list[ClaimRecord]
     provenance: Provenance
 
@@ -73,6 +113,15 @@ class Record(Strict):
     def save(self, path: Path) -> None:
         """Write atomically. LabError where the place can't be written."""
         write_atomically(path, self.to_json())
+
+    def claim(self, claim_id: str) -> ClaimRecord:
+        """The claim of this id; LabError names the ids there are."""
+        for claim in self.claims:
+            if claim.id == claim_id:
+                return claim
+        raise LabError(
+            f"{self.paper} has no claim {claim_id!r}; it has {', '.join(c.id for c in self.claims)}"
+        )
 
     @classmethod
     def load(cls, path: Path) -> "Record":
@@ -87,13 +136,14 @@ class Record(Strict):
             raise LabError(f"{path}: {explain(error)}") from error
 
 
-def control_record(name: str, verdict: Verdict, holds: bool) -> ControlRecord:
-    """A control's verdict as the record keeps it."""
-    return ControlRecord(
+def arm_record(name: str, verdict: Verdict, outcome: str | Outcome, left: float | None = None) -> ArmRecord:
+    """A claim's verdict under an arm as the record keeps it."""
+    return ArmRecord(
         name=name,
         values=list(verdict.values),
         mean=verdict.mean,
         interval=verdict.interval,
         verdict=verdict.verdict,
-        holds=holds,
+        left=left,
+        outcome=outcome,
     )

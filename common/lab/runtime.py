@@ -20,7 +20,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -147,7 +147,8 @@ class Stopwatch:
 class Runtime:
     """Seeds and their generators, processes, data sets, a clock: all that an experiment may ask of the lab.
 
-    `wanted` is None in a normal run; in a negative control's run it holds the metrics that the control's claims read.
+    `wanted` is None in a normal run; in an arm's (a control's, say) it holds the metrics that the arm's claims read.
+    `kept` is what the arms of one command share through `once`.
     """
 
     def __init__(
@@ -157,12 +158,14 @@ class Runtime:
         progress: Progress | None = None,
         workers: int | None = None,
         wanted: Iterable[str] | None = None,
+        kept: dict[Hashable, Any] | None = None,
     ) -> None:
         self.seeds = tuple(seeds)
         self.device = device
         self.workers = workers or int(os.environ.get("PAPERLAB_WORKERS") or os.cpu_count() or 1)
         self.data_used: dict[str, str] = {}
         self._progress = progress
+        self._kept = {} if kept is None else kept
         self._wanted = None if wanted is None else frozenset(wanted)
 
     def rng(self, seed: int, *stream: str) -> np.random.Generator:
@@ -227,6 +230,16 @@ class Runtime:
             yield watch
         finally:
             watch.stop()
+
+    def once(self, key: Hashable, function: Callable[[], Result]) -> Result:
+        """function(), computed once for all arms of a run that ask with this key (ours, controls, settings).
+
+        The key holds all that decides the result: the name of the thing, the seed, the fields of the config. What is
+        kept lives as long as the command, and no longer.
+        """
+        if key not in self._kept:
+            self._kept[key] = function()
+        return self._kept[key]  # type: ignore[no-any-return]
 
     def wants(self, *metrics: str) -> bool:
         """Whether any of these metrics is asked for; False only in a control's run whose claims read none of them."""

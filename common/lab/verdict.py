@@ -1,151 +1,261 @@
 """Verdicts: what our values say about a claim of the paper. Pure functions of the card and the values.
 
-`judge` turns one value a seed into a verdict, `control_holds` says whether a negative control broke the claim.
+With the effect's mean m, its 95% interval [a, b] (Student's t over seeds), its half-width h, and the band of the claim
+(1 - t to 1 + t of a number, 1 and beyond of a bound, its ends of a range), the first that fits:
 
-Everything is judged on the axis "better": for `better: lower` all signs are flipped first. With the interval [a, b] of
-our values, the claim's band [low, high] and no_effect below low (the card refuses anything else):
+    contradicted   b < 0
+    reproduced     a > 0, m inside the band, and the interval is narrow enough: h at most t
+    weaker         a > 0, m short of the band, b short of the paper's number
+    stronger       a > 0, m beyond the band, a beyond the paper's number
+    absent         a <= 0 and b < 1/2: half of the paper's effect would have been seen
+    inconclusive   else
 
-    contradicted   b < no_effect
-    inconclusive   a <= no_effect <= b
-    weaker         no_effect < a, and short of the band
-    reproduced     no_effect < a, and the band is met
-    stronger       no_effect < a, and beyond the band
-
-Where the claim is a number (value, up_to) the band is value x (1 +- tolerance) and is met where the interval overlaps
-it. Where it is a bound, a range or exact, the whole interval must be inside; an interval that is nowhere worse than the
-range and somewhere better than it is `stronger`. A direction has the band (no_effect, infinity).
+Narrow enough means, for every kind, that half of what the paper says would not have been taken for it: the interval
+also lies above half of the band's nearest number. Directions, parities, costs and counts have rules of their own below.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from common.lab.card import BANDED, Claim, Control
-from common.lab.errors import LabError
-from common.lab.runtime import Observations
+from common.lab.card import BANDED, GAINS, Claim
+from common.lab.effect import Sample, Scale, on_effect, scale_of
 
-Name = Literal["reproduced", "stronger", "weaker", "inconclusive", "contradicted", "not run"]
-Note = Literal["", "deterministic", "one seed"]
-UPHELD = ("reproduced", "stronger", "weaker")  # verdicts that a negative control must not reach
+Name = Literal["reproduced", "stronger", "weaker", "absent", "inconclusive", "contradicted", "not run"]
+UPHELD = ("reproduced", "stronger", "weaker")  # verdicts that something is left to break of
 CONFIDENCE = 0.95
-SLACK = 1e-9  # relative; a ratio of equal sums may differ from 1 by rounding
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One value a seed, or the one value of a deterministic metric (`seeds` empty)."""
-
-    values: tuple[float, ...]
-    seeds: tuple[int, ...]
+SLACK = 1e-9  # a ratio of equal sums may differ from 1 by rounding
+SEEDS = 5  # the fewest that anything random is recorded with
+WIDEST_BOUND = 0.5  # half-width of the effect under a bound or a direction
+WIDEST_RANGE = 0.25  # of a range that is narrower itself
+HARDLY = 0.1  # of the paper's cost: below it the cost is hardly modelled
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A verdict and what it rests on; without values where the claim was not run, for the `reason` given."""
+    """A verdict and what it rests on: values and mean in the metric's unit, half-width on the effect."""
 
     verdict: Name
     values: tuple[float, ...] = ()
     mean: float | None = None
     interval: tuple[float, float] | None = None
-    note: Note = ""
-    reason: str = ""
+    effect: float | None = None
+    effect_interval: tuple[float, float] | None = None
+    half_width: float | None = None
+    seeds_needed: int | None = None
+    judged_as: str = ""
+    note: str = ""  # "deterministic", "one seed"
+    reason: str = ""  # why it was not run, or what would decide it
+    marks: tuple[str, ...] = ()  # what a reader must know beside it
+    effects: tuple[float, ...] = field(default=(), repr=False)  # one a value
 
 
-def sample(claim: Claim, seen: Observations, seeds: Sequence[int] = ()) -> Sample | None:
-    """The values of a claim's metric, one a seed; None where it was not observed.
+def not_run(reason: str) -> Verdict:
+    return Verdict("not run", reason=reason)
 
-    Of `up_to` each seed's best value over the settings counts. LabError where a metric has several rows a seed, rows
-    with and without a seed, or (given `seeds`) not every seed.
+
+def judge(claim: Claim, samples: Sequence[Sample], off: Mapping[str, object] | None = None) -> Verdict:
+    """The verdict on a claim's samples: one, or one a setting of `up_to`, whose best mean counts.
+
+    off: the parts of the operating point that are not the paper's; with any, a number is judged as a direction. The
+    interval of the best of k settings is taken at 1 - 0.05 / k. ValueError for values that can't be judged.
     """
-    rows = seen.rows(claim.metric)
-    if not rows:
-        return None
-    by_seed: dict[int | None, list[float]] = {}
-    for row in rows:
-        by_seed.setdefault(row.seed, []).append(row.value)
-    if None in by_seed and len(by_seed) > 1:
-        raise LabError(f"claim {claim.id}: metric {claim.metric} has rows with a seed and rows without")
-    best = max if claim.better == "higher" else min
-    for seed, values in by_seed.items():
-        if len(values) > 1 and claim.paper.kind != "up_to":
-            raise LabError(
-                f"claim {claim.id}: metric {claim.metric} has {len(values)} rows for seed {seed}; "
-                "a claim reads exactly one a seed (several settings are for kind up_to)"
-            )
-    observed = tuple(seed for seed in by_seed if seed is not None)
-    if observed and set(seeds) - set(observed):
-        missing = ", ".join(str(seed) for seed in sorted(set(seeds) - set(observed)))
-        raise LabError(f"claim {claim.id}: metric {claim.metric} has no value for seed {missing}")
-    return Sample(tuple(best(values) for values in by_seed.values()), observed)
+    scale = scale_of(claim)
+    confidence = 1 - (1 - CONFIDENCE) / len(samples)
+    best = max(samples, key=lambda sample: _mean_effect(scale, sample))
+    verdict = _measured(claim, best, scale, confidence)
+    a, b = verdict.effect_interval or (-math.inf, math.inf)
+    named = _name(claim, verdict, a, b, direction=bool(off))
+    return _finished(claim, replace(verdict, verdict=named), off or {})
 
 
-def judge(claim: Claim, values: Sequence[float], deterministic: bool = False) -> Verdict:
-    """The verdict on a claim from one value a seed (or the one value of a deterministic metric).
+def _measured(claim: Claim, sample: Sample, scale: Scale, confidence: float) -> Verdict:
+    """Mean, interval and effect; the verdict is still open."""
+    from common.stats.student import student_interval  # brings scipy, which an experiment does without
 
-    The interval is a 95% bootstrap interval of the mean over seeds; of one value it is that value.
-    """
-    if not values or not all(math.isfinite(value) for value in values):
-        raise ValueError(f"claim {claim.id}: a verdict needs finite values, not {list(values)}")
-    low, high = (values[0], values[0]) if len(values) == 1 else _interval(values)
-    note: Note = "deterministic" if deterministic else "one seed" if len(values) == 1 else ""
-    return Verdict(_name(claim, low, high), tuple(values), math.fsum(values) / len(values), (low, high), note)
+    at = [scale.coordinate(value) for value in sample.values]
+    mean = _mean(at)
+    low, high = (mean, mean) if sample.deterministic else student_interval(at, confidence)
+    if claim.resolution:
+        half = math.log1p(claim.resolution) / 2 if scale.logarithmic else claim.resolution / 2
+        low, high = min(low, mean - half), max(high, mean + half)
+    seen = math.isfinite(low)
+    a, b = sorted((scale.effect(low), scale.effect(high))) if seen else (-math.inf, math.inf)
+    marks = (
+        [f"capped in {sample.capped} of {len(sample.values)}: the true ratio is larger"]
+        if sample.capped
+        else []
+    )
+    values = sorted((scale.value(low), scale.value(high))) if seen else None
+    return Verdict(
+        "inconclusive",
+        values=sample.values,
+        mean=scale.value(mean),
+        interval=None if values is None else (values[0], values[1]),
+        effect=scale.effect(mean),
+        effect_interval=(a, b) if seen else None,
+        half_width=(b - a) / 2 if seen else None,
+        note="deterministic" if sample.deterministic else "one seed" if len(at) == 1 else "",
+        marks=tuple(marks),
+        effects=scale.effects(sample),
+    )
 
 
-def _interval(values: Sequence[float]) -> tuple[float, float]:
-    from common.stats.intervals import bootstrap_interval  # brings scipy, which a single seed does not need
-
-    return bootstrap_interval(values, confidence=CONFIDENCE, seed=0)
+def _mean_effect(scale: Scale, sample: Sample) -> float:
+    return scale.effect(_mean([scale.coordinate(value) for value in sample.values]))
 
 
-def _name(claim: Claim, low: float, high: float) -> Name:
-    sign = 1.0 if claim.better == "higher" else -1.0
-    a, b = sorted((sign * low, sign * high))
-    nothing = sign * claim.no_effect
-    if _reaches(nothing, a):
-        return "contradicted" if not _reaches(b, nothing) else "inconclusive"
-    worst, best = band(claim)
-    if claim.paper.kind in BANDED:
-        return "weaker" if not _reaches(b, worst) else "stronger" if not _reaches(best, a) else "reproduced"
-    return "weaker" if not _reaches(a, worst) else "stronger" if not _reaches(best, b) else "reproduced"
+def _name(claim: Claim, seen: Verdict, a: float, b: float, direction: bool) -> Name:
+    kind = claim.paper.kind
+    m = seen.effect
+    assert m is not None
+    if kind in ("exact", "invariant"):
+        assert claim.paper.value is not None
+        near = (math.isclose(value, claim.paper.value, rel_tol=SLACK, abs_tol=SLACK) for value in seen.values)
+        return "reproduced" if all(near) else "contradicted"
+    if kind == "at_most":
+        bound = claim.paper.value
+        assert bound is not None
+        return "inconclusive" if direction else _of_cost(bound, a, b)
+    if kind == "parity":
+        return _of_parity(claim, a, b)
+    if kind == "direction" or direction:
+        return _of_direction(claim, a, b)
+    return _of_gain(claim, m, a, b)
 
 
-def _reaches(a: float, b: float) -> bool:
-    """a >= b, but for rounding."""
-    return a >= b - SLACK * max(abs(a), abs(b)) if math.isfinite(a) and math.isfinite(b) else a >= b
+def _of_gain(claim: Claim, m: float, a: float, b: float) -> Name:
+    low, high = band(claim)
+    if b < -SLACK:
+        return "contradicted"
+    if a > SLACK:
+        narrow = (b - a) / 2 <= widest(claim) + SLACK and a >= low_number(claim) / 2 - SLACK
+        if low - SLACK <= m <= high + SLACK and narrow:
+            return "reproduced"
+        if m < low - SLACK and b < 1:
+            return "weaker"
+        if m > high + SLACK and a > 1:
+            return "stronger"
+        return "inconclusive"
+    return "absent" if b < 0.5 else "inconclusive"
+
+
+def _of_direction(claim: Claim, a: float, b: float) -> Name:
+    least = on_effect(claim, claim.least) if claim.least is not None else 0.0
+    if b < -SLACK:
+        return "contradicted"
+    if a > least + SLACK:
+        return "reproduced"
+    return "absent" if claim.least is not None and b < least - SLACK else "inconclusive"
+
+
+def _of_parity(claim: Claim, a: float, b: float) -> Name:
+    margin = claim.margin or 0.0
+    if -margin - SLACK <= a and b <= margin + SLACK:
+        return "reproduced"
+    better, worse = (a > margin, b < -margin) if claim.better == "higher" else (b < -margin, a > margin)
+    return "stronger" if better else "contradicted" if worse else "inconclusive"
+
+
+def _of_cost(bound: float, a: float, b: float) -> Name:
+    slack = SLACK * max(1.0, abs(bound))
+    return "reproduced" if b <= bound + slack else "contradicted" if a > bound + slack else "inconclusive"
 
 
 def band(claim: Claim) -> tuple[float, float]:
-    """What reproduces the claim on the axis "better" (signs flipped for `better: lower`): its worst and best value."""
-    sign = 1.0 if claim.better == "higher" else -1.0
-    paper, kind = claim.paper, claim.paper.kind
-    if kind == "direction":
-        return sign * claim.no_effect, math.inf
-    if kind == "range":
-        assert paper.low is not None and paper.high is not None
-        worst, best = sorted((sign * paper.low, sign * paper.high))
-        return worst, best
-    assert paper.value is not None
-    centre = sign * paper.value
-    if kind in BANDED:
-        half = abs(centre) * (claim.tolerance or 0.0)
-        return centre - half, centre + half
-    return centre, centre if kind == "exact" else math.inf
+    """The means that reproduce a gain, on the effect."""
+    if claim.paper.kind == "range":
+        assert claim.paper.low is not None and claim.paper.high is not None
+        low, high = sorted((on_effect(claim, claim.paper.low), on_effect(claim, claim.paper.high)))
+        return low, high
+    if claim.paper.kind in BANDED:
+        tolerance = claim.tolerance or 0.0
+        return 1 - tolerance, 1 + tolerance
+    return 1.0, math.inf
 
 
-def control_holds(claim: Claim, control: Control, ours: Verdict, under_control: Verdict) -> bool:
-    """Whether the negative control broke the claim: nothing of it is upheld, or, of a partial control, at most half.
+def low_number(claim: Claim) -> float:
+    """The least that the paper claims, on the effect: 1, or a range's nearer end."""
+    return band(claim)[0] if claim.paper.kind == "range" else 1.0
 
-    Half of an effect is lost where the mean under the control lies at most half as far on the better side of
-    no_effect as ours does. A control under which nothing was observed does not hold: it shows nothing.
-    """
-    if under_control.verdict == "not run":
-        return False
-    if under_control.verdict not in UPHELD:
-        return True
-    if not control.partial or ours.mean is None or under_control.mean is None:
-        return False
-    sign = 1.0 if claim.better == "higher" else -1.0
-    effect = sign * (ours.mean - claim.no_effect)
-    left = sign * (under_control.mean - claim.no_effect)
-    return effect > 0 and left <= effect / 2
+
+def widest(claim: Claim) -> float:
+    """The half-width of the effect's interval up to which a gain may be called reproduced."""
+    low, high = band(claim)
+    if claim.paper.kind == "range":
+        return max(WIDEST_RANGE, (high - low) / 2)
+    return claim.tolerance or 0.0 if claim.paper.kind in BANDED else WIDEST_BOUND
+
+
+def _finished(claim: Claim, verdict: Verdict, off: Mapping[str, object]) -> Verdict:
+    """With what it was judged as, how many seeds it takes, and what would decide an inconclusive one."""
+    from common.stats.student import quantile, values_needed
+
+    kind = claim.paper.kind
+    numeric = kind in (*GAINS, "at_most")
+    judged_as = "direction" if numeric and off else kind
+    needed = None
+    n = len(verdict.values)
+    target = _width_to_reach(claim, verdict, judged_as)
+    random = verdict.note != "deterministic" and kind not in ("exact", "invariant")
+    if random and n > 1 and verdict.half_width is not None and target is not None:
+        needed = values_needed(verdict.half_width * math.sqrt(n) / quantile(n), target)
+    reason, marks = verdict.reason, list(verdict.marks)
+    if numeric and off and kind == "at_most":
+        reason = "another operating point, at which no number is judged"
+    elif verdict.verdict == "inconclusive":
+        reason = _what_would_decide(verdict, n, needed, random)
+    if kind == "at_most" and verdict.verdict == "reproduced" and _hardly_modelled(claim, verdict):
+        marks.append("cost hardly modelled")
+    effect = verdict.effect if kind in (*GAINS, "direction") else None
+    return replace(
+        verdict,
+        judged_as=judged_as,
+        seeds_needed=needed,
+        reason=reason,
+        marks=tuple(marks),
+        effect=effect,
+        effect_interval=verdict.effect_interval if effect is not None else None,
+    )
+
+
+def _width_to_reach(claim: Claim, verdict: Verdict, judged_as: str) -> float | None:
+    """The half-width at which this claim is decided, on its effect."""
+    m = verdict.effect
+    if m is None or judged_as in ("exact", "invariant"):
+        return None
+    if judged_as == "direction":
+        least = on_effect(claim, claim.least) if claim.least is not None else 0.0
+        return abs(m - least)
+    if judged_as == "parity":
+        return abs((claim.margin or 0.0) - abs(m))
+    if judged_as == "at_most":
+        return abs((claim.paper.value or 0.0) - m)
+    return widest(claim)
+
+
+def _what_would_decide(verdict: Verdict, n: int, needed: int | None, random: bool) -> str:
+    if not random:
+        return (
+            "nothing gained and nothing lost"
+            if verdict.effect is not None and abs(verdict.effect) <= SLACK
+            else ""
+        )
+    if n == 1:
+        return f"one seed has no interval; needs {SEEDS} seeds"
+    if needed is None:
+        return "over a thousand seeds would not decide it"
+    return f"needs about {max(needed, n + 1)} seeds"
+
+
+def _hardly_modelled(claim: Claim, verdict: Verdict) -> bool:
+    """A cost below a tenth of the paper's; of a ratio what lies above 1."""
+    assert claim.paper.value is not None and verdict.mean is not None
+    nothing = 1.0 if claim.paper.unit == "ratio" and claim.paper.value >= 1 else 0.0
+    paper = claim.paper.value - nothing
+    return paper > 0 and (verdict.mean - nothing) / paper < HARDLY
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
