@@ -51,52 +51,86 @@ def _say(line: str, code: int) -> int:
 
 
 def _reproduce(project: Project, asked: Arguments) -> int:
+    from common.lab.rerun import beside_the_record
     from common.lab.runner import Request, reproduce
 
     target = None if asked.target is None else Path(asked.target).resolve()
     request = Request(asked.slug, asked.profile, _overrides(asked), target, asked.quiet)
     record = reproduce(project, request)
-    _print_report(record)
+    _print_report(project, record)
+    agrees = beside_the_record(project, record)
+    if agrees:
+        print(agrees)
     place = target or project.outputs / asked.slug
     print(f"{_relative(place)}/: notebook.html, figures, results.json")
     return 0
 
 
 def _falsify(project: Project, asked: Arguments) -> int:
-    from common.lab.card import Card
-    from common.lab.config import compose
-    from common.lab.evaluate import assess, broken_controls, make_record, measure, run_controls
-    from common.lab.session import show_progress
+    from common.lab.rerun import falsified, stopped_breaking
 
     project.check_slug(asked.slug)
-    card = Card.load(project.card(asked.slug))
-    composed = compose(project, asked.slug, asked.profile, _overrides(asked))
-    measured = measure(project, composed, show_progress)
-    under = run_controls(project, card, composed, measured.seen, show_progress)
-    record = make_record(project, composed, assess(card, composed, measured.seen, under), measured.known)
-    _print_report(record)
-    broken = broken_controls(record)
-    for line in broken:
+    record = falsified(project, asked.slug, asked.profile, _overrides(asked)).record(project)
+    _print_report(project, record)
+    stopped = stopped_breaking(project, record)
+    for line in stopped:
         print(f"error: {line}", file=sys.stderr)
-    if not broken:
-        controlled = sum(claim.control is not None for claim in record.claims)
-        print(f"{controlled} of {len(record.claims)} claims were run, and each fails under its control")
-    return ERROR if broken else 0
+    upheld = [claim for claim in record.claims if claim.upheld]
+    broken = sum(bool(claim.broken_by) for claim in upheld)
+    print(f"{broken} of {len(upheld)} upheld claims break under a control or a placebo")
+    return ERROR if stopped else 0
 
 
 def _record(project: Project, asked: Arguments) -> int:
     from common.lab.recording import check_recordable, commit_record, record_of_bare
-    from common.lab.runner import Request, reproduce
+    from common.lab.rerun import Whole, check_unmoved, reproduced
 
     project.check_slug(asked.slug)
     if asked.source:
-        record = record_of_bare(project, asked.slug, Path(asked.source))
+        whole = Whole(*record_of_bare(project, asked.slug, Path(asked.source)))
     else:
-        check_recordable(asked.profile, list(_overrides(asked)))
-        record = reproduce(project, Request(asked.slug, asked.profile))
-    _print_report(record)
-    print(f"recorded in {_relative(commit_record(project, record))}")
+        check_recordable(asked.profile, _overrides(asked))
+        whole = reproduced(project, asked.slug, asked.profile)
+    if asked.unmoved:
+        check_unmoved(project, whole)
+    record = commit_record(project, whole.composed, whole.arms, whole.known)
+    place = _relative(project.record(asked.slug, whole.composed.profile))
+    _print_report(project, record)
+    print(f"recorded in {place}")
     return 0
+
+
+def _refresh(project: Project, asked: Arguments) -> int:
+    from common.lab.rerun import refresh
+
+    slugs = [project.check_slug(slug) for slug in asked.slugs] or project.slugs
+    failed = refresh(project, slugs, asked.launcher, bool(os.environ.get("ACCEPT")))
+    for line in failed:
+        _say(line, ERROR)
+    return ERROR if failed else 0
+
+
+def _confirm(project: Project, asked: Arguments) -> int:
+    from common.lab.rerun import confirm
+
+    named = [] if asked.slugs == ["all"] else asked.slugs
+    if not asked.slugs:
+        raise LabError(f"no paper is named: PAPER=all, or one of {', '.join(project.slugs)}")
+    for slug in [project.check_slug(slug) for slug in named] or project.slugs:
+        print(f"{slug}: {confirm(project, slug)}")
+    return 0
+
+
+def _abuse(project: Project, asked: Arguments) -> int:
+    from common.lab.abuse import abuse
+
+    slugs = [project.check_slug(slug) for slug in asked.slugs] or project.slugs
+    failed = 0
+    for slug in slugs:
+        for trial in abuse(project, slug):
+            failed += trial.failed
+            print(f"{slug} {trial.line}", file=sys.stderr if trial.failed else sys.stdout, flush=True)
+    return ERROR if failed else 0
 
 
 def _smoke(project: Project, asked: Arguments) -> int:
@@ -178,12 +212,12 @@ def _overrides(asked: Arguments) -> tuple[str, ...]:
     return tuple(split_overrides(asked.set))
 
 
-def _print_report(record: object) -> None:
-    from common.lab.record import Record
-    from common.lab.report import Report
+def _print_report(project: Project, record: "Record") -> None:  # type: ignore[name-defined] # noqa: F821
+    from common.lab.card import Card
+    from common.lab.report import Report, stand_ins
 
-    assert isinstance(record, Record)
-    _console().print(Report(record).table())
+    card = Card.load(project.card(record.paper))
+    _console().print(Report(record, card, stand_ins(card)).table())
 
 
 def _console() -> "Console":  # type: ignore[name-defined] # noqa: F821
@@ -214,11 +248,12 @@ def _parser(chosen: Sequence[str]) -> argparse.ArgumentParser:
     reproduce = command("reproduce", _reproduce, "execute the notebook, judge the claims, track the run")
     reproduce.add_argument("--target", help="folder of the outputs (outputs/<slug>)")
     reproduce.add_argument("--quiet", action="store_true", help="no progress")
-    command("falsify", _falsify, "run every negative control; fails unless each claim fails under its own")
+    command("falsify", _falsify, "run every arm; fails where a control that broke its claim no longer does")
     record = command("record", _record, "reproduce, falsify, and write the record that is committed")
     record.add_argument(
         "--from", dest="source", default="", help="observations of `python -m common.lab.bare`"
     )
+    record.add_argument("--unmoved", action="store_true", help="refuse where a value is not as recorded")
     config = command("config", _config, "write the config.json that `python -m common.lab.bare` reads")
     config.add_argument("--to", default="", help="where to write it")
     command("data", _data, "fetch and verify a paper's data sets")
@@ -226,8 +261,15 @@ def _parser(chosen: Sequence[str]) -> argparse.ArgumentParser:
     for name, run, about in (
         ("smoke", _smoke, "every paper (or those named) under the smoke profile, in parallel"),
         ("check", _check, "whether cards, configs, notebooks and records are in order"),
+        ("confirm", _confirm, "run papers (or all) beside their records on this machine"),
+        ("abuse", _abuse, "odd values for every field of every paper's Config, under smoke"),
     ):
         command(name, run, about, paper=False).add_argument("slugs", nargs="*", help="papers (all)")
+    again = command(
+        "refresh", _refresh, "judge or record again what is stale (ACCEPT=1: moved values)", paper=False
+    )
+    again.add_argument("slugs", nargs="*", help="papers (all)")
+    again.add_argument("--launcher", default="joblib", help="joblib (here), local or slurm")
     for name, about in (("ui", "the MLflow UI on loopback"), ("lab", "JupyterLab on loopback")):
         command(name, _serve, about, paper=False).add_argument("--port", type=int, help="another port")
     for name, (module, about) in OPTIONAL.items():

@@ -57,7 +57,8 @@ def reproduce(project: Project, request: Request) -> Record:
 
     def results(folder: Path, run: "TrackedRun") -> Record:
         record = Record.load(_product(folder, "results.json", slug))
-        _product(folder, "observations.json", slug)
+        for name in ("observations.json", "arms.json.gz"):
+            _product(folder, name, slug)
         run.results(record)
         return record
 
