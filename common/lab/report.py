@@ -76,7 +76,7 @@ def verdict_text(claim: ClaimRecord) -> str:
 
 def arm_text(arm: ArmRecord) -> str:
     """What is left under a control or placebo, and what that says of the claim."""
-    left = "" if arm.left is None else f"{100 * arm.left:.0f}% left, "
+    left = "" if arm.left is None else f"{100 * max(0.0, arm.left):.0f}% left, "
     return f"{arm.name}: {left}{arm.outcome}"
 
 

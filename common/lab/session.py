@@ -134,7 +134,7 @@ class Lab:
             said = text.format(**numbers)
         except (KeyError, IndexError) as error:
             raise LabError(f"{text!r} names {error}, which is not given") from error
-        if "ipykernel" not in sys.modules:
+        if not _in_notebook():
             return said
         from IPython.display import Markdown, display
 
@@ -185,7 +185,13 @@ def show_progress(items: Iterable[Any], label: str, total: int | None) -> Iterab
 
 
 def _watched() -> bool:
-    return "ipykernel" in sys.modules or sys.stderr.isatty()
+    return _in_notebook() or sys.stderr.isatty()
+
+
+def _in_notebook() -> bool:
+    """Whether this process is a notebook's kernel (papermill brings ipykernel into others too)."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return shell is not None and "ipykernel" in sys.modules
 
 
 def _relayed(items: Iterable[Any], label: str, total: int | None, relay: Path) -> Iterable[Any]:

@@ -63,9 +63,9 @@ def _one(project: Project, slug: str, profile: str) -> Outcome:
         return Outcome(slug, seconds, "", "", lines[-1].removeprefix("error: "))
     claims = Record.load(target / "results.json").claims
     counted = Counter(claim.verdict for claim in claims)
-    controls = [claim.control.holds for claim in claims if claim.control is not None]
+    upheld = [claim for claim in claims if claim.upheld]
     verdicts = ", ".join(f"{count} {verdict}" for verdict, count in counted.most_common())
-    return Outcome(slug, seconds, verdicts, f"{sum(controls)} of {len(controls)} hold", "")
+    return Outcome(slug, seconds, verdicts, f"break {sum(bool(c.broken_by) for c in upheld)} of {len(upheld)} upheld", "")
 
 
 def outcome_table(outcomes: Sequence[Outcome]) -> Table:

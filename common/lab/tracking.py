@@ -136,7 +136,7 @@ class TrackedRun:
         """Log a record: each claim's metric with one step a seed, its mean, and verdicts and digests as tags."""
         from mlflow.entities import Metric, RunTag
 
-        metrics, tags = [], {"code": record.provenance.code, "config": record.provenance.config_digest}
+        metrics, tags = [], {"observed": record.provenance.observed, "sources": record.provenance.sources}
         for claim in record.claims:
             seeds = record.provenance.seeds if claim.note != "deterministic" else [0]
             pairs = zip(seeds, claim.values, strict=False)
@@ -145,7 +145,7 @@ class TrackedRun:
             if claim.mean is not None:
                 metrics.append(Metric(f"mean.{claim.id}", claim.mean, 0, 0))
             if claim.control is not None:
-                tags[f"control.{claim.id}"] = "holds" if claim.control.holds else "fails"
+                tags[f"control.{claim.id}"] = claim.control.outcome
         tags["evidence"] = ", ".join(sorted({claim.evidence for claim in record.claims}))
         with self._store._one_line():
             self._client.log_batch(self.id, metrics=metrics, tags=[RunTag(k, v) for k, v in tags.items()])

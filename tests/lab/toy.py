@@ -15,8 +15,10 @@ year: 2024
 arxiv: "2401.09670"
 topic: scheduling
 summary: A mechanism doubles a number. Without it the number is one.
+finding: It doubles it.
 claims:
   - id: gain
+    headline: true
     statement: The mechanism doubles the rate
     paper: {value: 2.0, kind: value, unit: ratio, source: "v1, Table 1"}
     metric: gain
@@ -24,8 +26,13 @@ claims:
     better: higher
     no_effect: 1.0
     tolerance: 0.25
+    operating_point:
+      requests: {paper: 100, config: requests}
+    free: {bias: [-0.1, 0.1]}
     control: without
+    placebo: shuffled
   - id: peak
+    headline: true
     statement: Up to three times at the best rate
     paper: {value: 3.0, kind: up_to, unit: ratio, source: "v1, Figure 2"}
     metric: gain_at
@@ -33,7 +40,23 @@ claims:
     better: higher
     no_effect: 1.0
     tolerance: 0.1
+    operating_point:
+      rate: {paper: 3.0, config: rates}
     control: without
+    placebo: {none: the rate is not chosen}
+  - id: slow
+    statement: It takes half of the waiting away
+    paper: {value: 5.0, kind: value, unit: s, source: "v1, Table 2"}
+    metric: seconds
+    evidence: simulated
+    better: lower
+    no_effect: 10.0
+    tolerance: 0.25
+    operating_point:
+      requests: {paper: 100, config: requests}
+    control: without
+    because: the toy waits longer than the paper's machine
+    revived_by: quick
   - id: kernel
     statement: The kernel is faster than the library's
     paper: {kind: direction}
@@ -45,33 +68,55 @@ claims:
     control: without
 controls:
   without: {set: {mechanism: false}, why: nothing is left that could double anything}
+  shuffled: {set: {shuffled: true}, why: any factor instead of the right one}
+settings:
+  quick: {set: {tardy: 0.0}, why: without what the toy wastes}
 not_reproduced:
   - The authors' cluster.
 """
+
+CONFIG = '''\
+"""Sizes and switches of the toy."""
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from common.lab.bounds import At, Inferred, Length
+
+
+@dataclass(frozen=True)
+class Noise:
+    scale: Annotated[float, At(0.0, 10.0)] = 0.05  # standard deviation
+
+
+@dataclass(frozen=True)
+class Config:
+    requests: Annotated[int, At(1, 1_000_000)] = 100  # samples a seed
+    rates: Annotated[list[float], Length(1), At(0.0, 100.0)] = field(  # settings of the second claim
+        default_factory=lambda: [1.0, 2.0, 3.0]
+    )
+    mechanism: bool = True
+    shuffled: bool = False  # any factor instead of the mechanism's
+    noise: Noise = field(default_factory=Noise)
+    bias: Annotated[float, Inferred(-0.2, 0.2, "nobody says")] = 0.0  # on the gain
+    tardy: Annotated[float, At(0.0, 100.0)] = 3.0  # seconds that the toy wastes
+    wait: Annotated[float, At(0.0, 1000.0)] = 0.0  # seconds that the experiment takes longer
+    fail: bool = False  # raise instead
+
+
+def check(config: Config) -> None:
+    if config.shuffled and not config.mechanism:
+        raise ValueError("shuffled: there is nothing to shuffle without the mechanism")
+'''
 
 EXPERIMENT = '''\
 """A number that the mechanism doubles."""
 
 import time
-from dataclasses import dataclass, field
 
 from common.lab.runtime import Observations, Runtime
+from papers.toy.config import Config
 from papers.toy.doubling import doubled
-
-
-@dataclass(frozen=True)
-class Noise:
-    scale: float = 0.05  # standard deviation
-
-
-@dataclass(frozen=True)
-class Config:
-    requests: int = 100  # samples a seed
-    rates: list[float] = field(default_factory=lambda: [1.0, 2.0, 3.0])  # settings of the second claim
-    mechanism: bool = True
-    noise: Noise = field(default_factory=Noise)
-    wait: float = 0.0  # seconds that the experiment takes longer
-    fail: bool = False  # raise instead
 
 
 def run(config: Config, lab: Runtime) -> Observations:
@@ -82,10 +127,14 @@ def run(config: Config, lab: Runtime) -> Observations:
         time.sleep(config.wait)
         draw = lab.rng(seed, "gain").normal(1.0, config.noise.scale, config.requests)
         factor = doubled(1.0) if config.mechanism else 1.0
+        if config.shuffled:
+            factor = lab.rng(seed, "shuffled").uniform(0.9, 1.1)
         spread = draw.mean() - 1.0
-        seen.add("gain", factor if factor == 1.0 else factor + spread, seed)
+        bias = config.bias if config.mechanism else 0.0
+        seen.add("gain", factor + bias + spread, seed)
         for rate in config.rates:
-            seen.add("gain_at", 1.0 if factor == 1.0 else rate + spread, seed, rate=rate)
+            seen.add("gain_at", (rate if config.mechanism else 1.0) + spread, seed, rate=rate)
+        seen.add("seconds", 10.0 / factor + config.tardy + spread, seed)
     return seen
 '''
 
@@ -116,9 +165,10 @@ def write_project(root: Path) -> Path:
     write(root / "papers" / "__init__.py", "")
     write(root / "papers" / "toy" / "__init__.py", '"""A toy."""\n')
     write(root / "papers" / "toy" / "paper.yaml", CARD)
+    write(root / "papers" / "toy" / "config.py", CONFIG)
     write(root / "papers" / "toy" / "experiment.py", EXPERIMENT)
     write(root / "papers" / "toy" / "doubling.py", "def doubled(x: float) -> float:\n    return 2 * x\n")
-    for profile, seeds, requests in (("smoke", 2, 10), ("default", 5, 100), ("cuda", 2, 10)):
+    for profile, seeds, requests in (("smoke", 3, 60), ("default", 5, 100), ("cuda", 2, 60)):
         text = PROFILE.format(seeds=seeds, requests=requests)
         write(root / "conf" / "paper" / "toy" / f"{profile}.yaml", text)
     write(root / "conf" / "config.yaml", (REPOSITORY / "conf" / "config.yaml").read_text())
