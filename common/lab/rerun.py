@@ -121,9 +121,7 @@ def check_unmoved(project: Project, whole: Whole) -> None:
     path = project.record(slug, profile)
     changed = moved(Record.load(path), whole.record(project)) if path.is_file() else []
     if changed:
-        raise LabError(
-            f"{slug} ({profile}): not recorded, for values moved: {'; '.join(changed)} (ACCEPT=1 records them)"
-        )
+        raise LabError(f"not recorded, for values moved: {'; '.join(changed)} (ACCEPT=1 records them)")
 
 
 def refresh(project: Project, slugs: Sequence[str], launcher: str, accept: bool) -> list[str]:

@@ -65,7 +65,8 @@ def _one(project: Project, slug: str, profile: str) -> Outcome:
     counted = Counter(claim.verdict for claim in claims)
     upheld = [claim for claim in claims if claim.upheld]
     verdicts = ", ".join(f"{count} {verdict}" for verdict, count in counted.most_common())
-    return Outcome(slug, seconds, verdicts, f"break {sum(bool(c.broken_by) for c in upheld)} of {len(upheld)} upheld", "")
+    broken = sum(bool(claim.broken_by) for claim in upheld)
+    return Outcome(slug, seconds, verdicts, f"break {broken} of {len(upheld)} upheld", "")
 
 
 def outcome_table(outcomes: Sequence[Outcome]) -> Table:

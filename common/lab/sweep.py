@@ -35,7 +35,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from common.lab.arms import OURS
+from common.lab import arms
 from common.lab.card import Card
 from common.lab.config import (
     HYDRA_VERSION,
@@ -327,7 +327,7 @@ def _measure(folder: Path, slug: str, profile: str, tree: dict[str, Any], overri
         write_atomically(folder / "config.yaml", yaml.safe_dump(tree, sort_keys=False))
         write_atomically(folder / "observations.json", measurement.seen.to_json())
         card = Card.load(project.card(slug))
-        claims = assess(card, composed, {OURS: measurement.seen})
+        claims = assess(card, composed, {arms.OURS: measurement.seen})
         record = make_record(project, card, composed, claims, measurement.known)
         run.results(record)
         run.artifacts(folder)

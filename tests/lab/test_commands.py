@@ -12,15 +12,18 @@ from pathlib import Path
 import pytest
 
 from common.data import DATASETS, DataSet
+from common.lab import Lab
+from common.lab.arms import ALL, OURS, load_arms, run_arms
 from common.lab.card import Card
 from common.lab.cli import main
-from common.lab.closure import closure, code_digest
+from common.lab.closure import closure, sources_digest
 from common.lab.config import compose
+from common.lab.confirmations import Confirmations, Outcome
 from common.lab.errors import LabError
-from common.lab.evaluate import assess, make_record, measure, run_controls
+from common.lab.evaluate import measure
 from common.lab.project import Project
 from common.lab.record import Record
-from common.lab.recording import commit_record, misjudged, problems, stale
+from common.lab.recording import commit_record, judge_again, misjudged, problems, state
 from common.lab.runner import fetch_data
 from common.lab.runtime import Runtime
 from common.lab.servers import check_free
@@ -51,12 +54,12 @@ sys.meta_path.insert(0, Block())
 """
 
 
-def recorded(project: Project, profile: str = "default") -> Record:
-    """A record of the toy, made in this process."""
-    card, composed = Card.load(project.card("toy")), compose(project, "toy", profile)
+def recorded(project: Project) -> Record:
+    """The toy recorded in this process, with all arms."""
+    card, composed = Card.load(project.card("toy")), compose(project, "toy", "default")
     ours = measure(project, composed)
-    under = run_controls(project, card, composed, ours.seen)
-    return make_record(project, composed, assess(card, composed, ours.seen, under), ours.known)
+    arms = run_arms(project, card, composed, ours.seen, ALL)
+    return commit_record(project, composed, {OURS: ours.seen, **arms}, dict(ours.known))
 
 
 def edit(path: Path, old: str, new: str) -> None:
@@ -68,63 +71,187 @@ def edit(path: Path, old: str, new: str) -> None:
 # --- falsify ------------------------------------------------------------------------------------------------
 
 
-def test_falsify_passes_where_every_claim_fails_under_its_control(tmp_path: Path) -> None:
+def test_falsify_says_how_many_upheld_claims_break(tmp_path: Path) -> None:
     root = write_project(tmp_path / "project")
     ended = lab(root, "falsify", "toy", "--profile", "smoke")
     assert ended.returncode == 0, ended.stderr
-    assert "2 of 3 claims were run, and each fails under its control" in ended.stdout
+    assert "3 of 3 upheld claims break under a control or a placebo" in ended.stdout
 
 
-def test_falsify_fails_where_a_control_does_not_break_its_claim(tmp_path: Path) -> None:
-    root = write_project(tmp_path / "project")
-    edit(root / "papers" / "toy" / "paper.yaml", "{mechanism: false}", "{requests: 5}")
-    ended = lab(root, "falsify", "toy", "--profile", "smoke")
-    assert ended.returncode == 1 and "FAILS TO BREAK IT" in ended.stdout
-    assert "error: gain: under control without the claim is still reproduced" in ended.stderr
+def test_falsify_fails_where_a_control_that_broke_its_claim_no_longer_does(toy: Project) -> None:
+    recorded(toy)
+    edit(toy.card("toy"), "{mechanism: false}", "{requests: 90}")
+    ended = lab(toy.root, "falsify", "toy")
+    assert ended.returncode == 1 and "does not break it" in ended.stdout
+    assert "error: gain: without broke it when it was recorded and now: does not break it" in ended.stderr
+
+
+def test_a_claim_that_nothing_breaks_keeps_its_verdict_and_is_marked(toy: Project) -> None:
+    edit(toy.card("toy"), "{mechanism: false}", "{requests: 90}")
+    peak = recorded(toy).claim("peak")
+    assert (peak.verdict, peak.not_shown) == ("reproduced", True)
+    assert "not shown to be the method" in lab(toy.root, "falsify", "toy").stdout
 
 
 # --- records ------------------------------------------------------------------------------------------------
 
 
-def test_a_record_is_in_order_until_code_config_or_card_change(toy: Project) -> None:
-    path = commit_record(toy, recorded(toy))
-    assert path == toy.root / "papers" / "toy" / "results.json"
+def test_a_record_holds_until_code_config_arms_or_bounds_change(toy: Project) -> None:
+    recorded(toy)
     assert problems(toy, "toy") == []
     profile, card = toy.root / "conf" / "paper" / "toy" / "default.yaml", toy.card("toy")
-    for file, old, new, reason in (
-        (toy.root / "papers" / "toy" / "doubling.py", "2 * x", "x + x", "its code has changed since"),
-        (profile, "requests: 100", "requests: 200", "default.yaml has changed since"),
-        (profile, "seeds: 5", "seeds: 6", "default.yaml has changed since"),
-        (card, "value: 2.0", "value: 2.1", "a paper's number in its card has changed since"),
-        (card, "id: gain", "id: gained", "the claims of its card have changed since"),
+    folder = toy.root / "papers" / "toy"
+    for file, old, new, needs in (
+        (folder / "doubling.py", "2 * x", "x + x", "run"),
+        (profile, "requests: 100", "requests: 200", "run"),
+        (profile, "seeds: 5", "seeds: 6", "run"),
+        (card, "{mechanism: false}", "{requests: 90}", "run"),
+        (card, "{tardy: 0.0}", "{tardy: 1.0}", "run"),
+        (card, "value: 2.0", "value: 2.1", "judge"),
+        (card, "tolerance: 0.1\n", "tolerance: 0.2\n", "judge"),
+        (card, "free: {bias: [-0.1, 0.1]}", "free: {bias: [-0.1, 0.2]}", "run"),
+        # texts and layout bind nothing
+        (card, "The mechanism doubles the rate", "It doubles the rate", ""),
+        (card, "because: the toy waits", "because: the toy always waits", ""),
+        (folder / "doubling.py", "    return 2 * x", '    """Twice."""\n\n    return 2 * x  # twice', ""),
+        (folder / "doubling.py", "x: float", "x: int", ""),
+        (folder / "config.py", "At(1, 1_000_000)", "At(2, 1_000)", ""),
     ):
         edit(file, old, new)
-        (line,) = stale(toy, path)
-        assert reason in line and line.endswith("make record PAPER=toy PROFILE=default")
+        assert state(toy, "toy", "default")[0] == needs, (old, new)
         edit(file, new, old)
-    assert stale(toy, path) == []
+    assert state(toy, "toy", "default") == ("", "")
 
 
-def test_a_record_with_a_verdict_that_its_values_do_not_give_is_found(toy: Project) -> None:
-    path = commit_record(toy, recorded(toy))
-    assert misjudged(toy, path) == []
-    edit(path, '"verdict": "reproduced"', '"verdict": "stronger"')
-    assert len(misjudged(toy, path)) == 2
-    assert "toy/results.json: gain: recorded stronger, its values give reproduced" in problems(toy, "toy")[0]
+def test_refresh_records_nothing_for_a_comment_and_stops_where_a_constant_moved_a_value(toy: Project) -> None:
+    recorded(toy)
+    before = toy.record("toy").read_bytes()
+    mechanism = toy.root / "papers" / "toy" / "doubling.py"
+    edit(mechanism, "    return 2 * x", "    # twice\n    return 2 * x")
+    ended = lab(toy.root, "refresh")
+    assert ended.returncode == 0 and "1 records hold" in ended.stdout, ended.stderr
+    assert toy.record("toy").read_bytes() == before
+    edit(mechanism, "2 * x", "2.1 * x")
+    ended = lab(toy.root, "refresh")
+    assert ended.returncode == 1
+    said = ended.stderr.splitlines()[-1]
+    assert "error: toy (default): not recorded, for values moved: gain: 1.99895 -> 2.09895" in said
+    assert "ACCEPT=1 records them" in said
+    assert toy.record("toy").read_bytes() == before
+    ended = lab(toy.root, "refresh", ACCEPT="1")
+    assert ended.returncode == 0, ended.stderr
+    assert Record.load(toy.record("toy")).claim("gain").mean == pytest.approx(2.1, abs=0.02)
+    assert problems(toy, "toy") == []
 
 
-def test_a_control_that_fails_is_not_recorded_and_the_earlier_record_stands(toy: Project) -> None:
-    path = commit_record(toy, recorded(toy))
-    before = path.read_bytes()
-    edit(toy.card("toy"), "{mechanism: false}", "{requests: 5}")
-    with pytest.raises(LabError, match="not recorded, for a negative control does not break its claim: gain"):
-        commit_record(toy, recorded(toy))
-    assert path.read_bytes() == before
+def test_refresh_judges_again_without_a_run_where_only_the_card_changed(toy: Project) -> None:
+    recorded(toy)
+    edit(toy.card("toy"), "value: 2.0, kind: value", "value: 4.0, kind: value")
+    ended = lab(toy.root, "refresh", "toy")
+    assert ended.returncode == 0 and "judged again" in ended.stdout, ended.stderr
+    assert Record.load(toy.record("toy")).claim("gain").verdict == "weaker"
+
+
+def test_confirming_keeps_what_came_out_beside_the_record(toy: Project) -> None:
+    record = recorded(toy)
+    ended = lab(toy.root, "confirm", "toy")
+    assert ended.returncode == 0 and "toy: as recorded: 3 of 3 values to the byte" in ended.stdout, (
+        ended.stderr
+    )
+    runs = Confirmations.load(toy.confirmations("toy"), "toy").runs
+    assert [run.kind for run in runs] == ["recorded", "confirmed"]
+    assert all(outcome.agrees for outcome in runs[1].claims.values())
+    assert Record.load(toy.record("toy")) == record
+    edit(toy.root / "papers" / "toy" / "doubling.py", "2 * x", "3 * x")
+    assert "its code has changed since, so there is nothing to confirm" in error_line(
+        lab(toy.root, "confirm", "toy")
+    )
+    assert "no paper is named: PAPER=all" in error_line(lab(toy.root, "confirm"))
+
+
+def test_a_claim_on_a_clock_is_judged_on_recordings_of_three_hours(toy: Project) -> None:
+    edit(
+        toy.card("toy"), "metric: seconds\n    evidence: simulated", "metric: seconds\n    evidence: measured"
+    )
+    assert recorded(toy).claim("slow").marks == ["provisional: 1 of 3 recordings"]
+    path = toy.confirmations("toy")
+    known = Confirmations.load(path, "toy")
+    (run,) = known.runs
+    others = [
+        run.model_copy(
+            update={
+                "started": f"2026-01-0{day}T10:00:00+00:00",
+                "claims": {**run.claims, "slow": Outcome(mean=mean, verdict="weaker")},
+            }
+        )
+        for day, mean in ((1, 8.2), (2, 7.8))
+    ]
+    path.write_text(Confirmations(paper="toy", runs=[run, *others]).model_dump_json())
+    slow = judge_again(toy, "toy", "default").claim("slow")
+    assert slow.recordings == 3 and len(slow.values) == 3 and slow.marks == []
+    assert problems(toy, "toy") == []
+
+
+def test_a_record_with_a_verdict_that_its_rows_do_not_give_is_found(toy: Project) -> None:
+    recorded(toy)
+    assert misjudged(toy, "toy", "default") == []
+    edit(toy.record("toy"), '"verdict": "reproduced"', '"verdict": "stronger"')
+    assert (
+        "toy/results.json: gain: recorded stronger, its rows give gain reproduced" in problems(toy, "toy")[0]
+    )
+
+
+def test_a_verdict_without_its_because_is_found_and_recorded_all_the_same(toy: Project) -> None:
+    edit(toy.card("toy"), "    because: the toy waits longer than the paper's machine\n", "")
+    assert recorded(toy).claim("slow").verdict == "weaker"
+    assert problems(toy, "toy") == [
+        "papers/toy/paper.yaml: claims.slow.because: is missing, and the verdict is weaker"
+    ]
+
+
+def test_fields_that_the_card_names_and_the_config_lacks_are_found(toy: Project) -> None:
+    edit(toy.card("toy"), "config: rates", "config: speeds")
+    assert "claims.peak.operating_point.rate: the config has no speeds" in problems(toy, "toy")[0]
+    edit(toy.card("toy"), "config: speeds", "config: rates")
+    edit(toy.card("toy"), "    free: {bias: [-0.1, 0.1]}\n", "")
+    assert "free: bias is inferred (nobody says)" in problems(toy, "toy")[0]
+    edit(toy.card("toy"), "because: the toy", "because: in {sceonds} the toy")
+    assert "quotes 'sceonds' of the config" in problems(toy, "toy")[0]
+
+
+def test_a_free_constant_that_decides_leaves_no_verdict(toy: Project) -> None:
+    edit(toy.card("toy"), "free: {bias: [-0.1, 0.1]}", "free: {bias: [-0.2, 0.0]}")
+    assert recorded(toy).claim("gain").free == []
+    edit(
+        toy.card("toy"),
+        "tolerance: 0.25\n    operating_point:\n      requests: {paper: 100",
+        "tolerance: 0.15\n    operating_point:\n      requests: {paper: 100",
+    )
+    gain = recorded(toy).claim("gain")
+    assert (gain.verdict, gain.free, gain.reason) == ("inconclusive", ["bias=-0.2"], "depends on bias=-0.2")
+
+
+def test_an_explanation_is_tested_under_its_setting(toy: Project) -> None:
+    slow = recorded(toy).claim("slow")
+    assert slow.revived_by is not None and slow.revived_by.outcome == "revived"
+    edit(toy.card("toy"), "{tardy: 0.0}", "{tardy: 2.9}")
+    slow = recorded(toy).claim("slow")
+    assert slow.revived_by is not None and slow.revived_by.outcome == "refuted"
+
+
+def test_all_arms_are_kept_beside_the_record(toy: Project) -> None:
+    recorded(toy)
+    arms = load_arms(toy.observations("toy"))
+    assert sorted(arms) == ["bias=-0.1", "bias=0.1", "ours", "quick", "shuffled", "without"]
+    assert arms["quick"].metrics == arms[OURS].metrics  # the toy leaves nothing out
+    first = toy.observations("toy").read_bytes()
+    recorded(toy)
+    assert toy.observations("toy").read_bytes() == first
 
 
 def test_only_whole_profiles_are_recorded(toy: Project) -> None:
     root = toy.root
-    assert "records are made under PROFILE=default or cuda, not smoke" in error_line(
+    assert "records are made under PROFILE=default or full or cuda, not smoke" in error_line(
         lab(root, "record", "toy", "--profile", "smoke")
     )
     assert "a record is of a profile as it stands" in error_line(
@@ -138,12 +265,13 @@ def test_only_whole_profiles_are_recorded(toy: Project) -> None:
     [
         ('"verdict": "reproduced"', '"verdict": "splendid"', r"claims.0.verdict: .*'reproduced'"),
         ('"paper": "toy",', '"paper": "toy", "note": 1,', "note: unknown field"),
-        ('"holds": true', '"holds": "yes"', "claims.0.control.holds: .*boolean"),
+        ('"recordings": 1', '"recordings": "one"', "claims.0.recordings: .*integer"),
         ("{", "", "Invalid JSON"),
     ],
 )
 def test_a_malformed_record_names_file_and_field(toy: Project, old: str, new: str, message: str) -> None:
-    path = commit_record(toy, recorded(toy))
+    recorded(toy)
+    path = toy.record("toy")
     path.write_text(path.read_text().replace(old, new, 1))
     with pytest.raises(LabError, match=rf"toy/results\.json: .*{message}") as caught:
         Record.load(path)
@@ -156,7 +284,8 @@ def test_a_metric_that_a_complete_profile_does_not_observe_is_an_error(toy: Proj
         LabError, match=r"claims.gain.metric: run\(\) does not observe 'gian' under default; .*gain_at"
     ):
         recorded(toy)
-    assert recorded(toy, "smoke").claims[0].reason == "profile smoke does not observe it"
+    said = Lab("toy", "smoke", project=toy).judge("skip").record.claims[0].reason
+    assert said == "profile smoke does not observe it"
 
 
 # --- a bare machine -----------------------------------------------------------------------------------------
@@ -177,8 +306,11 @@ def test_a_bare_machine_measures_and_the_lab_judges_and_records(toy: Project, tm
     assert ended.returncode == 0, ended.stderr
     ended = lab(root, "record", "toy", "--from", str(measured))
     assert ended.returncode == 0, ended.stderr
-    there, here = Record.load(toy.record("toy")), recorded(toy)
+    there = Record.load(toy.record("toy"))
+    toy.confirmations("toy").unlink()
+    here = recorded(toy)
     assert there.claims == here.claims
+    there.save(toy.record("toy"))
     assert there.provenance.machine["cores"] == os.cpu_count()
     # measured with other code than stands here
     edit(root / "papers" / "toy" / "doubling.py", "2 * x", "3 * x")
@@ -214,14 +346,14 @@ def test_the_digest_covers_what_is_imported_and_nothing_else(toy: Project) -> No
     folder = toy.root / "papers" / "toy"
     write(folder / "unused.py", "")
     names = set(closure(toy, "toy"))
-    assert {"papers/toy/experiment.py", "papers/toy/doubling.py", "common/lab/runtime.py"} <= names
+    assert {"papers/toy/experiment.py", "papers/toy/doubling.py", "papers/toy/config.py"} <= names
     assert "papers/toy/unused.py" not in names and "common/lab/session.py" not in names
-    before = code_digest(toy, "toy")
+    before = sources_digest(toy, "toy")
     write(folder / "unused.py", "changed = 1")
     write(folder / "results.json", "{}")
-    assert code_digest(toy, "toy") == before
+    assert sources_digest(toy, "toy") == before
     write(folder / "table.csv", "a,b\n")
-    assert code_digest(toy, "toy") != before
+    assert sources_digest(toy, "toy") != before
 
 
 @pytest.mark.parametrize(
@@ -260,7 +392,7 @@ def test_smoke_runs_every_paper_and_shows_who_failed(tmp_path: Path) -> None:
     ended = lab(root, "smoke")
     assert ended.returncode == 1
     text = " ".join(re.sub("[│┃]", " ", ended.stdout).split())
-    assert "2 reproduced, 1 not run" in text and "2 of 2 hold" in text
+    assert "2 reproduced, 1 weaker, 1 not run" in text and "break 3 of 3 upheld" in text
     assert "broken" in text and "title: is missing" in text
     assert (root / "outputs" / "smoke" / "toy" / "results.json").is_file()
 
@@ -356,9 +488,12 @@ def test_the_runtime_brings_nothing_of_the_lab() -> None:
 def test_json_of_a_record_is_what_the_design_says(toy: Project) -> None:
     kept = json.loads(recorded(toy).to_json())
     assert set(kept["claims"][0]) >= {
-        "id", "metric", "evidence", "paper_value", "unit", "values", "mean", "interval", "verdict", "control",
+        "id", "metric", "evidence", "paper_value", "unit", "values", "mean", "interval", "effect", "half_width",
+        "seeds_needed", "judged_as", "verdict", "operating_point", "free", "recordings", "control", "placebo",
+        "revived_by",
     }  # fmt: skip
-    assert set(kept["claims"][0]["control"]) >= {"name", "values", "mean", "verdict", "holds"}
+    assert set(kept["claims"][0]["control"]) >= {"name", "values", "mean", "left", "outcome"}
     assert set(kept["provenance"]) >= {
-        "code", "lock", "config", "seeds", "data", "machine", "python", "started", "seconds", "peak_rss_bytes",
+        "observed", "judged", "lock", "config", "seeds", "data", "machine", "python", "started", "seconds",
+        "peak_rss_bytes",
     }  # fmt: skip

@@ -6,8 +6,9 @@ from typing import Literal
 
 import pytest
 
+from common.lab.arms import arms_of
 from common.lab.card import Card
-from common.lab.config import compose, control_config, flatten, split_overrides
+from common.lab.config import compose, flatten, split_overrides
 from common.lab.errors import LabError
 from common.lab.project import Project
 from common.lab.typed import build, defaults, plain
@@ -16,7 +17,7 @@ from common.lab.typed import build, defaults, plain
 def test_profile_and_overrides_are_composed_over_the_defaults(toy: Project) -> None:
     composed = compose(toy, "toy", "smoke", ["paper.noise.scale=1", "paper.rates=[4,5]", "seeds=3"])
     assert composed.config == type(composed.config)(
-        requests=10, rates=[4.0, 5.0], noise=type(composed.config.noise)(scale=1.0)
+        requests=60, rates=[4.0, 5.0], noise=type(composed.config.noise)(scale=1.0)
     )
     assert composed.seeds == (0, 1, 2)
     assert compose(toy, "toy", "default").seeds == (0, 1, 2, 3, 4)
@@ -54,6 +55,11 @@ def test_unknown_papers_and_profiles_name_the_known_ones(
         ("paper.noise.scale=[1]", "no number"),
         ("paper.rates=[1,x]", r"paper.rates\[1\]: 'x' is no number"),
         ("paper.noise=3", "no mapping with the keys of Noise"),
+        ("paper.requests=0", "SET: paper.requests: 0 is out of range; it is a number from 1 to 1,000,000"),
+        ("paper.rates=[]", "SET: paper.rates: has 0 items; it takes 1 to 64"),
+        ("paper.rates=[2,2]", "SET: paper.rates: names an item twice"),
+        ("paper.noise.scale=nan", "SET: paper.noise.scale: nan is no finite number"),
+        ("seeds=1001", "seeds: 1001 are too many"),
         ("paper.requests=1,2", "several values: that is for make sweep"),
         ("paper=toy/full", "chosen by PAPER= and PROFILE="),
         ("seeds=0", "whole number from 1"),
@@ -91,9 +97,15 @@ def test_a_removed_key_falls_back_to_the_configs_own_default(toy: Project) -> No
     assert compose(toy, "toy", "smoke", ["~paper.requests"]).config.requests == 100
 
 
+def test_what_one_field_allows_and_another_forbids_is_one_line(toy: Project) -> None:
+    with pytest.raises(LabError, match="SET: paper: shuffled: there is nothing to shuffle"):
+        compose(toy, "toy", "smoke", ["paper.shuffled=true", "paper.mechanism=false"])
+
+
 def test_a_control_changes_only_what_it_sets(toy: Project) -> None:
     composed = compose(toy, "toy", "smoke", ["paper.requests=7"])
-    switched = control_config(composed, Card.load(toy.card("toy")), "without")
+    (arm,) = (arm for arm in arms_of(Card.load(toy.card("toy"))) if arm.name == "without")
+    switched = arm.composed(composed)
     assert switched.config == dataclasses.replace(composed.config, mechanism=False)
     assert composed.config.mechanism is True
 
@@ -104,7 +116,7 @@ def test_a_controls_unknown_field_names_the_card_and_the_valid_ones(toy: Project
     with pytest.raises(
         LabError, match=r"paper.yaml: controls.without.set.mecanism: unknown key. Did you mean mechanism"
     ):
-        control_config(compose(toy, "toy", "smoke"), Card.load(card), "without")
+        arms_of(Card.load(card))[0].composed(compose(toy, "toy", "smoke"))
 
 
 def test_overrides_are_split_outside_brackets_and_quotes() -> None:
