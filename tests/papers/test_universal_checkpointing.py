@@ -607,5 +607,5 @@ def test_text_is_the_same_to_every_rank_and_rows_follow_one_another() -> None:
     assert one.consumed == 24
 
 
-def test_a_config_names_every_scenario():
+def test_a_config_names_every_scenario() -> None:
     assert Config().scenarios == [scenario.name for scenario in SCENARIOS]
