@@ -74,7 +74,7 @@ test: $(READY) ## lint, types, import rules and the whole test suite (TESTS=path
 	$(PY) -m pytest -q -n 2 $(TESTS)
 
 gpu-profile: $(READY) ## measure operator and copy tables of this machine's GPU (OUT=folder)
-	@$(PY) -m common.hardware.profile_gpu $(if $(OUT),"$(OUT)")
+	@$(PY) -m common.serving.profile_gpu $(if $(OUT),"$(OUT)")
 
 .PHONY: paper-extras all-extras
 paper-extras: $(READY)

@@ -1,14 +1,13 @@
 """The batch of an instance, and the interface of the policies that fill it."""
 
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
-from common.serving.memory import blocks_of
+from common.serving.latency import LatencyModel
+from common.serving.loop import EventLoop
+from common.serving.memory import KVMemory, blocks_of
 from common.serving.sequence import DecodeGroup, Sequence
 from common.serving.trace import TokenLog
-
-if TYPE_CHECKING:
-    from common.serving.engine import Instance
 
 
 class Plan(NamedTuple):
@@ -40,10 +39,27 @@ class Scheduler(Protocol):
         """What `slot` computes next. Admits, resumes and preempts through the slot."""
 
 
+class Host(Protocol):
+    """What a slot and its policy see of the instance that they belong to (engine.Instance)."""
+
+    loop: EventLoop
+    latency: LatencyModel
+    memory: KVMemory
+    waiting: deque[Sequence]
+    swapped: deque[Sequence]
+    slots: list["Slot"]
+    host_blocks: int
+    swap_seconds_per_block: float
+    records_tokens: bool
+
+    def unfinished(self) -> int:
+        """Sequences queued, prefilling, decoding or swapped out."""
+
+
 class Slot:
     """One micro-batch of an instance: the sequences that run together. Without a pipeline there is one."""
 
-    def __init__(self, instance: "Instance", group: DecodeGroup) -> None:
+    def __init__(self, instance: Host, group: DecodeGroup) -> None:
         self.instance = instance
         self.group = group
         self.prefilling: list[Sequence] = []  # admitted, prompt not yet whole

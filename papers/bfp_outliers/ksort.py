@@ -65,12 +65,6 @@ def shuffled(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.rand(like.shape, generator=generator).argsort(dim=-1)
 
 
-def keeps_halves(order: Tensor) -> bool:
-    """Whether rotary pairs stay half a head apart in every head, so that an unmodified rotation can be used."""
-    half = order.shape[-1] // 2
-    return torch.equal(order[..., :half] + half, order[..., half:])
-
-
 def fold(model: "LlamaForCausalLM", order: Tensor, queries: bool = True) -> "LlamaForCausalLM":
     """A copy of the model whose W_k and W_q are rearranged and whose rotation follows; all else is shared with it.
 

@@ -1,22 +1,18 @@
 """Exactness, bytes, the statistics of keys, and clocks: what the claims read beside perplexities."""
 
 from statistics import median
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from common.lab.runtime import Observations, Runtime
+from papers.bfp_outliers.config import BFP12, BFP16, Config
 from papers.bfp_outliers.packed_rows import BlockRows
 
-if TYPE_CHECKING:
-    from papers.bfp_outliers.experiment import Config
-
-BFP12, BFP16 = 4, 8  # mantissa bits
 FEW = 2  # seeds that do not pay for processes of their own
 
 
-def same_model(config: "Config", lab: Runtime, window: Tensor, seen: Observations) -> None:
+def same_model(config: Config, lab: Runtime, window: Tensor, seen: Observations) -> None:
     """Scores and logits of rearranged models, codes of a whole head, and bytes of real caches: no chance in them."""
     metrics = (
         "differing_scores", "differing_scores_pairs", "differing_logits", "differing_codes", "bytes_saving",
@@ -27,7 +23,7 @@ def same_model(config: "Config", lab: Runtime, window: Tensor, seen: Observation
         seen.extend(found)
 
 
-def _same_model(task: "tuple[Config, Tensor, tuple[str, ...]]") -> Observations:
+def _same_model(task: tuple[Config, Tensor, tuple[str, ...]]) -> Observations:
     from papers.bfp_outliers import exactness, ksort
     from papers.bfp_outliers.block_cache import CodedCache, Half, RowCode
     from papers.bfp_outliers.channel_outliers import cached_keys
@@ -70,7 +66,7 @@ def _same_model(task: "tuple[Config, Tensor, tuple[str, ...]]") -> Observations:
     return seen
 
 
-def key_statistics(config: "Config", lab: Runtime, first: Tensor, second: Tensor, seen: Observations) -> None:
+def key_statistics(config: Config, lab: Runtime, first: Tensor, second: Tensor, seen: Observations) -> None:
     """Where the variance of log |k| lies, and whether channels that are large on one text are so on another.
 
     first, second: a window of each text for every seed, (seeds, context).
@@ -85,7 +81,7 @@ def key_statistics(config: "Config", lab: Runtime, first: Tensor, second: Tensor
         seen.extend(found)
 
 
-def _key_statistics(task: "tuple[Config, tuple[int, ...], Tensor, Tensor]") -> Observations:
+def _key_statistics(task: tuple[Config, tuple[int, ...], Tensor, Tensor]) -> Observations:
     from papers.bfp_outliers.channel_outliers import (
         cached_keys,
         rank_correlation,
@@ -113,14 +109,14 @@ def _key_statistics(task: "tuple[Config, tuple[int, ...], Tensor, Tensor]") -> O
 
 
 def errors_by_order(
-    config: "Config", lab: Runtime, window: Tensor, calibration: Tensor, seen: Observations
+    config: Config, lab: Runtime, window: Tensor, calibration: Tensor, seen: Observations
 ) -> None:
     """Error of keys and divergence of attention, of the same exact keys stored in each order; no claim reads them."""
     (found,) = lab.map(_errors_by_order, [(config, window, calibration)], "errors by order")
     seen.extend(found)
 
 
-def _errors_by_order(task: "tuple[Config, Tensor, Tensor]") -> Observations:
+def _errors_by_order(task: tuple[Config, Tensor, Tensor]) -> Observations:
     from papers.bfp_outliers.attention_error import errors, queries_and_keys
     from papers.bfp_outliers.settings import ORDERS, order_of, pretrained
 
@@ -135,13 +131,13 @@ def _errors_by_order(task: "tuple[Config, Tensor, Tensor]") -> Observations:
     return seen
 
 
-def decode_steps(config: "Config", lab: Runtime, seen: Observations) -> None:
+def decode_steps(config: Config, lab: Runtime, seen: Observations) -> None:
     """Seconds of a decode step: transformers' own model, rearranged ones, and keys rearranged as they are read."""
     (found,) = lab.map(_decode_steps, [(config, lab.seeds)], "decode steps")
     seen.extend(found)
 
 
-def _decode_steps(task: "tuple[Config, tuple[int, ...]]") -> Observations:
+def _decode_steps(task: tuple[Config, tuple[int, ...]]) -> Observations:
     from transformers.cache_utils import DynamicCache
 
     from papers.bfp_outliers import ksort
@@ -168,7 +164,7 @@ def _decode_steps(task: "tuple[Config, tuple[int, ...]]") -> Observations:
     return seen
 
 
-def long_contexts(config: "Config", lab: Runtime, seen: Observations) -> None:
+def long_contexts(config: Config, lab: Runtime, seen: Observations) -> None:
     """Attention of one token with 128 channels a head over long packed caches, on this runtime's device."""
     from papers.bfp_outliers.packed_attention import Shape, measure, time_ratio
 

@@ -18,8 +18,6 @@ from transformers.models.llama.modeling_llama import (
     eager_attention_forward,
 )
 
-from papers.bfp_outliers.ksort import keeps_halves
-
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
@@ -106,6 +104,12 @@ class SortedAttention(LlamaAttention):
             self, queries, keys, values, attention_mask, dropout=0.0, scaling=self.scaling, **options
         )
         return self.o_proj(mixed.reshape(*hidden_states.shape[:-1], -1)), weights
+
+
+def keeps_halves(order: Tensor) -> bool:
+    """Whether rotary pairs stay half a head apart in every head, so that an unmodified rotation can be used."""
+    half = order.shape[-1] // 2
+    return torch.equal(order[..., :half] + half, order[..., half:])
 
 
 def rearrange_rotation(model: "LlamaForCausalLM", order: Tensor) -> None:

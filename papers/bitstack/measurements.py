@@ -8,11 +8,11 @@ import torch
 from common.lab.runtime import Observations, Runtime, one_thread
 from papers.bitstack import kernels as restoring
 from papers.bitstack.block_files import BlockFiles
+from papers.bitstack.config import Config
 from papers.bitstack.memory_trace import follow, free_memory, swap
 from papers.bitstack.resident import Resident
 
 if TYPE_CHECKING:
-    from papers.bitstack.experiment import Config
     from papers.bitstack.study import Study
 
 MB = 1e6
@@ -60,7 +60,7 @@ def trace(study: "Study", seen: Observations) -> None:
                     seen.add("trace_mb", value / MB, seed, tick=tick, line=name)
 
 
-def kernels(config: "Config", lab: Runtime, seen: Observations) -> None:
+def kernels(config: Config, lab: Runtime, seen: Observations) -> None:
     """Seconds of the plain version over the fused one, the same blocks."""
     rows, columns, k, blocks = config.kernel
     on_gpu = lab.device.startswith("cuda")
@@ -78,7 +78,7 @@ def kernels(config: "Config", lab: Runtime, seen: Observations) -> None:
             batched_on(config, lab, seen, seed)
 
 
-def batched_on(config: "Config", lab: Runtime, seen: Observations, seed: int) -> None:
+def batched_on(config: Config, lab: Runtime, seen: Observations, seed: int) -> None:
     """The same with torch on the runtime's device, in fp16 (float32 on a CPU)."""
     rows, columns, k, blocks = config.kernel
     made = restoring.random_blocks(lab.rng(seed, "kernels"), rows, columns, k, blocks)

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,11 +22,9 @@ from common.models.texts import encoded, random_windows
 from papers.bitstack import block_files, evaluation, kept
 from papers.bitstack.baselines import NF4_BLOCK, packed_bytes
 from papers.bitstack.block_files import BlockFiles, Shape
+from papers.bitstack.config import Config
 from papers.bitstack.evaluation import Held, Recipe, Rival, SortLevel, Store, Task, Text, held
 from papers.bitstack.universal_stack import Stack, average_order, from_the_bottom
-
-if TYPE_CHECKING:
-    from papers.bitstack.experiment import Config
 
 SORT_TEXT, TEST_TEXT = "wikitext2-valid", "wikitext2-test"
 LETTERS = 400_000  # of a text that are encoded, about 100,000 tokens
@@ -36,7 +34,7 @@ _done: dict[
 ] = {}  # results of this process, so that a control computes only what its switch changes
 
 
-def prepared(config: "Config", lab: Runtime) -> "Study | None":
+def prepared(config: Config, lab: Runtime) -> "Study | None":
     """The texts of a study; None where the model or a text can't be had."""
     texts = {}
     for name in (DATASET, SORT_TEXT, TEST_TEXT):
@@ -66,7 +64,7 @@ def prepared(config: "Config", lab: Runtime) -> "Study | None":
 class Study:
     """Texts, stores and results. test: one window a seed, in the order of the seeds."""
 
-    config: "Config"
+    config: Config
     lab: Runtime
     calibration: Text
     hessian: Text  # GPTQ's calibration

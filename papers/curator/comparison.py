@@ -5,11 +5,11 @@ from functools import cache
 
 import numpy as np
 
+from papers.curator.config import Config
 from papers.curator.graph import HnswGraphs
 from papers.curator.index import Curator
 from papers.curator.inverted_file import InvertedFiles
 from papers.curator.search import Found
-from papers.curator.settings import Config
 from papers.curator.storage import Lists, trimmed
 from papers.curator.tree import Tree, train
 from papers.curator.tuning import Tuned, cheapest, seconds

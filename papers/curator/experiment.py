@@ -1,7 +1,6 @@
 """What the claims of Curator read: five indexes at equal recall, their bytes, and how both grow."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,13 +9,12 @@ import numpy as np
 from common.lab.runtime import Observations, Runtime
 from papers.curator import compiled, growth
 from papers.curator.comparison import Comparison, compile_kernels, drawn
-from papers.curator.settings import Config
+from papers.curator.config import Config
+from papers.curator.task import Task
 from papers.curator.workload import films
 
 if TYPE_CHECKING:
     from papers.curator.workload import Workload
-
-__all__ = ["Config", "run"]
 
 # what the claims compare: the metric's name, above the line, below the line
 GAINS = {
@@ -36,31 +34,6 @@ INSERTS = {"pt_ivf_insert": ("pt_ivf", "curator"), "mf_ivf_insert": ("mf_ivf", "
 MEASURES = ("touched", "wall")
 SHOWN = ("pt_hnsw", "pt_ivf_equal")  # searched too, beside what claims compare
 FILMS = "ml-100k-ratings"
-
-
-@dataclass(frozen=True)
-class Task:
-    """A part of the experiment on one seed; wanted: the metrics asked for, None for all."""
-
-    part: str
-    config: Config
-    seed: int
-    rng: np.random.Generator
-    wanted: frozenset[str] | None
-    path: Path | None = None
-
-    def wants(self, metric: str) -> bool:
-        return self.wanted is None or metric in self.wanted
-
-    def compared(
-        self, pairs: dict[str, tuple[str, str]], measures: Iterable[str] = ("",)
-    ) -> dict[str, tuple[str, str]]:
-        """The pairs of which some metric is wanted."""
-        return {
-            name: pair
-            for name, pair in pairs.items()
-            if any(self.wants(f"{name}_{measure}".rstrip("_")) for measure in measures)
-        }
 
 
 def run(config: Config, lab: Runtime) -> Observations:

@@ -3,17 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from common.lab.runtime import Observations
 from papers.curator.comparison import Comparison, drawn
+from papers.curator.task import Task
 from papers.curator.tuning import seconds
 from papers.curator.workload import nearest, recall
-
-if TYPE_CHECKING:
-    from papers.curator.experiment import Task
 
 EXPONENTS = (
     "growth_touched",
@@ -33,7 +30,7 @@ def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
     return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
 
 
-def with_vectors(task: "Task", seen: Observations) -> None:
+def with_vectors(task: Task, seen: Observations) -> None:
     """Entries and time over the number of vectors, in two ways.
 
     As the authors do it, every setting is the largest size's, the lists of the shared file too, so that recall is at
@@ -82,7 +79,7 @@ def _note(
     seen.add(metric, value, seed, index=name, vectors=n)
 
 
-def with_tenants(task: "Task", seen: Observations) -> None:
+def with_tenants(task: Task, seen: Observations) -> None:
     """Bytes over the number of tenants, who bring their access with them; bytes a tenant of PT-IVF over Curator's."""
     config, seed = task.config, task.seed
     weights: dict[str, list[int]] = {}

@@ -2,17 +2,15 @@
 
 import math
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from common.lab.runtime import Observations
 from papers.datastates_llm.cluster import BASELINES, ENGINES, Switches, simulate
+from papers.datastates_llm.config import Config
 from papers.datastates_llm.polaris import MODELS, ranks
 
-if TYPE_CHECKING:
-    from papers.datastates_llm.experiment import Config
 
-
-def end_to_end(config: "Config", seen: Observations) -> None:
+def end_to_end(config: Config, seen: Observations) -> None:
     """Run time of each engine over DataStates', for models, storage a node, and updates between checkpoints."""
     trends, peaks = [], []
     for name in config.models:
@@ -46,7 +44,7 @@ def geometric_mean(values: list[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
-def single_checkpoints(config: "Config", seen: Observations) -> None:
+def single_checkpoints(config: Config, seen: Observations) -> None:
     """Blocking a checkpoint: five iterations with one each, as in Figure 7, and one that storage has time for."""
     ours = Switches(config.lazy, config.pool)
     ratios, kept = [], []
@@ -72,7 +70,7 @@ def single_checkpoints(config: "Config", seen: Observations) -> None:
     seen.add("pool_share", sum(kept) / len(kept))
 
 
-def more_replicas(config: "Config", seen: Observations) -> None:
+def more_replicas(config: Config, seen: Observations) -> None:
     """Share of the run that checkpoints take, as data parallelism grows: at its largest over that of one replica."""
     parts = []
     for name in [name for name in ("13B", "30B") if name in config.models] or config.models:

@@ -1,7 +1,6 @@
 """What the claims of DRACO read: cycles and use of an array, by group size and width, and accuracies really trained."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -14,41 +13,14 @@ from common.accelerator.networks import convolutions, mobilenet_v1, resnet50, sq
 from common.accelerator.row_stationary import Array, Run, Sharing, run_network
 from common.accelerator.stationary import systolic
 from common.lab.runtime import Observations, Runtime
+from papers.draco.config import BASELINE, Config, check
 from papers.draco.cooptimization import Point, Speed, choose, held_out
 
-BASELINE = Point(1, 1.0)
 STANDARD = 1 << 20  # channels per group beyond any layer's: a standard convolution
 CIFAR = ("cifar10-train-a", "cifar10-train-b", "cifar10-test")
 # How a mapping is picked. "energy": the least energy, what the authors' published script asks for. "time": the fewest
 # cycles, what the same simulator finds when it is asked for latency.
 GOALS = ("energy", "time")
-
-
-@dataclass(frozen=True)
-class Config:
-    """Sizes and switches. A control changes one switch; profiles change the sizes."""
-
-    # switches of the mechanism
-    array: list[int] = field(default_factory=lambda: [64, 64])  # rows, columns
-    sharing: str = (
-        "shared"  # "parallel": hardware that runs groups side by side; "aligned": no pass holds two groups
-    )
-    standard: bool = False  # True: 3 x 3 layers are standard convolutions, whatever G says
-    group_sizes: list[int] = field(default_factory=lambda: [1, 4, 8])  # to choose from; [1]: width alone
-    frozen: bool = False  # True: 3 x 3 layers with larger groups keep their random weights
-    # what is looked at
-    compared: int = 8  # the group size of claims that compare one with depthwise
-    widths: list[float] = field(default_factory=lambda: [1.0, 0.75, 0.5])
-    swept_groups: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16, 32, 64])  # mapped, not trained
-    swept_arrays: list[int] = field(default_factory=lambda: [16, 32, 64, 128])
-    allowed_loss: float = 0.5  # points of accuracy that a chosen network may lose: "negligible"
-    # training; no epochs: none
-    data: str = "mnist-5k"
-    epochs: int = 8
-    batch: int = 128
-    learning_rate: float = 0.02
-    # the layer timed on a GPU: channels, map size, batch
-    timed: list[int] = field(default_factory=lambda: [512, 14, 64])
 
 
 def run(config: Config, lab: Runtime) -> Observations:
@@ -68,16 +40,6 @@ def run(config: Config, lab: Runtime) -> Observations:
     if lab.device.startswith("cuda") and lab.wants("gpu_time_over_macs"):
         on_gpu(config, lab, seen)
     return seen
-
-
-def check(config: Config) -> None:
-    """ValueError for a config that names no array, no depthwise network, or no width of one to compare with."""
-    if len(config.array) != 2:
-        raise ValueError(f"array: rows and columns, not {config.array}")
-    if BASELINE.group_size not in config.group_sizes or BASELINE.width not in config.widths:
-        raise ValueError("group_sizes and widths must hold the baseline: group size 1, width 1")
-    if config.sharing not in ("shared", "aligned", "parallel"):
-        raise ValueError(f"sharing: shared, aligned or parallel, not {config.sharing!r}")
 
 
 def layers_of(config: Config, point: Point) -> list[Layer]:

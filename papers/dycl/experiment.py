@@ -4,7 +4,6 @@ import importlib.util
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,36 +13,8 @@ from torch import Tensor, nn
 
 from common.lab.runtime import Observations, Runtime
 from common.models.dynamic import zoo
-
-
-@dataclass(frozen=True)
-class Config:
-    """Sizes and switches. A control changes one switch; profiles change the sizes."""
-
-    # switches of the mechanism
-    cut: bool = True  # False: branches as the first sample takes them, as a trace has them
-    merge: bool = True  # False: a sub-network for every tensor operation
-    compile: bool = True  # False: sub-networks stay eager modules, only the host program is new
-    one_path: bool = False  # True: rivals are tested on inputs that take the traced sample's path
-    # sizes
-    networks: list[str] = field(default_factory=lambda: list(zoo.RECIPES))
-    narrower: int = 1  # divides the width of every network
-    wider: int = 1  # multiplies it
-    calibration: int = 200  # inputs on which thresholds are set
-    inputs: int = 500  # on which outputs and paths are compared
-    timed_inputs: int = 70
-    rounds: int = 5  # times each of them
-    threads: list[int] = field(
-        default_factory=lambda: [1, 2]
-    )  # claims read the first; others: first seed only
-    rivals: bool = True  # scripting and graph breaks, first seed
-    backends: list[str] = field(
-        default_factory=lambda: ["onnxruntime", "openvino"]
-    )  # every network, first seed
-    inductor: list[str] = field(default_factory=lambda: ["greedy_decoder"])  # networks that go through it too
-    ablations: list[str] = field(
-        default_factory=lambda: ["fold", "prune", "merge", "fuse_conditions", "share"]
-    )
+from papers.dycl.config import Config
+from papers.dycl.inputs import drawn
 
 
 def run(config: Config, lab: Runtime) -> Observations:
@@ -58,51 +29,6 @@ def run(config: Config, lab: Runtime) -> Observations:
         if lab.wants("speedup", "least_speedup", "mean_speedup", "overhead_of_cutting"):
             timed(config, lab, Path(folder), seen)
     return seen
-
-
-def drawn(config: Config, lab: Runtime, seed: int) -> dict[str, tuple[Tensor, Tensor]]:
-    """For each kind of input those for calibration and those for testing: real ones where they can be had."""
-    wanted = {zoo.recipe(name).reads for name in config.networks}
-    counts = (config.calibration, config.inputs)
-    made: dict[str, tuple[Tensor, Tensor]] = {}
-    for reads in sorted(wanted):
-        generator = torch.Generator().manual_seed(int(lab.rng(seed, "inputs", reads).integers(2**31)))
-        if reads == "images":
-            files = [registered(lab, name) for name in ("cifar10-train-a", "cifar10-test")]
-            if None not in files and importlib.util.find_spec("PIL") is not None:
-                rng = lab.rng(seed, "images")
-                first, second = (
-                    zoo.read_images(file, count, rng)
-                    for file, count in zip(files, counts, strict=True)
-                    if file is not None
-                )
-                made[reads] = (first, second)
-                continue
-        if reads in ("sentences", "sequences"):
-            file = registered(lab, "sst2-dev")
-            if file is not None:
-                sentences = zoo.read_sentences(file)
-                order = lab.rng(seed, "sentences").permutation(len(sentences))[: sum(counts)]
-                rows: Tensor = sentences[torch.from_numpy(order)]
-                if reads == "sequences":
-                    rows = zoo.sequences_of(rows, generator)
-                made[reads] = (rows[: counts[0]], rows[counts[0] :])
-                continue
-        width = zoo.recipe("expert_stack").width * config.wider // config.narrower
-        rows = zoo.draw(reads, sum(counts), generator, width)
-        made[reads] = (rows[: counts[0]], rows[counts[0] :])
-    return made
-
-
-def registered(lab: Runtime, name: str) -> Path | None:
-    """A data set's file, downloaded where it has an address; None where it can't be had."""
-    from common.data import DataError, fetch
-
-    try:
-        fetch(name)
-    except DataError:
-        return None
-    return lab.data(name)
 
 
 def verified(config: Config, lab: Runtime, folder: Path, seen: Observations) -> None:

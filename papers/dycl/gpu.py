@@ -1,7 +1,7 @@
 """Sub-networks as CUDA graphs under the same host program; on a CPU the same code calls the modules directly."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,17 +10,14 @@ from torch import nn
 from common.lab.runtime import Observations, Runtime
 from common.models.dynamic import zoo
 from papers.dycl.compiler import compile_network, samples
+from papers.dycl.config import Config
+from papers.dycl.inputs import drawn
 from papers.dycl.subnetworks import Seen, SubNetwork, as_tensor
 from papers.dycl.timing import latencies, torch_threads
 
-if TYPE_CHECKING:
-    from papers.dycl.experiment import Config
 
-
-def on_gpu(config: "Config", lab: Runtime) -> Observations:
+def on_gpu(config: Config, lab: Runtime) -> Observations:
     """Latency of eager mode over that of the host program with captured sub-networks; outputs are compared first."""
-    from papers.dycl.experiment import drawn
-
     seen = Observations()
     for seed in lab.seeds:
         data = drawn(config, lab, seed)

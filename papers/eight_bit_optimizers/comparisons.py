@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from common.lab.runtime import Observations, Runtime
+from papers.eight_bit_optimizers.config import Config
 from papers.eight_bit_optimizers.optimizer import WIDE, States
 from papers.eight_bit_optimizers.runs import Hyper, Task
 from papers.eight_bit_optimizers.study import (
@@ -22,9 +22,6 @@ from papers.eight_bit_optimizers.study import (
 )
 from papers.eight_bit_optimizers.tasks import ImageTask
 from papers.eight_bit_optimizers.update_error import UpdateError
-
-if TYPE_CHECKING:
-    from papers.eight_bit_optimizers.experiment import Config
 
 # Metrics of the language model, and the cells (see study.Cells) that they compare at the base point
 AT_BASE = {
@@ -49,7 +46,7 @@ AT_ALL = {"gap_spread": ("ours", "wide")}
 
 
 def compare_language(
-    config: "Config", of: Callable[..., Result], seed: int, lab: Runtime, seen: Observations
+    config: Config, of: Callable[..., Result], seed: int, lab: Runtime, seen: Observations
 ) -> None:
     """The language model's metrics of a seed; of: from a cell's name and a point to its result."""
 
@@ -110,7 +107,7 @@ ERRORS = ("error_code_gain", "error_block_gain", "flushed_naive")
 
 
 def compare_errors(
-    config: "Config", errors: dict[str, UpdateError], seed: int, lab: Runtime, seen: Observations
+    config: Config, errors: dict[str, UpdateError], seed: int, lab: Runtime, seen: Observations
 ) -> None:
     """What quantisation does to Adam's update on the last states of a 32-bit run with the standard embedding."""
     if not errors:

@@ -7,11 +7,9 @@ comparison also holds faster kernels, which no schedule can reproduce.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 
-from common.hardware.specs import gpu as device
 from common.serving.batch import Plan, Scheduler, Slot
 from common.serving.clients import ClosedLoop
 from common.serving.cluster import LeastLoad, Replicas, RoundRobin
@@ -19,23 +17,15 @@ from common.serving.engine import Instance, simulate
 from common.serving.latency import INFINITY, LatencyModel, Line
 from common.serving.loop import EventLoop
 from common.serving.memory import PagedMemory
-from common.serving.profiled import CARDS, SHAPES, profiled_latency
 from common.serving.schedulers import IterationLevel, PrefillFirst
 from common.serving.trace import Trace
 from common.serving.workload import Workload
 from papers.fastgen.splitfuse import BUDGET, MAX_SEQUENCES, WHOLE, DynamicSplitFuse, SplitWithoutFuse
 
 SPREAD = 0.3  # standard deviation over the mean (Section 4.A says "30% variance")
-MEMORY_SHARE = (
-    0.9  # of GPU memory for weights and KV cache: vLLM's gpu_memory_utilization, for every policy here
-)
 BLOCK_TOKENS = 16  # vLLM's default
 VLLM_TOKENS = 4096  # prompt tokens of one pass: vLLM of November 2023, max(2560, the model's length)
 VLLM_SEQUENCES = 256  # vLLM's default max_num_seqs
-NETWORKS = {
-    "a100": "a100-dgx",
-    "h100": "h100-dgx",
-}  # all GPUs of a node joined by NVSwitch, as on the authors' servers
 
 POLICIES: dict[str, Callable[[int], Scheduler]] = {
     "fastgen": lambda budget: DynamicSplitFuse(budget, MAX_SEQUENCES),
@@ -44,36 +34,6 @@ POLICIES: dict[str, Callable[[int], Scheduler]] = {
     "no-fuse": lambda budget: SplitWithoutFuse(budget, MAX_SEQUENCES),
     "no-split": lambda _: DynamicSplitFuse(WHOLE, MAX_SEQUENCES),
 }
-
-
-@dataclass(frozen=True)
-class Deployment:
-    """A model on one replica's GPUs."""
-
-    model: str = "llama-2-70b"
-    gpu: str = "a100"
-    tensor_parallel: int = 4
-
-    def __str__(self) -> str:
-        return f"{self.model} {self.tensor_parallel}x{self.gpu}"
-
-    def latency(self) -> LatencyModel:
-        """Seconds of an iteration, from measured operators."""
-        return _latency(self)
-
-    @property
-    def kv_tokens(self) -> int:
-        """Tokens whose keys and values fit beside the weights."""
-        shape = SHAPES[self.model]
-        memory = self.tensor_parallel * MEMORY_SHARE * device(CARDS[self.gpu]).memory_bytes
-        return int((memory - shape.weight_bytes()) / shape.kv_bytes_per_token())
-
-
-@cache
-def _latency(deployment: Deployment) -> LatencyModel:
-    """One model for all runs: it remembers the pass sizes that it has been asked about."""
-    network = NETWORKS[deployment.gpu]
-    return profiled_latency(deployment.model, deployment.gpu, deployment.tensor_parallel, network=network)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """What the claims of FastGen read: closed loops and replicas in simulation, a real forward pass and a real engine."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
@@ -22,7 +21,6 @@ from papers.fastgen.agreement import (
     throughput,
 )
 from papers.fastgen.closed_loop import (
-    Deployment,
     Load,
     Slower,
     WithoutKnee,
@@ -31,20 +29,11 @@ from papers.fastgen.closed_loop import (
     pass_seconds,
     serve,
 )
+from papers.fastgen.config import Config
+from papers.fastgen.deployments import DEPLOYMENTS, LLAMA_70B, Deployment
 from papers.fastgen.latency_curve import LatencyCurve, slowdown_for
-from papers.fastgen.splitfuse import BUDGET, WHOLE
+from papers.fastgen.splitfuse import WHOLE
 
-LLAMA_70B = Deployment()
-# Every model of Vidur's profiles on as few GPUs as hold it, on both kinds (Section 4.F has H100, A6000, 7B and 13B).
-DEPLOYMENTS = (
-    Deployment("llama-2-7b", "a100", 1),
-    Deployment("llama-3-8b", "a100", 1),
-    Deployment("codellama-34b", "a100", 2),
-    LLAMA_70B,
-    Deployment("llama-2-7b", "h100", 1),
-    Deployment("codellama-34b", "h100", 2),
-    Deployment("llama-2-70b", "h100", 4),
-)
 AGREED, TAIL, LATENCY = Load(2600, 60), Load(2600, 128), Load(1200, 128)  # Sections 4.C, 4.D and 4.B
 STRICT = 4.0  # tokens/s, the agreement of the headline (Section 4.C)
 TAIL_CLIENTS = 16  # Section 4.D
@@ -69,30 +58,6 @@ CURVE = (
     4096,
 )  # tokens of a pass, on the A100s
 MEASURED_CURVE = (1, 4, 8, 16, 32, 64, 96, 128, 192, 256)  # tokens of a pass, on this CPU
-
-
-@dataclass(frozen=True)
-class Config:
-    """Sizes and switches. A control changes one switch; profiles change the sizes."""
-
-    system: str = "fastgen"  # what stands for the paper's method: a name of closed_loop.POLICIES
-    budget: int = BUDGET  # tokens of a pass
-    split: bool = True  # False: prompts are never split, the budget is infinite
-    requests: int = 512  # of each closed loop (Section 4.A)
-    clients: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 12, 16, 24, 32])  # Section 4.A: 1 to 32
-    ablations: list[str] = field(default_factory=lambda: ["orca", "no-fuse", "no-split"])
-    budgets: list[int] = field(default_factory=list)  # also tried, for the effective throughput
-    models: int = len(DEPLOYMENTS)  # how many of DEPLOYMENTS to try
-    knee: bool = True  # False: the deployments' passes take time for their tokens alone
-    replicas: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16])  # Section 4.E
-    replica_requests: int = 192  # for each replica
-    slow_replica: bool = False  # one replica is slower than the others
-    gain: float = 2.0  # times as much throughput: the slowdown of the rival that would explain it
-    live_requests: int = 24  # of each run of the real engine; 0 leaves it out
-    pass_tokens: int = 128  # of the real passes in 1, 4 and 16 sequences; 0 leaves out all that is timed
-    turns: int = 3  # of each timing
-    wrong: float = 0.0  # share of a pass's tokens that ends up in another pass
-    measured: bool = True  # False: a made-up throughput that grows with the square of the tokens
 
 
 def run(config: Config, lab: Runtime) -> Observations:

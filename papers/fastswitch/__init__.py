@@ -18,5 +18,6 @@ live_server.py         the same server on a real model: iterations computed, blo
 live_study.py          whether its answers change, and whether it decodes while blocks move
 pinned_swap.py         real copies to pinned memory, by blocks and by groups, on a GPU
 evaluation.py          one run of one system
-experiment.py          Config and run(): everything the claims in paper.yaml read
+config.py              Config: sizes and switches
+experiment.py          run(): everything the claims in paper.yaml read
 """

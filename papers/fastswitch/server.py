@@ -5,12 +5,12 @@ blocks are free again. Who runs is the policy's affair (priority_switching.py), 
 of systems (vLLM, + block groups, + reuse, + asynchronous copies) differs in `Setup` alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from common.hardware.copies import CopyCost
-from common.serving.batch import Plan, Slot
+from common.serving.batch import Plan, Scheduler, Slot
 from common.serving.engine import Instance
 from common.serving.latency import LatencyModel
 from common.serving.loop import COPY, EventLoop
@@ -28,9 +28,6 @@ from papers.fastswitch.block_groups import (
 from papers.fastswitch.conversations import Conversations
 from papers.fastswitch.kv_reuse import HostCopies
 from papers.fastswitch.ledger import Ledger, Swap
-
-if TYPE_CHECKING:
-    from papers.fastswitch.priority_switching import PrioritySwitching
 
 BLOCK_TOKENS = 16  # vLLM's default
 
@@ -55,6 +52,13 @@ class Setup:
 
     def tables(self, blocks: int) -> BlockTables:
         return BlockGroups(blocks, self.target, self.longest_group) if self.groups else SingleBlocks(blocks)
+
+
+class PriorityPolicy(Scheduler, Protocol):
+    """A batch policy that gives every conversation a priority; priority_switching.py is the paper's."""
+
+    def priority(self, key: Hashable) -> float:
+        """Of a conversation, now; higher goes first."""
 
 
 class TabledGroup(DecodeGroup):
@@ -91,7 +95,7 @@ class SwitchingInstance(Instance):
         latency: LatencyModel,
         setup: Setup,
         conversations: Conversations,
-        policy: "PrioritySwitching",
+        policy: PriorityPolicy,
     ) -> None:
         self.setup = setup
         self.policy = policy

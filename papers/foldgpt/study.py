@@ -7,11 +7,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from common.lab.runtime import Observations, Runtime
 from common.models.smollm2 import CONFIG
 from papers.foldgpt.baselines import ranked
+from papers.foldgpt.config import Config
 from papers.foldgpt.gates import CLOSED, Pressure, Trained
 from papers.foldgpt.grouping import folded, scattered
 from papers.foldgpt.healing import Recipe
@@ -29,9 +30,6 @@ from papers.foldgpt.tasks import (
     pretrained,
 )  # fmt: skip
 from papers.foldgpt.virtual_blocks import Fold, size_of, unfolded, without
-
-if TYPE_CHECKING:
-    from papers.foldgpt.experiment import Config
 
 METRICS = ("gates_gain", "both_gain", "heal_gain", "tail_gain", "retained")
 KINDS = ("removal", "sharing", "both")
@@ -56,7 +54,7 @@ class Name:
 class Study:
     """One run's folding; `seen` takes the rows."""
 
-    config: "Config"
+    config: Config
     lab: Runtime
     seen: Observations
     text: Text

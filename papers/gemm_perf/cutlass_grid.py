@@ -10,11 +10,10 @@ from itertools import product
 import numpy as np
 
 from common.hardware.float32 import Float32Board
+from papers.gemm_perf.config import SIZES_K, SIZES_M, SIZES_N
 from papers.gemm_perf.tile_model import LAUNCH_SECONDS
 from papers.gemm_perf.tiled_kernel import BYTES
 
-SIZES_M = (512, 1024, 2048, 128256)
-SIZES_N = SIZES_K = (512, 1024, 2048)
 KERNELS = LAYOUTS = ("nn", "nt", "tn", "tt")
 BLOCKS = (
     (64, 64, 32), (128, 64, 32), (64, 128, 32), (128, 128, 32), (256, 128, 32), (128, 256, 32), (256, 256, 32),

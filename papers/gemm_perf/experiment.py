@@ -1,6 +1,5 @@
 """What the claims of the paper read: tile sweeps of three sources that stay apart, and forests under several splits."""
 
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,48 +8,24 @@ from common.hardware.float32 import board
 from common.hardware.gemm_tables import ENERGY, GENERAL, TILED, digest, tiled_gemm
 from common.lab.runtime import Observations, Runtime
 from papers.gemm_perf import forest_study
-from papers.gemm_perf.cutlass_grid import SIZES_K, SIZES_M, SIZES_N
-from papers.gemm_perf.tile_sweep import LARGE, Size, TileSweep, authors_sweep, measured_sweep, modelled_sweep
+from papers.gemm_perf.config import Config
+from papers.gemm_perf.tile_sweep import (
+    BEST,
+    LARGE,
+    SMALLER,
+    Size,
+    TileSweep,
+    authors_sweep,
+    measured_sweep,
+    modelled_sweep,
+    observe_shares,
+)
 
-BEST = 16  # the tile that the paper recommends
-SMALLER = (8, 4)  # readings of "the baseline tile", which the paper does not name
 AUTHORS_DATA = ("gemm-tile-times-rtx4070", "gemm-tile-power-rtx4070")
 ADA_TILES = (1, 4, 8, 16, 32)
 ADA_SIZES = tuple(  # of the authors' table, also where it can't be had
     (m, n, k) for m in (LARGE, 2 * LARGE) for n in (LARGE, 2 * LARGE) for k in (1024, LARGE, 2 * LARGE)
 )
-
-
-@dataclass(frozen=True)
-class Config:
-    """Sizes and switches. A control changes one switch; profiles change the sizes."""
-
-    # switches of the mechanism
-    one_tile: int = 0  # every tile runs the code path of this one; 0: its own
-    labels_only: bool = False  # the forest sees block-size (or dtype) labels alone
-    permute: bool = False  # every size gets another size's features
-    # what is run
-    tables: bool = True  # re-analyse the measured sweeps, model the RTX 4070's
-    forests: bool = True
-    # the tile sweep
-    h100_tiles: list[int] = field(default_factory=lambda: [4, 8, 12, 16, 20, 24, 32])
-    # the forest
-    ms: list[int] = field(default_factory=lambda: list(SIZES_M))
-    ns: list[int] = field(default_factory=lambda: list(SIZES_N))
-    ks: list[int] = field(default_factory=lambda: list(SIZES_K))
-    repeats: int = 64  # runs of a size and block-size label
-    trees: int = 100
-    depth: int = 6
-    power_repeats: int = 5  # random splits a seed of the small energy table
-    leave_one_m_out: bool = True  # of the grid: four forests a seed and recipe
-    h100_leave_one_m_out: bool = False  # of the H100 times: twenty
-    depths: list[int] = field(default_factory=list)  # of a sweep
-    shares: list[float] = field(default_factory=list)  # of the training rows, of a learning curve
-    boosting: bool = False  # gradient boosting beside the forest
-    # a GPU of the user's own
-    gpu_sides: list[int] = field(default_factory=lambda: [512, 1024, 2048, 4096, 8192])
-    gpu_tiles: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16, 32])
-    gpu_seconds: float = 1.0  # of sustained execution, at least
 
 
 def run(config: Config, lab: Runtime) -> Observations:
@@ -144,13 +119,6 @@ def hopper(config: Config, lab: Runtime, seen: Observations) -> None:
         seen.add("tile_lead_h100", used.lead(BEST)[row], row, **at)
         seen.add("tile_power_cut_h100", used.power_cut(BEST, SMALLER[0])[row], row, **at)
         seen.add("tile_speedup_h100", used.speedup(BEST, SMALLER[0])[row], **at)
-
-
-def observe_shares(used: TileSweep, card: str, seen: Observations, seed: int | None = None) -> None:
-    """At which share of the sizes each tile is the fastest."""
-    best = used.best()
-    for tile in used.tiles:
-        seen.add("best_tile_share", float((best == tile).mean()), seed, card=card, tile=tile)
 
 
 def forests(config: Config, lab: Runtime, seen: Observations) -> None:

@@ -5,7 +5,6 @@ Every task draws its own noise, split and trees from its seed; what a claim read
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from common.hardware.gemm_tables import ENERGY, gemm_energy, gemm_times
 from common.lab.runtime import Observation, Observations
 from common.stats.splits import Split, group_numbers
 from papers.gemm_perf import baselines
+from papers.gemm_perf.config import Config
 from papers.gemm_perf.cutlass_grid import (
     IDLE_WATT,
     TARGETS,
@@ -37,9 +37,6 @@ from papers.gemm_perf.forest import (
 )  # fmt: skip
 from papers.gemm_perf.idle_power import caught_sizes, read_after_the_end
 
-if TYPE_CHECKING:
-    from papers.gemm_perf.experiment import Config
-
 RUNTIME, POWER = TARGETS[:2]
 METRICS = {  # kind of task -> what claims read of it
     "grid-random": (
@@ -62,7 +59,7 @@ class Task:
     rng: np.random.Generator
 
 
-def observe(config: "Config", task: Task) -> list[Observation]:
+def observe(config: Config, task: Task) -> list[Observation]:
     """Run one task."""
     seen = Observations()
     {
@@ -84,7 +81,7 @@ class Profiled:
     caught: np.ndarray  # which sizes were read before the board was idle
 
 
-def profiled(config: "Config", rng: np.random.Generator) -> Profiled:
+def profiled(config: Config, rng: np.random.Generator) -> Profiled:
     """Model every run on the RTX 4070, with noise, and read its power after the end."""
     card = board("rtx-4070")
     runs = grid(tuple(config.ms), tuple(config.ns), tuple(config.ks), config.repeats)
@@ -99,17 +96,17 @@ def profiled(config: "Config", rng: np.random.Generator) -> Profiled:
     return Profiled(runs, Table(features, measured.columns(), runs.size), active, caught)
 
 
-def recipe(config: "Config") -> Recipe:
+def recipe(config: Config) -> Recipe:
     """The paper's, in the profile's size."""
     return Recipe(config.trees, config.depth, labels_only=config.labels_only)
 
 
-def sound(config: "Config") -> Recipe:
+def sound(config: Config) -> Recipe:
     """Ours, never mixed with the paper's: clipped by the training part, log targets."""
     return replace(recipe(config), clip_before_split=False, log_targets=True)
 
 
-def grid_random(config: "Config", task: Task, seen: Observations) -> None:
+def grid_random(config: Config, task: Task, seen: Observations) -> None:
     """The paper's own evaluation, and what it measures: baselines, the look-up, correlations."""
     made, seed = profiled(config, task.rng), task.seed
     table = made.table
@@ -183,7 +180,7 @@ def add_baselines(
     return lookups
 
 
-def figures(config: "Config", made: Profiled, found: Predictions, part: Split, seen: Observations) -> None:
+def figures(config: Config, made: Profiled, found: Predictions, part: Split, seen: Observations) -> None:
     """Means by size of the first seed, and what each feature is worth."""
     for number, (m, n, k) in enumerate(made.runs.sizes):
         mine = made.runs.size[found.rows] == number
@@ -200,7 +197,7 @@ def figures(config: "Config", made: Profiled, found: Predictions, part: Split, s
             seen.add("importance", fallen, 0, target=target, feature=feature)
 
 
-def extras(config: "Config", made: Profiled, part: Split, task: Task, seen: Observations) -> None:
+def extras(config: Config, made: Profiled, part: Split, task: Task, seen: Observations) -> None:
     """Profile full: depth, training rows, gradient boosting, each on the runtime."""
     table, base, seed = made.table, recipe(config), task.seed
     for depth in config.depths:
@@ -219,7 +216,7 @@ def extras(config: "Config", made: Profiled, part: Split, task: Task, seen: Obse
         add_scores(seen, {RUNTIME: found}, seed, data="grid", way="random", model="gradient boosting")
 
 
-def grid_grouped(config: "Config", task: Task, seen: Observations) -> None:
+def grid_grouped(config: Config, task: Task, seen: Observations) -> None:
     """The same forest on sizes that it has not seen, and our sound variant beside it."""
     made, seed = profiled(config, task.rng), task.seed
     table = made.table
@@ -241,7 +238,7 @@ def grid_grouped(config: "Config", task: Task, seen: Observations) -> None:
             seen.add("power_r2_replay_unseen", scores[POWER].r2, seed)
 
 
-def h100_times(config: "Config", task: Task, seen: Observations) -> None:
+def h100_times(config: Config, task: Task, seen: Observations) -> None:
     """cuBLAS products of 1,890 sizes, hardly one of them repeated, so that there is little to leak."""
     rows, seed = gemm_times(), task.seed
     size = group_numbers(np.column_stack([rows.m, rows.n, rows.k]))
@@ -264,7 +261,7 @@ def h100_times(config: "Config", task: Task, seen: Observations) -> None:
             seen.add("runtime_r2_h100_unseen", found[RUNTIME].r2, seed)
 
 
-def h100_energy(config: "Config", task: Task, seen: Observations) -> None:
+def h100_energy(config: Config, task: Task, seen: Observations) -> None:
     """Power and energy of sustained products: read while they ran. A seed is the mean over several random splits."""
     rows, seed = gemm_energy(), task.seed
     seen.add("zero_energy_rows", rows.dropped, seed, table=ENERGY)

@@ -7,18 +7,15 @@ them.
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from common.lab.runtime import Observations
+from papers.gemm_perf.config import Config
 from papers.gemm_perf.devices import Device, exact_float32
 from papers.gemm_perf.energy_meter import LEAST_SECONDS, Sustained, sustain
-from papers.gemm_perf.tile_sweep import Size, TileSweep
-
-if TYPE_CHECKING:
-    from papers.gemm_perf.experiment import Config
+from papers.gemm_perf.tile_sweep import BEST, SMALLER, Size, TileSweep, observe_shares
 
 WARM_UP, LAUNCHES = 3, 10
 BURST_SECONDS = 0.02  # of launches between two looks at the meter: short beside a step of its counter
@@ -149,14 +146,12 @@ def sweep(
 def observe(
     device: Device,
     chosen: Iterable[tuple[Size, int]],
-    config: "Config",
+    config: Config,
     generator: torch.Generator,
     seed: int,
     seen: Observations,
 ) -> None:
     """Sweep once and add every row, the counts of what was set aside, and what the claims read."""
-    from papers.gemm_perf.experiment import BEST, SMALLER, observe_shares
-
     chosen = list(chosen)
     for size in dict.fromkeys(size for size, _ in chosen):
         m, n, k = size

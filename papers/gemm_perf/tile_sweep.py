@@ -11,7 +11,12 @@ import numpy as np
 from common.hardware.float32 import Float32Board
 from common.hardware.gemm_tables import TiledGemm
 from common.hardware.operators import read_table
+from common.lab.runtime import Observations
 from papers.gemm_perf.tile_model import tile_time
+
+BEST = 16  # the tile that the paper recommends
+SMALLER = (8, 4)  # readings of "the baseline tile", which the paper does not name
+
 
 Size = tuple[int, int, int]  # m, n, k
 LARGE = 8192  # least m and n of the authors' sizes whose time is the kernel's and not the launch's
@@ -122,3 +127,10 @@ def modelled_sweep(
     return TileSweep(
         f"{board.gpu.name}, modelled", sizes, tiles, np.array(seconds), np.full(np.shape(seconds), np.nan)
     )
+
+
+def observe_shares(used: TileSweep, card: str, seen: Observations, seed: int | None = None) -> None:
+    """At which share of the sizes each tile is the fastest."""
+    best = used.best()
+    for tile in used.tiles:
+        seen.add("best_tile_share", float((best == tile).mean()), seed, card=card, tile=tile)

@@ -10,8 +10,8 @@ from common.lab.runtime import Observations, Runtime
 from common.training.sharded.layout import Layout
 from common.training.sharded.parameters import Shape
 from common.training.sharded.trainer import Recipe
+from papers.in_memory_ft.config import JUDGED, Config
 from papers.in_memory_ft.engines import Saved, measure
-from papers.in_memory_ft.experiment import JUDGED, Config, exact_metric, rates
 from papers.in_memory_ft.fault_matrix import Row, run_scenario, scenarios, steps_needed, undisturbed
 from papers.in_memory_ft.fork_server import load_ahead
 from papers.in_memory_ft.gpu_overlap import CopiedStep
@@ -38,6 +38,18 @@ def run(config: Config, lab: Runtime, seen: Observations) -> None:
                 overhead(config, lab, seen, Path(folder))
     if config.gpu_shard_bytes and lab.wants("gpu_overhead_percent"):
         on_gpu(config, lab, seen)
+
+
+def exact_metric(scenario: str) -> str:
+    """The metric of a scenario: 1 where it ended as it must, 0 otherwise."""
+    return "exact_" + scenario.replace(" ", "_").replace("-", "_")
+
+
+def rates(config: Config) -> Rates:
+    """The devices of a node, slowed down; without limit in the control of the saving budget."""
+    if config.free_copies:
+        return Rates(1e15, 1e15, 1e15)
+    return Rates(config.copy, config.network, config.disk).slower(config.slower)
 
 
 def text_of(lab: Runtime) -> bytes:

@@ -52,8 +52,8 @@ def main() -> None:
 
     from common.lab.closure import digest_of, module_closure
     from common.lab.project import Project
-    from papers.isbjssp.experiment import Config
-    from papers.isbjssp.study import lessons_of, train_one
+    from papers.isbjssp.config import Config
+    from papers.isbjssp.lessons import lessons_of, train_one
 
     torch.set_num_threads(1)
     lessons, begun = lessons_of(Config()), time.perf_counter()

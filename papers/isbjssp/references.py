@@ -10,8 +10,8 @@ from common.scheduling.job_shop import Shop
 from common.scheduling.job_shop_check import violations
 from common.scheduling.job_shop_optimum import releases_of, solve
 from papers.isbjssp import decision_time, evaluation
+from papers.isbjssp.config import Config
 from papers.isbjssp.evaluation import AGAINST, cases, compare
-from papers.isbjssp.experiment import Config
 from papers.isbjssp.instances import named
 from papers.isbjssp.training import Lessons, Trained, restored
 

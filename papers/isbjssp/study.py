@@ -4,19 +4,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
 from common.lab.runtime import Observations, Runtime
-from common.rl.graph_ppo import Settings
 from common.scheduling.dispatching import RULES, dispatch
 from common.scheduling.job_shop import Shop
 from common.scheduling.job_shop_check import violations
 from papers.isbjssp import evaluation, references
 from papers.isbjssp.carried_weights import carried
+from papers.isbjssp.config import Config
 from papers.isbjssp.evaluation import AGAINST, Comparison, cases, compare
-from papers.isbjssp.experiment import Config
 from papers.isbjssp.instances import DATA_SET, named, published
-from papers.isbjssp.training import Lessons, Trained, arrays, restored, trained, untrained
+from papers.isbjssp.lessons import generators, lessons_of, train_one
+from papers.isbjssp.training import Lessons, Trained, arrays, restored, untrained
 
 MAIN = tuple(f"ratio_{name}" for name in AGAINST)
 INTERRUPTED = tuple(f"ratio_{name}_interrupted" for name in AGAINST)
@@ -59,34 +58,6 @@ def shops(config: Config, lab: Runtime, seen: Observations) -> None:
 
 
 # training
-
-
-def lessons_of(config: Config, messages: bool = True) -> Lessons:
-    """What a config trains a policy on."""
-    return Lessons(
-        jobs=(config.jobs[0], config.jobs[1]),
-        machines=(config.machines[0], config.machines[1]),
-        mode=config.mode,
-        reward=config.reward,
-        environments=config.environments,
-        layers=config.layers,
-        width=config.width,
-        hidden=config.hidden,
-        messages=messages,
-        ppo=Settings(updates=config.updates, steps=config.steps, rate=config.rate),
-    )
-
-
-def generators(seed: int) -> tuple[np.random.Generator, torch.Generator]:
-    """Of the instances and failures of a training seed, and of its weights and choices."""
-    lab = Runtime([seed])
-    return lab.rng(seed, "instances"), lab.torch_generator(seed, "policy")
-
-
-def train_one(task: tuple[Lessons, int]) -> Trained:
-    """Train one policy; the same task gives the same weights."""
-    lessons, seed = task
-    return trained(lessons, *generators(seed))
 
 
 def weights_of(config: Config, lab: Runtime, tasks: Sequence[tuple[Lessons, int]]) -> dict[tuple, Trained]:

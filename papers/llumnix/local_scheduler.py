@@ -7,7 +7,7 @@ time that costs is noted as the authors' scripts compute it.
 from collections import deque
 from dataclasses import dataclass, field
 
-from common.serving.batch import DECODE, Plan, Slot
+from common.serving.batch import DECODE, Host, Plan, Slot
 from common.serving.engine import Instance
 from common.serving.sequence import Sequence
 
@@ -93,7 +93,7 @@ class PromptsFirst:
             preempted = True
         return preempted
 
-    def _note_return(self, instance: Instance, sequence: Sequence) -> None:
+    def _note_return(self, instance: Host, sequence: Sequence) -> None:
         since = self.loss.since.pop(sequence, None)
         if since is not None:
             prefill, _ = instance.latency.iteration([(sequence.goal, 0)], 0, 0)

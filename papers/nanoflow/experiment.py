@@ -5,7 +5,6 @@ tokens together, per GPU, as the paper does.
 """
 
 import math
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from common.lab.runtime import Coordinate, Observations, Runtime
 from common.serving.workload import Lengths, poisson, read_trace
 from common.serving.workload import Workload as Requests
 from papers.nanoflow import offload, online
+from papers.nanoflow.config import TRACES, Config
 from papers.nanoflow.cost_model import (
     ACCELERATORS,
     DEPLOYMENTS,
@@ -45,54 +45,11 @@ from papers.nanoflow.stage_two import LEVELS, random_schedule
 # (efeslab/Nanoflow). External constants: nothing here measures or simulates that engine.
 TENSORRT_LLM = {"512-512": 735.0, "1024-512": 817.0, "512-1024": 636.0}
 TENSORRT_LLM_TRACES = {"splitwise": 831.0, "lmsys": 560.0, "sharegpt": 639.0}
-TRACES = {
-    "splitwise": "nanoflow-azure-conversation",
-    "lmsys": "nanoflow-lmsys-lengths",
-    "sharegpt": "nanoflow-sharegpt-lengths",
-}
 MOST_RATE = 80.0  # requests/s that traces are drawn for: beyond what any of the systems sustains
 LONGEST = 4096  # tokens of a request that is kept: the context of LLaMA-2
 MAP_WORKLOAD = Workload(
     512, 1024
 )  # of the T_R map: the longest outputs of Section 6, which press memory most
-
-
-@dataclass(frozen=True)
-class Config:
-    """Sizes and switches. A control changes one switch; `profile` files change the sizes."""
-
-    models: list[str] = field(default_factory=lambda: [one.model for one in DEPLOYMENTS])
-    exponents: list[float] = field(default_factory=lambda: [0.4, 0.5, 0.65, 0.8])  # of the network, swept
-    chain: str = "reduce"  # or "gather": all-gathers around O instead of an all-reduce behind it
-    splits: int = 3  # sizes that Stage I tries
-    walks: int = 10  # of Stage II
-    evaluations: int = 2500  # of a walk
-    refined: int = 4000  # evaluations of the two walks that go on from the best
-    nodes: int = 20  # of a branch and bound
-    batches: list[int] = field(default_factory=list)  # further dense batches of LLaMA-2-70B to plan for
-    requests: int = 2000  # fewest of each online run, and what means of the traces are taken over
-    seconds: float = 120.0  # of arrivals in each online run, where that takes more requests
-    conversations: int = 2000  # with several rounds
-    traces: list[str] = field(default_factory=lambda: list(TRACES))
-    resolution: float = 0.01  # relative, of the highest rate
-    overlap: bool = True  # False: the nano-batches run one after another
-    duplication: bool = (
-        True  # False: another nano-batch costs no second read of the weights, no second collective
-    )
-    dependencies: bool = True  # False: the search forgets what waits for what
-    one_resource: bool = False  # True: all operators need the same resource
-    gemms_only: bool = False  # True: no attention, no network; P = R
-    batch: int = 0  # dense batch of the models' pipelines; 0: the paper's
-    map_batch: int = 0  # dense batch of the T_R map; 0: what fills the memory
-    search: str = (
-        "two-stage"  # or "random": feasible schedules drawn blindly; "exhaustive": count what there is
-    )
-    hide_copies: bool = True  # False: the copies of offloading stop everything else
-    reuse: bool = True  # False: earlier rounds are computed again
-    late: int = 1  # iterations after which an end of sequence is noticed
-    pair: str = "gemm+decode_attention"  # kernels on two streams of an H100
-    gpu_batch: int = 0  # decodes of a layer on a GPU's streams, and then nothing else is observed; 0: none
-    gpu_context: int = 1024  # tokens of each
 
 
 def run(config: Config, lab: Runtime) -> Observations:

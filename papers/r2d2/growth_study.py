@@ -7,20 +7,17 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from common.lab.runtime import Observations
 from papers.r2d2 import lake, min_max
+from papers.r2d2.config import Config
 from papers.r2d2.duckdb_engine import DuckEngine
 from papers.r2d2.min_max import prune
-from papers.r2d2.pipeline import EVERY_PAIR, find_containments
+from papers.r2d2.pipeline import EVERY_PAIR, Settings, find_containments
 from papers.r2d2.schema_graph import schema_graph
 from papers.r2d2.survival import survivals
-
-if TYPE_CHECKING:
-    from papers.r2d2.experiment import Config
 
 TIMED = ("speedup", "growth_gap")
 COUNTED = ("comparison_exponent", "content_growth_gap")
@@ -58,12 +55,12 @@ def timed(config: Config, seed: int, rng: np.random.Generator) -> Observations:
         members = lake.grow(families, config.descendants, rng, Path(folder))
         first = [member.path for member in members if member.family == 0]
         find_containments(
-            first, engine, config.settings(), np.random.default_rng(seed)
+            first, engine, Settings.of(config), np.random.default_rng(seed)
         )  # what a first run loads
         for roots in config.timed_roots:
             paths = [member.path for member in members if member.family < roots]
             tables.append(len(paths))
-            for name, settings in (("pipeline", config.settings()), ("brute force", EVERY_PAIR)):
+            for name, settings in (("pipeline", Settings.of(config)), ("brute force", EVERY_PAIR)):
                 found = find_containments(paths, engine, settings, np.random.default_rng(seed))
                 seconds[name].append(found.seconds)
                 seen.add("seconds", found.seconds, seed, tables=len(paths), method=name)

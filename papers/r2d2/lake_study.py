@@ -5,20 +5,17 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from common.lab.runtime import Observations, Runtime
 from papers.r2d2 import baselines, lake, min_max, retention_study
 from papers.r2d2.brute_force import fractions
+from papers.r2d2.config import Config
 from papers.r2d2.duckdb_engine import DuckEngine
-from papers.r2d2.pipeline import Found, find_containments
+from papers.r2d2.pipeline import Found, Settings, find_containments
 from papers.r2d2.real_roots import real_roots
 from papers.r2d2.schema_graph import Edge
-
-if TYPE_CHECKING:
-    from papers.r2d2.experiment import Config
 
 SCHEMA = ("schema_recall", "comparison_share", "page_bytes")  # need no truth and no data page
 BOUNDS = ("min_max_recall", "min_max_removed")  # need no data page
@@ -43,7 +40,7 @@ def generated(config: Config, seed: int, rng: np.random.Generator, wanted: froze
         looked_up = planned or bool(wanted & {*ROWS, *LOSSES})
         with DuckEngine() as engine:
             found = find_containments(
-                paths, engine if looked_up else Nothing(), config.settings(verify=planned), chosen
+                paths, engine if looked_up else Nothing(), Settings.of(config, verify=planned), chosen
             )
         observe_schema(found, seen, seed)
         if wanted & {*BOUNDS, *ROWS, *LOSSES}:
@@ -71,7 +68,7 @@ def real(config: Config, seed: int, rng: np.random.Generator, files: dict[str, P
         members = lake.grow(list(roots.values()), config.real_descendants, rng, Path(folder))
         paths = [member.path for member in members]
         with DuckEngine() as engine:
-            found = find_containments(paths, engine, config.settings(), rng)
+            found = find_containments(paths, engine, Settings.of(config), rng)
         observe_stages(found, truth(paths, found), seen, seed, "real_", lake="real")
         seen.add("tables", len(paths), seed, lake="real")
     return seen
@@ -180,13 +177,13 @@ def on_spark(config: Config, lab: Runtime, seen: Observations) -> None:
         members = lake.grow(roots, config.descendants, rng, Path(folder))
         paths = [member.path for member in members]
         with DuckEngine() as engine:
-            duck = find_containments(paths, engine, config.settings(), lab.rng(seed, "rows"))
+            duck = find_containments(paths, engine, Settings.of(config), lab.rng(seed, "rows"))
         small = config.spark_rows < SMALL
         settings = SETTINGS if small else None
         with lab.stopwatch() as started, session("r2d2", settings=settings, short=small) as spark:
             begun = started.seconds
             there = find_containments(
-                paths, SparkEngine(spark, config.spark_null_safe), config.settings(), lab.rng(seed, "rows")
+                paths, SparkEngine(spark, config.spark_null_safe), Settings.of(config), lab.rng(seed, "rows")
             )
             seen.add("spark_seconds", started.seconds - begun, part="stages")
             seen.add("spark_seconds", begun, part="start")

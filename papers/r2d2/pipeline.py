@@ -9,6 +9,7 @@ import numpy as np
 
 from common.data.parquet import CountedFile, Footer, footer
 from papers.r2d2 import content, min_max
+from papers.r2d2.config import Config
 from papers.r2d2.schema_graph import Edge, SchemaGraph, schema_graph
 
 STAGES = ("schema", "min-max", "content", "verified")
@@ -25,6 +26,18 @@ class Settings:
     rows: int = 20  # looked up of each contained table
     columns: int | None = None  # looked up of each row; None: all
     verify: bool = True  # check the survivors in full
+
+    @classmethod
+    def of(cls, config: Config, verify: bool = True) -> "Settings":
+        """Those of an experiment's config."""
+        return cls(
+            clustered=config.clustered,
+            every_centre=config.every_centre,
+            statistics=config.statistics,
+            sampled_statistics=config.sampled_statistics,
+            rows=config.sample_rows,
+            verify=verify,
+        )
 
 
 @dataclass(frozen=True)

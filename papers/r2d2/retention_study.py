@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from common.lab.runtime import Observations
 from papers.r2d2 import recipes
+from papers.r2d2.config import Config
 from papers.r2d2.growth_study import exponent, no_collection
 from papers.r2d2.lake import Member, recorded
 from papers.r2d2.pipeline import Found
@@ -31,9 +31,6 @@ from papers.r2d2.retention_tree import (
     without_memory,
 )
 from papers.r2d2.schema_graph import Edge
-
-if TYPE_CHECKING:
-    from papers.r2d2.experiment import Config
 
 LAKE = ("saving", "rebuilt_share")
 TREES = ("dp_gap", "dp_exponent")

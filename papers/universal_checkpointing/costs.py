@@ -4,7 +4,6 @@ import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,11 +14,9 @@ from common.training.sharded.layout import Layout
 from common.training.sharded.parameters import Shape
 from common.training.sharded.trainer import Recipe
 from papers.universal_checkpointing import scale, timings
+from papers.universal_checkpointing.config import Config
 from papers.universal_checkpointing.conversion import Assignment, assign, convert, straggler
 from papers.universal_checkpointing.training import LETTERS, Job
-
-if TYPE_CHECKING:
-    from papers.universal_checkpointing.experiment import Config
 
 MB = 1e6
 STORED = Layout(2, 1, 2, 3)  # of the state that is saved and converted
@@ -38,7 +35,7 @@ def _room() -> "tempfile.TemporaryDirectory[str]":
     return tempfile.TemporaryDirectory(prefix="paperlab-ucp-", dir=MEMORY if roomy else None)
 
 
-def _job(config: "Config", layout: Layout, layers: int) -> Job:
+def _job(config: Config, layout: Layout, layers: int) -> Job:
     h = config.stored_hidden
     shape = Shape(LETTERS, h, layers, heads=8, kv_heads=4, mlp=3 * h, context=16)
     return Job(shape, layout, Recipe(), config.rows)
@@ -59,7 +56,7 @@ def _devices(n: int, rate_mb: float) -> tuple[Device, ...]:
     return tuple(Device.make(folder / f"device{i}", rate_mb * MB) for i in range(n))
 
 
-def saves(config: "Config", processes: Fleet, seed: int, seen: Observations) -> None:
+def saves(config: Config, processes: Fleet, seed: int, seen: Observations) -> None:
     """Four nodes with a device each."""
     job = _job(config, STORED, config.stored_layers)
     with tempfile.TemporaryDirectory(dir=_room().name) as room:
@@ -77,7 +74,7 @@ def saves(config: "Config", processes: Fleet, seed: int, seen: Observations) -> 
     seen.add("save_ratio", found.universal / found.plain, seed)
 
 
-def conversions(config: "Config", processes: Fleet, seed: int, seen: Observations, every: bool) -> None:
+def conversions(config: Config, processes: Fleet, seed: int, seen: Observations, every: bool) -> None:
     """One node after another is added, each with its device and a process; every: not only the first and the last."""
     native, _ = _stored(processes, _job(config, STORED, config.stored_layers))
     seconds = {}
@@ -97,7 +94,7 @@ def conversions(config: "Config", processes: Fleet, seed: int, seen: Observation
     seen.add("conversion_speedup", seconds[first] / seconds[last], seed)
 
 
-def loads(config: "Config", processes: Fleet, seed: int, seen: Observations) -> None:
+def loads(config: Config, processes: Fleet, seed: int, seen: Observations) -> None:
     """The same layout from its own files and from atomic ones; four ranks share a device."""
     job = _job(config, STORED, config.stored_layers)
     native, universal = _stored(processes, job)
@@ -111,7 +108,7 @@ def loads(config: "Config", processes: Fleet, seed: int, seen: Observations) -> 
     seen.add("load_ratio", ranks[0][reading].seconds / ranks[0]["direct"].seconds, seed)
 
 
-def bypasses(config: "Config", processes: Fleet, seed: int, seen: Observations, every: bool) -> None:
+def bypasses(config: Config, processes: Fleet, seed: int, seen: Observations, every: bool) -> None:
     """What handing files around saves over reading them on every rank, by the number of data ranks.
 
     every: not only for the largest number, which is the one that a claim reads.
@@ -137,7 +134,7 @@ def bypasses(config: "Config", processes: Fleet, seed: int, seen: Observations, 
     seen.add("bypass_gain", gains[max(gains)], seed)
 
 
-def assignments(config: "Config", lab: Runtime, seed: int, seen: Observations) -> None:
+def assignments(config: Config, lab: Runtime, seed: int, seen: Observations) -> None:
     """The last worker's time with parameters given out at random, over that with the largest first."""
     work = scale.MODELS[-1].parameters()
     kind: Assignment = "balanced" if config.balanced else "random"
@@ -148,7 +145,7 @@ def assignments(config: "Config", lab: Runtime, seed: int, seen: Observations) -
     seen.add("straggler_gain", random / ours, seed)
 
 
-def at_scale(config: "Config", seen: Observations) -> None:
+def at_scale(config: Config, seen: Observations) -> None:
     """The five models of Table 3, on storage of either kind, and the gain over one process."""
     totals = []
     for model in scale.MODELS:

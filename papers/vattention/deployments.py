@@ -1,10 +1,11 @@
 """The paper's three models on A100s of 80 GB: weights, KV layout, latencies."""
 
 from dataclasses import dataclass
+from functools import cache
 
 from common.hardware.specs import gpu
 from common.serving.models import ModelShape
-from common.serving.profiled import SHAPES
+from common.serving.profiled import SHAPES, ProfiledLatency, profiled_latency
 from papers.vattention.allocator import Layout
 
 # 01-ai/Yi-6B, config.json
@@ -37,3 +38,9 @@ DEPLOYMENTS = {
     "llama-3-8b": Deployment(SHAPES["llama-3-8b"], 2),
     "yi-34b": Deployment(SHAPES["yi-34b"], 2),
 }
+
+
+@cache
+def latency_of(model: str) -> ProfiledLatency:
+    """Iterations on A100s; the models of Section 7 that have a profile."""
+    return profiled_latency(model, "a100", DEPLOYMENTS[model].workers)

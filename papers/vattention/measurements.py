@@ -1,27 +1,23 @@
 """What is timed or served for real on this machine: correctness, mapping, attention kernels, block tables."""
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from common.lab.runtime import Observations, Runtime, one_thread
 from common.models.decoder import Decoder, DecoderConfig
 from common.models.smollm2 import DATASET, load_smollm2
 from papers.vattention.block_tables import build_seconds
-from papers.vattention.deployments import DEPLOYMENTS
+from papers.vattention.config import Config
+from papers.vattention.deployments import DEPLOYMENTS, latency_of
 from papers.vattention.driver_calls import LARGE_PAGE, call_seconds
 from papers.vattention.live_engine import differing_share, random_requests, serve
 from papers.vattention.overlap import excess, measured_prefill_step, measured_steps
 from papers.vattention.paged_attention import paged_over_contiguous
 from papers.vattention.virtual_memory import Reservation, process_memory, require_linux
 
-if TYPE_CHECKING:
-    from papers.vattention.experiment import Config
-
 PAGE = 64 << 10  # bytes
 
 
-def run(config: "Config", lab: Runtime, seen: Observations) -> None:
+def run(config: Config, lab: Runtime, seen: Observations) -> None:
     """Observe all that a control's claims ask for; one torch thread, so that the mapper has a core of its own."""
     require_linux()
     with one_thread():
@@ -57,7 +53,7 @@ def reserve(seen: Observations) -> None:
 
 
 def correctness(
-    config: "Config", seen: Observations, seed: int, model: Decoder, generator: torch.Generator
+    config: Config, seen: Observations, seed: int, model: Decoder, generator: torch.Generator
 ) -> None:
     """Greedy tokens of continuous batching, against dense caches; fewer physical pages than slots could fill."""
     requests = random_requests(generator, model.config.vocab, config.live_requests, 300, 40)
@@ -70,7 +66,7 @@ def correctness(
         seen.add("mapped_blocks", blocks, seed, where=where)
 
 
-def pretrained(config: "Config", lab: Runtime, seen: Observations) -> None:
+def pretrained(config: Config, lab: Runtime, seen: Observations) -> None:
     """The same with SmolLM2-135M, one seed."""
     model = load_smollm2(2048)
     seed = lab.seeds[0]
@@ -81,7 +77,7 @@ def pretrained(config: "Config", lab: Runtime, seen: Observations) -> None:
 
 
 def overlap(
-    config: "Config", seen: Observations, seed: int, model: Decoder, generator: torch.Generator
+    config: Config, seen: Observations, seed: int, model: Decoder, generator: torch.Generator
 ) -> None:
     """What real mappings add to an iteration, with overlap over without; and with a GPU driver's call times added."""
     prompts = [torch.randint(512, (64 + 17 * index,), generator=generator) for index in range(8)]
@@ -104,7 +100,7 @@ def overlap(
             seen.add("injected_model_ms", 1e3 * seconds, seed, system=system, iteration=index)
 
 
-def deferred(config: "Config", seen: Observations, seed: int, model: Decoder) -> None:
+def deferred(config: Config, seen: Observations, seed: int, model: Decoder) -> None:
     """Seconds of mmap before a prefill that follows an equal one, with deferred reclamation over without."""
     eager = measured_prefill_step(model, 1500, PAGE, False, 15)
     kept = measured_prefill_step(model, 1500, PAGE, config.deferred, 15)
@@ -113,7 +109,7 @@ def deferred(config: "Config", seen: Observations, seed: int, model: Decoder) ->
     seen.add("deferred_map_share", kept / eager, seed)
 
 
-def kernels(config: "Config", seen: Observations, seed: int, generator: torch.Generator) -> None:
+def kernels(config: Config, seen: Observations, seed: int, generator: torch.Generator) -> None:
     """Paged over contiguous attention, prefill (256 tokens) and decode (one token) at the end of a context."""
     for context in config.contexts:
         block = config.block_tokens or context
@@ -129,10 +125,8 @@ def kernels(config: "Config", seen: Observations, seed: int, generator: torch.Ge
             seen.add("decode_gain_cpu", decode.gathered, seed)
 
 
-def tables(config: "Config", seen: Observations, seed: int) -> None:
+def tables(config: Config, seen: Observations, seed: int) -> None:
     """Seconds to build block tables, over a decode iteration of Llama-3-8B's profile with the same batch."""
-    from papers.vattention.experiment import latency_of
-
     shares = []
     for batch in config.batches:
         python, vectorised = build_seconds(batch, 8192, 16, config.rounds)

@@ -24,6 +24,7 @@ from papers.bfp_outliers.channel_outliers import (
 from papers.bfp_outliers.exactness import differing_codes, differing_logits, differing_scores
 from papers.bfp_outliers.packed_rows import BlockRows, pack_rows, unpack_rows
 from papers.bfp_outliers.settings import Setting
+from papers.bfp_outliers.sorted_attention import keeps_halves
 
 TOKENS = torch.randint(48, (2, 24), generator=torch.Generator().manual_seed(5))
 
@@ -84,8 +85,8 @@ def test_pairs_stay_pairs_and_are_sorted_by_their_common_norm():
     norms = torch.tensor([[[3.0, 1.0, 0.0, 4.0, 1.0, 2.0, 5.0, 0.0]]])  # pairs: 10, 5, 25, 16
     assert ksort.pair_sort(norms).tolist() == [[[1, 0, 3, 2, 5, 4, 7, 6]]]
     assert ksort.pair_sort(norms, adjacent=True).tolist() == [[[1, 5, 0, 4, 3, 7, 2, 6]]]
-    assert ksort.keeps_halves(ksort.pair_sort(norms))
-    assert not ksort.keeps_halves(ksort.ksort(norms))
+    assert keeps_halves(ksort.pair_sort(norms))
+    assert not keeps_halves(ksort.ksort(norms))
 
 
 def test_pairs_half_a_head_apart_never_leave_a_block_of_half_a_head():

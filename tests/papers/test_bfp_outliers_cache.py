@@ -13,8 +13,9 @@ from common.models.llama import new_llama
 from papers.bfp_outliers import experiment, ksort
 from papers.bfp_outliers.baselines import PerChannelCache, PerChannelLayer, RotatedRows, hadamard
 from papers.bfp_outliers.block_cache import CodedCache, CodedLayer, Half
+from papers.bfp_outliers.config import Config
 from papers.bfp_outliers.decode_latency import gathered_cache, step_seconds
-from papers.bfp_outliers.experiment import Config, run
+from papers.bfp_outliers.experiment import run
 from papers.bfp_outliers.packed_attention import Shape, attend, measure, time_ratio
 from papers.bfp_outliers.packed_rows import BlockRows
 from papers.bfp_outliers.settings import Setting, new_cache, prepared

@@ -17,6 +17,7 @@ from common.quant import packing
 from common.quant.groups import round_to_nearest
 from papers.bitstack import baselines, kernels
 from papers.bitstack.block_files import BlockFiles, Shape, write, write_index
+from papers.bitstack.config import Config
 from papers.bitstack.decomposition import (
     Block,
     block_bytes,
@@ -28,7 +29,7 @@ from papers.bitstack.decomposition import (
     signs_of,
 )
 from papers.bitstack.evaluation import shuffled
-from papers.bitstack.experiment import Config, run
+from papers.bitstack.experiment import run
 from papers.bitstack.memory_trace import follow, free_memory, swap
 from papers.bitstack.resident import Resident
 from papers.bitstack.scaling import channel_scales, explicit_divisions, fold, permuted

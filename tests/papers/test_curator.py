@@ -18,7 +18,8 @@ faiss = pytest.importorskip("faiss", reason="k-means and graphs need faiss")
 
 from papers.curator import bloom, compiled, heap, storage  # noqa: E402
 from papers.curator.comparison import Comparison  # noqa: E402
-from papers.curator.experiment import Config, run  # noqa: E402
+from papers.curator.config import Config  # noqa: E402
+from papers.curator.experiment import run  # noqa: E402
 from papers.curator.graph import HnswGraphs  # noqa: E402
 from papers.curator.growth import exponent  # noqa: E402
 from papers.curator.index import Curator  # noqa: E402

@@ -19,8 +19,9 @@ from common.training.sharded.parameters import Shape as ShardedShape
 from papers.datastates_llm import tiers
 from papers.datastates_llm.cluster import ENGINES, Buffer, Phases, Rank, Switches, simulate
 from papers.datastates_llm.commit import Commit, declare, file_of, latest, newest_file
+from papers.datastates_llm.config import Config
 from papers.datastates_llm.crash import Job, killed_and_resumed
-from papers.datastates_llm.experiment import Config, run
+from papers.datastates_llm.experiment import run
 from papers.datastates_llm.polaris import FILE_SYSTEM, MODELS, host_rates, ranks
 from papers.datastates_llm.timed import Bench, disagreeing, first_write_shares, measure
 from papers.datastates_llm.training import Shape

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from common.lab.runtime import Runtime
 from papers.draco import accuracy as training
 from papers.draco.accuracy import TRAINED, Training, accuracies, accuracy, batches
+from papers.draco.config import BASELINE, Config
 from papers.draco.cooptimization import FOLDS, Point, Speed, choose, front, held_out
-from papers.draco.experiment import BASELINE, Config, run
+from papers.draco.experiment import run
 from papers.draco.group_convolution import seconds
 from papers.draco.images import cifar10, digits, mnist_5k
 

@@ -20,7 +20,8 @@ from common.lab.runtime import Runtime
 from common.models.dynamic import zoo
 from papers.dycl import backends, baselines
 from papers.dycl.compiler import Compiled, Options, compile_network
-from papers.dycl.experiment import Config, run
+from papers.dycl.config import Config
+from papers.dycl.experiment import run
 from papers.dycl.hcfg import graph_of
 from papers.dycl.loading import flat
 from papers.dycl.paths import watched
@@ -491,3 +492,7 @@ def test_the_generated_text_names_no_module_of_this_process() -> None:
     names: dict[str, Any] = {}
     exec(compile(compiled.text, "<text>", "exec"), names)
     assert set(names) - {"__builtins__"} == {"build"} and "torch" in sys.modules
+
+
+def test_a_config_names_every_network_of_the_zoo() -> None:
+    assert Config().networks == list(zoo.RECIPES)

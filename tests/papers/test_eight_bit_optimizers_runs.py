@@ -8,7 +8,8 @@ import torch
 from common.data import DataError, fetch
 from common.lab.runtime import Runtime
 from papers.eight_bit_optimizers import study
-from papers.eight_bit_optimizers.experiment import Config, run
+from papers.eight_bit_optimizers.config import Config
+from papers.eight_bit_optimizers.experiment import run
 from papers.eight_bit_optimizers.language_task import LanguageTask
 from papers.eight_bit_optimizers.optimizer import WIDE, States
 from papers.eight_bit_optimizers.runs import Hyper, trained

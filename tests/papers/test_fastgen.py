@@ -15,7 +15,6 @@ from papers.fastgen import live_comparison
 from papers.fastgen.agreement import Agreement, effective_throughput, slowest_rates, successful, throughput
 from papers.fastgen.closed_loop import (
     POLICIES,
-    Deployment,
     Load,
     PassSizes,
     Slower,
@@ -25,7 +24,9 @@ from papers.fastgen.closed_loop import (
     pass_seconds,
     serve,
 )
-from papers.fastgen.experiment import CURVE, LOOPS, Config, run
+from papers.fastgen.config import Config
+from papers.fastgen.deployments import Deployment
+from papers.fastgen.experiment import CURVE, LOOPS, run
 from papers.fastgen.latency_curve import LatencyCurve, slowdown_for
 from papers.fastgen.splitfuse import DynamicSplitFuse
 from papers.fastgen.token_curve import (

@@ -15,9 +15,10 @@ from common.serving.loop import ARRIVAL
 from common.serving.workload import Lengths, Workload
 from papers.fastswitch.async_swaps import AdaptiveChoice, InFlight, KVLayout, Stream, Transfer
 from papers.fastswitch.block_groups import Piece, Run
+from papers.fastswitch.config import Config
 from papers.fastswitch.conversations import Conversations, draw_conversations
 from papers.fastswitch.evaluation import SYSTEMS, granularity, saving, switch_gain, tail
-from papers.fastswitch.experiment import Config, run
+from papers.fastswitch.experiment import run
 from papers.fastswitch.kv_reuse import HostCopies
 from papers.fastswitch.ledger import Swap
 from papers.fastswitch.priorities import KEPT, PATTERNS, markov_priorities, random_priorities

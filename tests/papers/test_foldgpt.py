@@ -21,8 +21,9 @@ from papers.foldgpt.baselines import (
     ranked,
     single_removals,
 )
+from papers.foldgpt.config import Config
 from papers.foldgpt.depth_ladder import rung
-from papers.foldgpt.experiment import Config, run
+from papers.foldgpt.experiment import run
 from papers.foldgpt.gates import Gated, Pressure, block_flops, gate, train_gates
 from papers.foldgpt.grouping import best_groups, folded, scattered
 from papers.foldgpt.healing import Recipe, adapt, divergence, heal, rms, teach

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from common.hardware.float32 import board
 from common.hardware.gemm_tables import tiled_gemm
 from common.lab.runtime import Runtime
-from papers.gemm_perf.experiment import ADA_SIZES, ADA_TILES, Config, run
+from papers.gemm_perf.config import Config
+from papers.gemm_perf.experiment import ADA_SIZES, ADA_TILES, run
 from papers.gemm_perf.tile_model import tile_time
 from papers.gemm_perf.tile_sweep import TileSweep, authors_sweep, measured_sweep, modelled_sweep
 from papers.gemm_perf.tiled_kernel import (

@@ -9,9 +9,9 @@ import torch
 
 from common.lab.runtime import Observations
 from papers.gemm_perf import devices, gpu_sweep
+from papers.gemm_perf.config import Config
 from papers.gemm_perf.devices import CpuDevice
 from papers.gemm_perf.energy_meter import Nvml, Sustained, sustain
-from papers.gemm_perf.experiment import Config
 from papers.gemm_perf.gpu_sweep import Measured, Row, as_sweep, measure, plan, sweep
 
 

@@ -15,7 +15,8 @@ from common.lab.runtime import Runtime
 from common.training.sharded.layout import Layout
 from papers.in_memory_ft import checkpoint_interval, survival
 from papers.in_memory_ft.buffers import Damaged, NoVersion, Shard
-from papers.in_memory_ft.experiment import Config, run
+from papers.in_memory_ft.config import Config
+from papers.in_memory_ft.experiment import run
 from papers.in_memory_ft.gpu_overlap import CopiedStep
 from papers.in_memory_ft.parity import block_bytes, covered, encode, holder, rebuild, xor_into
 from papers.in_memory_ft.recovery import chosen_versions, disk_version, nodes_of, payload_file

@@ -16,8 +16,8 @@ from common.lab.runtime import Observations, Runtime
 from common.training.sharded.layout import Layout, form_groups
 from common.training.sharded.parameters import Shape
 from common.training.sharded.trainer import Recipe, Trainer
+from papers.in_memory_ft.config import Config
 from papers.in_memory_ft.engines import measure
-from papers.in_memory_ft.experiment import Config
 from papers.in_memory_ft.fault_matrix import Scenario, run_scenario, scenarios, steps_needed, undisturbed
 from papers.in_memory_ft.fork_server import load_ahead
 from papers.in_memory_ft.measurements import count_bytes, strike

@@ -16,9 +16,10 @@ from common.lab.runtime import Runtime
 from common.serving.workload import Lengths, Workload
 from papers.infinite_llm.cluster import Setup, longest_served
 from papers.infinite_llm.cluster import run as serve
+from papers.infinite_llm.config import Config
 from papers.infinite_llm.decode_step import attention_seconds, movement_loss
 from papers.infinite_llm.dist_attention import attend_part, cut, joined, merge, packed, unpacked
-from papers.infinite_llm.experiment import Config, run
+from papers.infinite_llm.experiment import run
 from papers.infinite_llm.ledger import (
     GManager,
     Refused,

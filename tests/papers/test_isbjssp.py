@@ -13,9 +13,10 @@ from common.scheduling.job_shop import Instance, Shop, random_instance
 from common.scheduling.job_shop_check import violations
 from common.scheduling.machine_failures import Failures, draw_failures
 from papers.isbjssp import carried_weights, decision_time, evaluation, instances
+from papers.isbjssp.config import Config
 from papers.isbjssp.disjunctive_graph import DOWN, FEATURES, SINCE, Graphs, blocking_edges, fixed
 from papers.isbjssp.evaluation import Case, by_policy, by_rules, cases, compare
-from papers.isbjssp.experiment import Config, run
+from papers.isbjssp.experiment import run
 from papers.isbjssp.graph_policy import Edges, GraphPolicy
 from papers.isbjssp.study import lessons_of
 from papers.isbjssp.training import (

@@ -17,7 +17,8 @@ from common.serving.loop import COPY
 from common.serving.memory import PagedMemory
 from common.serving.workload import Workload
 from papers.llumnix.cluster import Setup, serve, what_matters
-from papers.llumnix.experiment import Config, run
+from papers.llumnix.config import Config
+from papers.llumnix.experiment import run
 from papers.llumnix.freeness import (
     Load,
     Rules,

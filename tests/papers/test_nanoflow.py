@@ -11,9 +11,10 @@ from common.serving.engine import Instance, simulate
 from common.serving.memory import PagedMemory
 from common.serving.workload import Workload as Requests
 from papers.nanoflow import cost_model as cost
+from papers.nanoflow.config import Config
 from papers.nanoflow.cost_model import COMPUTE, LLAMA_2_70B, MEMORY, NETWORK, TABLE_2, Operator, Workload
 from papers.nanoflow.dense_batch import DenseBatch
-from papers.nanoflow.experiment import Config, run
+from papers.nanoflow.experiment import run
 from papers.nanoflow.interference import Interference, fluid_bound, interference, measured_streams, naive_gain
 from papers.nanoflow.list_schedule import Choice, Evaluator
 from papers.nanoflow.nano_batches import even_cuts, split_layer

@@ -7,7 +7,8 @@ import torch
 
 from common.lab.runtime import Runtime
 from papers.nanoflow import gpu_streams
-from papers.nanoflow.experiment import Config, run
+from papers.nanoflow.config import Config
+from papers.nanoflow.experiment import run
 from papers.nanoflow.gpu_streams import StreamedLayer
 
 SMALL = partial(StreamedLayer, heads=4, kv_heads=2, head_dim=8, inner=48)

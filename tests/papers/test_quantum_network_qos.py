@@ -21,9 +21,10 @@ from common.scheduling.periodic import (
 )
 from common.scheduling.periodic_check import violations
 from common.scheduling.task_graph import makespan
+from papers.quantum_network_qos.config import Config
 from papers.quantum_network_qos.demands import draw_demands, tasks_of
 from papers.quantum_network_qos.esss import esss, find_protocol
-from papers.quantum_network_qos.experiment import Config, run
+from papers.quantum_network_qos.experiment import run
 from papers.quantum_network_qos.links import FUTURE, NV_5KM, PERFECT, SLOT, read_capabilities
 from papers.quantum_network_qos.mapping import (
     DoesNotFit,

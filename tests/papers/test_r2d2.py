@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from common.data.parquet import CountedFile, Footer, footer, write
 from common.lab.runtime import Observation, Runtime
 from papers.r2d2 import lake, min_max
+from papers.r2d2.config import Config
 from papers.r2d2.content import Probe, rows_needed, sampled_probes, survivors, whole_probes
 from papers.r2d2.duckdb_engine import DuckEngine
-from papers.r2d2.experiment import Config, run
+from papers.r2d2.experiment import run
 from papers.r2d2.pipeline import EVERY_PAIR, Settings, find_containments
 from papers.r2d2.schema_graph import schema_graph
 from papers.r2d2.survival import Survival, survivals

@@ -23,8 +23,9 @@ from common.serving.workload import Lengths, Workload
 from papers.sarathi_serve import ablation, pipeline
 from papers.sarathi_serve.budget import DECODES, TILE, iteration_seconds, token_budget
 from papers.sarathi_serve.capacity import Cell, Search, capacity, serve
+from papers.sarathi_serve.config import Config
 from papers.sarathi_serve.deployments import DEPLOYMENTS, SYSTEMS
-from papers.sarathi_serve.experiment import Config, overhead, run
+from papers.sarathi_serve.experiment import overhead, run
 from papers.sarathi_serve.lengths import KINDS, clipped, draw
 from papers.sarathi_serve.schedulers import AlternatingChunks, StallFree, dynamic_sizes
 from tests.common.serving.reference import SteppedInstance

@@ -8,7 +8,8 @@ import torch
 from common.lab.runtime import Runtime
 from common.serving.models import MODELS, model
 from papers.sarathi_serve import gpu_hybrid_batches
-from papers.sarathi_serve.experiment import Config, run
+from papers.sarathi_serve.config import Config
+from papers.sarathi_serve.experiment import run
 from papers.sarathi_serve.gpu_hybrid_batches import Layer
 
 

@@ -21,9 +21,10 @@ from common.training.sharded.zero import Adam, Sliced
 from papers.universal_checkpointing import scale
 from papers.universal_checkpointing.atomic import Universal, generator_at, path_of
 from papers.universal_checkpointing.averaging import averaged_apart
+from papers.universal_checkpointing.config import Config
 from papers.universal_checkpointing.conversion import assign, convert, nested, straggler
 from papers.universal_checkpointing.decoder import decoder_rules
-from papers.universal_checkpointing.experiment import Config, run
+from papers.universal_checkpointing.experiment import run
 from papers.universal_checkpointing.loading import How, load_universal, resume
 from papers.universal_checkpointing.native import (
     VALUES,
@@ -46,6 +47,7 @@ from papers.universal_checkpointing.patterns import (
     match,
 )
 from papers.universal_checkpointing.reconfiguration import forget, reconfigured, trained
+from papers.universal_checkpointing.scenarios import SCENARIOS
 from papers.universal_checkpointing.slices import cells, padded_size, put
 from papers.universal_checkpointing.storage import CheckpointError, Storage
 from papers.universal_checkpointing.timings import make_checkpoint
@@ -603,3 +605,7 @@ def test_text_is_the_same_to_every_rank_and_rows_follow_one_another() -> None:
     one.batch()
     assert torch.equal(one.batch(), other.batch())
     assert one.consumed == 24
+
+
+def test_a_config_names_every_scenario() -> None:
+    assert Config().scenarios == [scenario.name for scenario in SCENARIOS]

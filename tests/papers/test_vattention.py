@@ -15,9 +15,10 @@ from common.serving.profiled import profiled_latency
 from common.serving.workload import Lengths
 from papers.vattention import virtual_memory
 from papers.vattention.allocator import Allocator, Counted, Layout, OutOfPages, allocator
+from papers.vattention.config import Config
 from papers.vattention.deployments import DEPLOYMENTS
 from papers.vattention.driver_calls import call_seconds
-from papers.vattention.experiment import Config, run
+from papers.vattention.experiment import run
 from papers.vattention.fragmentation import occupancy
 from papers.vattention.long_prompts import serve
 from papers.vattention.overlap import decode_series, prefill_ratio

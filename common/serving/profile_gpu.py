@@ -1,6 +1,6 @@
 """Measures this machine's GPU: the tables that OperatorTables.load reads, with the H100 tables' columns.
 
-    python -m common.hardware.profile_gpu [OUT_DIR] [--memory-share 0.6] [--quick]
+    python -m common.serving.profile_gpu [OUT_DIR] [--memory-share 0.6] [--quick]
 
 writes linear_bf16.csv, attention_bf16.csv, copies.csv, layers_bf16.csv and device.json to OUT_DIR, which must not
 exist yet (default: outputs/gpu/<card>). Nothing appears there until all are complete. Calls whose operands
@@ -20,92 +20,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
-import numpy as np
-
-from common.hardware.linear import DTYPE_BYTES, product_bytes
-from common.serving.models import ModelShape, model
+from common.serving.models import model
+from common.serving.operator_calls import AttentionCall, CopyCall, LayerCall, LinearCall, Sample
 
 NO_GPU = "gpu-profile needs a CUDA GPU that PyTorch sees; without one use the H100's tables in common/hardware/tables"
 DEFAULT_MEMORY_SHARE = 0.6
 CHECKS_ONLY = "layers_bf16.csv"  # no model reads it: a card too small for whole layers goes without
-
-
-class Sample(NamedTuple):
-    """Median, 5th and 95th percentile, seconds."""
-
-    seconds: float
-    p05: float
-    p95: float
-
-    @staticmethod
-    def of(seconds: Sequence[float]) -> "Sample":
-        """The sample of single measurements."""
-        return Sample(*(float(q) for q in np.quantile(seconds, [0.5, 0.05, 0.95])))
-
-
-class LinearCall(NamedTuple):
-    """[m, k] @ [k, n]."""
-
-    m: int
-    k: int
-    n: int
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of the operands."""
-        return product_bytes(*self)
-
-
-class AttentionCall(NamedTuple):
-    """phase: prefill_causal, chunk_full (no mask) or decode."""
-
-    phase: str
-    heads: int
-    kv_heads: int
-    head_dim: int
-    batch: int
-    q_len: int
-    kv_len: int
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of keys, values, queries and outputs."""
-        elements = 2 * self.kv_heads * self.kv_len + 2 * self.heads * self.q_len
-        return DTYPE_BYTES * self.batch * self.head_dim * elements
-
-
-class CopyCall(NamedTuple):
-    """`bytes` in `calls` equal pieces; direction h2d, d2h or d2d."""
-
-    kind: str
-    direction: str
-    bytes: int
-    calls: int
-
-
-class LayerCall(NamedTuple):
-    """Some layers of a model over chunks (new tokens, tokens before) and decodes of one length."""
-
-    shape: ModelShape
-    layers: int
-    chunks: tuple[tuple[int, int], ...]
-    decodes: int
-    decode_kv_len: int
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that pass through the linear layers."""
-        return sum(new for new, _ in self.chunks) + self.decodes
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of weights, caches and the widest activations."""
-        weights = sum(k * n for _, k, n in self.shape.linears())
-        cached = sum(new + before for new, before in self.chunks) + self.decodes * self.decode_kv_len
-        kept = self.layers * (weights + 2 * cached * self.shape.kv_heads * self.shape.head_dim)
-        return DTYPE_BYTES * (kept + 3 * self.tokens * self.shape.intermediate)
 
 
 class Timer(Protocol):
@@ -321,7 +243,7 @@ def cuda_timer() -> Timer | None:
         return None
     if not torch.cuda.is_available():
         return None
-    from common.hardware.torch_timer import TorchTimer
+    from common.serving.torch_timer import TorchTimer
 
     return TorchTimer("cuda")
 

@@ -8,18 +8,10 @@ import pytest
 
 from common.hardware.attention import causal_tiles
 from common.hardware.operators import H100, OperatorTables, read_table
-from common.hardware.profile_gpu import (
-    NO_GPU,
-    AttentionCall,
-    CopyCall,
-    Grid,
-    LayerCall,
-    Sample,
-    main,
-    profile,
-)
 from common.serving.measured import layer_seconds
 from common.serving.models import model
+from common.serving.operator_calls import AttentionCall, CopyCall, LayerCall, Sample
+from common.serving.profile_gpu import NO_GPU, Grid, main, profile
 
 TINY = Grid(
     models=("llama-2-7b",),
@@ -177,14 +169,14 @@ def test_command_on_existing_folder_fails_in_one_line(
 def test_without_a_gpu_the_command_says_so_in_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("common.hardware.profile_gpu.cuda_timer", lambda: None)
+    monkeypatch.setattr("common.serving.profile_gpu.cuda_timer", lambda: None)
     assert main([]) == 1
     assert capsys.readouterr().err == NO_GPU + "\n"
 
 
 def test_torch_clock_runs_every_operator_on_the_cpu() -> None:
     """Checks the operators' shapes and code; a CPU's times say nothing of a GPU's."""
-    timer_module = pytest.importorskip("common.hardware.torch_timer")
+    timer_module = pytest.importorskip("common.serving.torch_timer")
     timer = timer_module.TorchTimer("cpu", repeats=2)
     shape = replace(model("llama-3-8b"), hidden=64, heads=4, kv_heads=2, head_dim=16, intermediate=96)
     samples = [
@@ -204,7 +196,7 @@ def test_torch_clock_runs_every_operator_on_the_cpu() -> None:
 def test_decoder_layer_attends_as_the_batch_says() -> None:
     """The layer's output for a prompt equals attention computed row by row from its own weights."""
     torch = pytest.importorskip("torch")
-    from common.hardware.torch_timer import DecoderLayer
+    from common.serving.torch_timer import DecoderLayer
 
     torch.manual_seed(0)
     shape = replace(model("llama-3-8b"), hidden=32, heads=2, kv_heads=1, head_dim=16, intermediate=48)

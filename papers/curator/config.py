@@ -1,4 +1,4 @@
-"""What an experiment can be told."""
+"""What the experiment can be told: sizes, tuning and switches."""
 
 from dataclasses import dataclass, field
 

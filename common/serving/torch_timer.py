@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 import torch
 import torch.nn.functional as F
 
-from common.hardware.profile_gpu import AttentionCall, CopyCall, LayerCall, Sample
+from common.serving.operator_calls import AttentionCall, CopyCall, LayerCall, Sample
 
 REPEATS = 30  # timed replays of a graph, or calls of a copy
 LEAST_CALLS = 8  # calls in a graph at least, so that its own launch weighs little
