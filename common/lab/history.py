@@ -36,7 +36,7 @@ def changed_bounds(project: Project, slug: str) -> list[tuple[str, str, Any, Any
     """
     card = Card.load(project.card(slug))
     now = {claim.id: bounds_of(claim.model_dump(mode="json", by_alias=True)) for claim in card.claims}
-    found = []
+    found: list[tuple[str, str, Any, Any]] = []
     for claim_id, then in first_bounds(project.root, slug).items():
         if claim_id in now and then is None:
             found.append((claim_id, "claim", None, "there"))

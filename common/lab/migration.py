@@ -12,8 +12,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from common.lab.arms import OURS, save_arms
 from common.lab.card import Card
 from common.lab.closure import sources_digest
@@ -32,7 +30,7 @@ awaiting: >-
   maxima over settings the best of each seed
 
 """
-WHY = "changed after it was first recorded, when no reason was asked for; to be judged anew"
+WHY = "changed after it was first recorded, when no reason was asked for"
 
 
 def main(base: Path) -> None:
@@ -45,6 +43,8 @@ def main(base: Path) -> None:
         raise SystemExit(f"the records at {base} do not hold: {ended.stderr}")
     print(f"{base.name}: {ended.stdout.strip()}")
     for slug in project.slugs:
+        if not (project.root / "papers" / slug / "config.py").is_file():
+            continue  # recorded anew
         card = project.card(slug)
         text = card.read_text(encoding="utf-8")
         if "\nawaiting:" not in text and "\nfinding:" not in text:
@@ -63,10 +63,7 @@ def _revise(project: Project, slug: str) -> None:
     card = project.card(slug)
     for claim, field, then, now in changed_bounds(project, slug):
         text = card.read_text(encoding="utf-8")
-        line = yaml.safe_dump(
-            {"field": field, "from": then, "to": now, "why": WHY}, sort_keys=False, width=1000
-        )
-        entry = "{" + ", ".join(line.strip().splitlines()) + "}"
+        entry = json.dumps({"field": field, "from": then, "to": now, "why": WHY})
         start = text.index(f"  - id: {claim}\n")
         end = text.index("\n", text.index("    no_effect:", start)) + 1
         have = "    revised:\n" in text[start : text.find("  - id:", start + 5)]

@@ -88,6 +88,8 @@ def state(project: Project, slug: str, profile: str) -> tuple[str, str]:
         return "run", "its config, its data or what an arm sets has changed since"
     if known.judged != judged_digest(card):
         return "judge", "what its card is judged by has changed since"
+    if misjudged(project, slug, profile):
+        return "judge", "its verdicts are not those that card, rows and recordings give"
     return "", ""
 
 
@@ -213,7 +215,7 @@ def problems(project: Project, slug: str) -> list[str]:
             what, why = state(project, slug, profile)
             if what:
                 found.append(f"{project.record(slug, profile)}: {why}: make refresh PAPER={slug}")
-            found += misjudged(project, slug, profile)
+            found += misjudged(project, slug, profile) if what != "run" else []
             if not card.awaiting:
                 found += unexplained(project, slug, profile)
         except LabError as error:
