@@ -80,10 +80,11 @@ def abuse(project: Project, slug: str, seconds: float = SECONDS) -> Iterator[Tri
         elif odd.config == composed.config:
             continue
         else:
-            yield _tried(project, card, odd, said, seconds)
+            yield tried(project, card, odd, said, seconds)
 
 
-def _tried(project: Project, card: Card, odd: Composed, said: str, seconds: float) -> Trial:
+def tried(project: Project, card: Card, odd: Composed, said: str, seconds: float) -> Trial:
+    """Run an odd config in a process of its own, for at most so many seconds."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_run, args=(project, card, odd, theirs), daemon=False)
