@@ -403,7 +403,7 @@ class Card(Strict):
     def load(cls, path: Path) -> "Card":
         """Read and check a card. LabError names file, field and reason in one line."""
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            content = yaml.load(path.read_text(encoding="utf-8"), _OnceEach)
         except OSError as error:
             raise LabError(f"{path}: {error.strerror}") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -417,6 +417,19 @@ class Card(Strict):
         if card.slug != path.parent.name:
             raise LabError(f"{path}: slug: {card.slug!r} is not the folder's name {path.parent.name!r}")
         return card
+
+
+class _OnceEach(yaml.SafeLoader):
+    """YAML in which a key that stands twice is a mistake, not the last one's victory."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1 and key != "<<":
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key!r} stands twice in one mapping", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
 
 
 def explain(error: ValidationError, content: Any = None) -> str:
