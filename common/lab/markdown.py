@@ -1,6 +1,7 @@
 """Text as Markdown: what a card says stays as it was written, in a cell or a paragraph."""
 
 import re
+from collections.abc import Sequence
 
 SIGNS = re.compile(r"([|*<$~`\\])|(?<![A-Za-z0-9])(_)|(_)(?![A-Za-z0-9])")
 
@@ -20,6 +21,6 @@ def row(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """The lines of a table."""
     return [row(*headings), row(*["---"] * len(headings)), *[row(*cells) for cells in rows]]

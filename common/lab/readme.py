@@ -101,7 +101,8 @@ def _figure(project: Project, paper: Standing) -> list[str]:
     if not path.is_file():
         return []
     said = caption(path)
-    return [f"![{plain(said or paper.card.title)}](figure.png)"] + ([f"*{plain(said)}*"] if said else [])
+    about = f"The claims of {paper.slug}, ours beside the paper's numbers" if said else paper.card.title
+    return [f"![{plain(about)}](figure.png)"] + ([f"*{plain(said)}*"] if said else [])
 
 
 def _recorded(paper: Standing) -> str:
@@ -150,7 +151,10 @@ def _causes(paper: Standing) -> list[str]:
         because = _because(paper, known, claim)
         if because or claim.verdict not in EXPLAINED:
             text = plain(because) or "not yet explained"
-            rows.append(f"- {plain(paper.statement(claim))} (**{claim.verdict}**): {text}{_tested(paper, claim)}")
+            rows.append(
+                f"- {plain(paper.statement(claim))} (**{claim.verdict}**): {text}{'.' * (not text.endswith('.'))}"
+                f"{_tested(paper, claim)}"
+            )
     return ["### Why", "\n".join(rows)] if rows else []
 
 
@@ -200,7 +204,7 @@ MORE = {
 }
 
 
-def files(folder: Path) -> list[tuple[str, ...]]:
+def files(folder: Path) -> list[tuple[str, str]]:
     """Each file of a package with what it is: the first line of a module's docstring."""
     rows = []
     for path in sorted(folder.iterdir()):

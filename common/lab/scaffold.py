@@ -25,20 +25,31 @@ arxiv: null  # such as "2401.09670"
 code: null  # the authors' repository, owner/name
 topic: serving  # serving, training, compression, architecture, hardware, rl, optimization, scheduling or data
 summary: Two sentences of our own on what the paper does.
+finding: One sentence, what we now know that the paper does not say.
+needs: []  # slugs that a student should have read before
 extras: []  # of pyproject.toml, installed on first use
 data: []  # data sets of common.data that a run uses where they can be had
 claims:
   - id: headline
+    headline: true  # 2 to 6 a paper, the abstract's numbers first
     statement: What the abstract claims, in one sentence
     paper: {{kind: direction}}  # or {{value: 2.0, kind: value, unit: ratio, source: "arXiv v1, Section 6, Figure 8"}}
-    metric: gain  # what run() observes, once a seed
+    metric: gain  # what run() observes, once a seed; a ratio is written so that more is better
     evidence: simulated  # measured, scaled or simulated
     better: higher
     no_effect: 1.0
+    # tolerance: 0.25  # of the effect, where the paper gives a number; over 0.25 it needs a reason
+    operating_point:  # what decides the number, in the paper and here; ours is read, never typed
+      requests: {{paper: 1000, config: requests}}
+    # free: {{alpha: [0.1, 0.5]}}  # Config fields that are inferred and decide, with their range
     control: without
+    placebo: shuffled  # where the mechanism chooses; else {{none: why}}
+    # because: of every verdict but reproduced, the cause in one sentence
+    # revived_by: a setting under which, if the cause is right, the claim comes out
     needs: an implementation  # remove this line when run() observes the metric
 controls:
   without: {{set: {{mechanism: false}}, why: with the mechanism switched off nothing of the gain may be left}}
+  shuffled: {{set: {{choice: random}}, why: "all machinery, but what it chooses is drawn at random"}}
 not_reproduced:
   - Everything, until it is written.
 """
@@ -51,20 +62,35 @@ One module a mechanism, named after it; experiment.py says what is measured.
 """
 '''
 
-EXPERIMENT = '''\
-"""What is measured: the mechanism against its baselines, once a seed."""
+CONFIG = '''\
+"""Sizes and switches of a run. Profiles change the sizes, a control changes one switch."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from common.lab.runtime import Observations, Runtime
+from common.lab.bounds import At, Choice
 
 
 @dataclass(frozen=True)
 class Config:
-    """Sizes and switches. Profiles change the sizes, a control changes one switch."""
+    """What is compared, on how much, and which part of the method is switched off."""
 
-    requests: int = 1_000  # of each run
+    requests: Annotated[int, At(10, 1_000_000)] = 1_000  # of each run
     mechanism: bool = True  # False: the paper's idea is switched off inside its own code
+    choice: Annotated[str, Choice("informed", "random")] = "informed"  # random: the placebo
+
+
+def check(config: Config) -> None:
+    """Refuse what no single field can: here a placebo of a mechanism that is switched off."""
+    if config.choice == "random" and not config.mechanism:
+        raise ValueError("choice: random has nothing to choose where mechanism is false")
+'''
+
+EXPERIMENT = '''\
+"""What is measured: the mechanism against its baselines, once a seed."""
+
+from common.lab.runtime import Observations, Runtime
+from papers.{slug}.config import Config
 
 
 def run(config: Config, lab: Runtime) -> Observations:
@@ -77,35 +103,85 @@ def run(config: Config, lab: Runtime) -> Observations:
     return seen
 '''
 
+EXERCISES = '''\
+"""The notebook's exercises and their solutions, each computed from what the run observed or from the mechanism."""
+
+from typing import Any
+
+from common.lab.exercises import Exercise
+
+
+def mean_gap(lab: Any) -> float:
+    """The mean over seeds of what was observed."""
+    gaps = lab.run().values("mean_gap")
+    return float(sum(gaps) / len(gaps))
+
+
+EXERCISES = {{
+    "exercise-1": Exercise(
+        question="How long is the mean gap between two arrivals, over all seeds?",
+        hint="The figure shows it once a seed.",
+        answer=mean_gap,
+    ),
+}}
+'''
+
 PROFILES = {
-    "smoke": "# Tiny inputs: at most ten seconds of experiment.\nseeds: 2\npaper:\n  requests: 50\n",
-    "default": "# What `make reproduce` runs: at most five minutes on two cores.\nseeds: 5\npaper: {}\n",
+    "smoke": "# Tiny inputs: at most eight seconds of experiment.\nseeds: 3\npaper:\n  requests: 50\n",
+    "default": "# What `make record` runs: at most four minutes on two cores, controls and notebook included.\n"
+    "seeds: 5\npaper: {}\n",
     "full": "# As near the paper's scale as one machine gets.\nseeds: 10\npaper:\n  requests: 10000\n",
 }
 
 TEST = '''\
 """The mechanism against an analytic case, an independent library or an exhaustive search."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
+from common.lab import Lab
+from common.lab.exercises import exercises
+from common.lab.project import Project
 from common.lab.runtime import Runtime
-from papers.{slug}.experiment import Config, run
+from papers.{slug}.config import Config
+from papers.{slug}.experiment import run
+
+ROWS = """
+from common.lab.runtime import Runtime
+from papers.{slug}.config import Config
+from papers.{slug}.experiment import run
+print(run(Config(requests=50), Runtime((0, 1))).to_json(), end="")
+"""
 
 
-def test_the_same_config_and_seeds_give_the_same_bytes() -> None:
-    config = Config(requests=50)
-    assert run(config, Runtime((0, 1))).to_json() == run(config, Runtime((0, 1))).to_json()
+def test_the_same_config_and_seeds_give_the_same_bytes_in_a_fresh_process() -> None:
+    ended = subprocess.run([sys.executable, "-c", ROWS], capture_output=True, text=True, check=True)
+    assert ended.stdout == run(Config(requests=50), Runtime((0, 1))).to_json()
 
 
 def test_the_mean_gap_between_arrivals_is_one_second() -> None:
     # standard deviation of the mean of 10,000 exponential gaps: 0.01
     assert run(Config(requests=10_000), Runtime((0,))).values("mean_gap") == pytest.approx([1.0], abs=0.05)
+
+
+def test_each_exercise_takes_its_own_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PAPERLAB_OUTPUT", str(tmp_path))
+    lab = Lab("{slug}", profile="smoke")
+    for name, exercise in exercises(Project.current(), "{slug}").items():
+        assert lab.check(name, exercise.answer(lab)) == "right"
 '''
 
 Cell = tuple[str, str]  # its kind (or "parameters"), its source
 NOTEBOOK: tuple[Cell, ...] = (
     ("markdown", "# {title}\n\nThe problem in one paragraph, and what the paper does about it."),
-    ("parameters", 'profile = "smoke"\noverrides = ""'),
+    (
+        "parameters",
+        '# "recorded" once there is a record: then the notebook opens with the numbers that its text speaks of\n'
+        'profile = "smoke"\noverrides = ""',
+    ),
     ("code", "from common import viz\nfrom common.lab import Lab\n\nviz.use_style()"),
     (
         "markdown",
@@ -125,7 +201,12 @@ NOTEBOOK: tuple[Cell, ...] = (
         "figure, ax = viz.figure()\n"
         'viz.curve(ax, lab.seeds, seen.values("mean_gap"))\n'
         'ax.set(xlabel="seed", ylabel="mean gap (s)")\n'
-        'lab.save(figure, "mean_gap")',
+        'lab.save(figure, "mean_gap", key=True)',
+    ),
+    (
+        "code",
+        'gaps = seen.values("mean_gap")\n'
+        'lab.say("Over {{n}} seeds the mean gap is {{gap:.2f}} s.", n=len(gaps), gap=sum(gaps) / len(gaps))',
     ),
     ("markdown", "## 4. A knob\n\nOne interactive control (ipywidgets) that redraws in under two seconds."),
     (
@@ -135,9 +216,13 @@ NOTEBOOK: tuple[Cell, ...] = (
         "    print(f\"{{seen.values('mean_gap', seed=seed)[0]:.3f}} s\")\n\n\n"
         "widgets.interact(show, seed=widgets.IntSlider(0, 0, len(lab.seeds) - 1));",
     ),
-    ("markdown", "## 5. The verdicts"),
+    ("markdown", "## 5. The verdicts\n\nWhat did not come out, and why, stands under the table."),
     ("code", "lab.judge()"),
-    ("markdown", "## Exercises\n\n1. ...\n2. ..."),
+    (
+        "markdown",
+        "## Exercises\n\n1. How long is the mean gap between two arrivals, over all seeds? Write your answer for the 0.",
+    ),
+    ("code", 'lab.check("exercise-1", 0)'),
 )
 
 
@@ -225,7 +310,9 @@ def files(slug: str, title: str) -> dict[str, str]:
     made = {
         f"papers/{slug}/paper.yaml": CARD.format(**words),
         f"papers/{slug}/__init__.py": PACKAGE.format(**words),
-        f"papers/{slug}/experiment.py": EXPERIMENT,
+        f"papers/{slug}/config.py": CONFIG,
+        f"papers/{slug}/experiment.py": EXPERIMENT.format(**words),
+        f"papers/{slug}/exercises.py": EXERCISES.format(**words),
         f"tests/papers/test_{slug}.py": TEST.format(**words),
         f"notebooks/{slug}.ipynb": _notebook(words),
     }

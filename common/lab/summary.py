@@ -235,8 +235,8 @@ def in_words(summary: Summary) -> list[str]:
     lines += [f"{_many(count, 'claim')} {text}." for count, text in told if count]
     if summary.awaiting:
         lines.append(
-            f"{_many(summary.awaiting, 'claim')} of {_many(summary.awaiting_papers, 'paper')} awaiting a second judging: "
-            "their operating points were not compared with the paper's yet."
+            f"{_many(summary.awaiting, 'claim')} of {_many(summary.awaiting_papers, 'paper')} awaiting a second "
+            "judging: their operating points were not compared with the paper's yet."
         )
     return lines
 

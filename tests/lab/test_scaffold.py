@@ -51,7 +51,7 @@ def test_its_own_tests_pass(made: Project) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/papers/test_fresh.py"]
     ended = subprocess.run(command, cwd=made.root, env=environment(made.root), capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout
-    assert "2 passed" in ended.stdout
+    assert "3 passed" in ended.stdout
 
 
 def test_its_files_are_formatted_and_clean(made: Project) -> None:
