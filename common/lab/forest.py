@@ -77,7 +77,7 @@ def write_figure(project: Project, slug: str, folder: Path) -> Path | None:
 
 
 def refresh_figure(project: Project, paper: Standing) -> Path | None:
-    """Draw the forest plot where a paper has no picture, or a forest plot of another record; its path if it was drawn."""
+    """Draw the forest plot where a paper has no picture, or one of another record; its path if it was drawn."""
     path = figure_path(project, paper.slug)
     if path.is_file() and _text(path).get(DRAWN_FROM, digest(paper)) == digest(paper):
         return None
@@ -142,9 +142,10 @@ def forest(paper: Standing) -> bytes:
     with matplotlib.rc_context():
         viz.use_style()
         made = io.BytesIO()
-        matplotlib.rcParams["figure.constrained_layout.use"] = False  # its panels have places of their own
+        # its panels have places of their own
+        matplotlib.rcParams.update({"figure.constrained_layout.use": False, "savefig.bbox": "standard"})
         figure = plot(rows_of(paper), len(paper.record.claims) - MOST)
-        figure.savefig(made, format="png", dpi=RESOLUTION, bbox_inches=None)
+        figure.savefig(made, format="png", dpi=RESOLUTION)
     return _palette(made.getvalue(), {"Description": CAPTION, DRAWN_FROM: digest(paper)})
 
 

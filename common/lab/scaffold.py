@@ -220,7 +220,7 @@ NOTEBOOK: tuple[Cell, ...] = (
     ("code", "lab.judge()"),
     (
         "markdown",
-        "## Exercises\n\n1. How long is the mean gap between two arrivals, over all seeds? Write your answer for the 0.",
+        "## Exercises\n\n1. How long is the mean gap between two arrivals, over all seeds? Answer for the 0.",
     ),
     ("code", 'lab.check("exercise-1", 0)'),
 )
