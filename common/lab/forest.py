@@ -19,7 +19,7 @@ from common.lab.card import GAINS, Claim
 from common.lab.effect import Scale, scale_of
 from common.lab.errors import LabError
 from common.lab.files import write_atomically
-from common.lab.forest_plot import Row, Rows, plot
+from common.lab.forest_plot import FILLS, Row, Rows, colours, plot
 from common.lab.project import Project
 from common.lab.record import ArmRecord, ClaimRecord
 from common.lab.report import ours_text, paper_text
@@ -29,7 +29,8 @@ from common.lab.verdict import band
 KEY = "key.json"  # among a run's outputs: {"figure": name}, written by lab.save(figure, name, key=True)
 DRAWN_FROM = "Drawn from"  # a text in the PNG of a forest plot: the digest of its rows
 LARGEST = 100_000  # bytes of a figure.png
-RESOLUTION = 150  # dots per inch
+RESOLUTIONS = (150, 125, 100)  # dots per inch
+SHADES = 5
 WIDEST = 1200  # pixels of a figure that has to be made smaller
 MOST = 30  # claims in one picture
 CAPTION = (
@@ -125,43 +126,59 @@ def small(png: bytes) -> bytes:
         if width > image.width:
             continue
         sized = image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
-        for colours in (128, 48):
+        for most in (128, 48):
             made = io.BytesIO()
-            sized.quantize(colours, dither=Image.Dither.NONE).save(made, "PNG", optimize=True)
+            sized.quantize(most, dither=Image.Dither.NONE).save(made, "PNG", optimize=True)
             if made.tell() <= LARGEST:
                 return made.getvalue()
     raise LabError(f"the key figure takes more than {LARGEST:,} bytes even at 800 pixels: draw less into it")
 
 
 def forest(paper: Standing) -> bytes:
-    """The forest plot of a paper's claims as PNG, with its caption and the digest of what it is drawn from."""
+    """The forest plot of a paper's claims as PNG, with its caption and the digest of what it is drawn from.
+
+    In as many pixels as fit into LARGEST bytes. LabError where none of RESOLUTIONS does.
+    """
     import matplotlib
 
     from common import viz
 
+    texts = {"Description": CAPTION, DRAWN_FROM: digest(paper)}
     with matplotlib.rc_context():
         viz.use_style()
-        made = io.BytesIO()
         # its panels have places of their own
         matplotlib.rcParams.update({"figure.constrained_layout.use": False, "savefig.bbox": "standard"})
         figure = plot(rows_of(paper), len(paper.record.claims) - MOST)
-        figure.savefig(made, format="png", dpi=RESOLUTION)
-    return _palette(made.getvalue(), {"Description": CAPTION, DRAWN_FROM: digest(paper)})
+        for resolution in RESOLUTIONS:
+            made = io.BytesIO()
+            figure.savefig(made, format="png", dpi=resolution)
+            drawn = _few_colours(made.getvalue(), texts)
+            if len(drawn) <= LARGEST:
+                return drawn
+    raise LabError(f"{paper.slug}: its forest plot takes {len(drawn):,} bytes, over {LARGEST:,}")
 
 
-def _palette(png: bytes, about: dict[str, str]) -> bytes:
-    """The same with a palette, which a plot of few colours loses nothing by. LabError over LARGEST bytes."""
+def _few_colours(png: bytes, texts: dict[str, str]) -> bytes:
+    """The same in the colours of the plot and SHADES of each towards white, which is all that it is drawn with."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
-    texts = PngInfo()
-    for key, text in about.items():
-        texts.add_text(key, text)
+    shades = [
+        round(255 - (255 - part) * shade / SHADES)
+        for colour in colours()
+        for shade in range(1, SHADES + 1)
+        for part in colour
+    ]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(
+        [255, 255, 255, *(part for colour in FILLS for part in bytes.fromhex(colour[1:])), *shades]
+    )
+    info = PngInfo()
+    for key, text in texts.items():
+        info.add_text(key, text)
     made = io.BytesIO()
-    image = Image.open(io.BytesIO(png)).convert("RGB")
-    image.quantize(256, dither=Image.Dither.NONE).save(made, "PNG", optimize=True, pnginfo=texts)
-    if made.tell() > LARGEST:
-        raise LabError(f"a forest plot of {made.tell():,} bytes is over {LARGEST:,}")
+    image = Image.open(io.BytesIO(png)).convert("RGB").quantize(palette=palette, dither=Image.Dither.NONE)
+    image.save(made, "PNG", optimize=True, pnginfo=info)
     return made.getvalue()
 
 

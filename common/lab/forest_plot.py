@@ -10,8 +10,8 @@ from common.lab.report import HTML_COLOURS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-LEFT, RIGHT = -0.5, 2.0  # of the effect: what lies beyond is drawn as an arrow at the edge
-INCHES, LINE, WRAP = 8.0, 0.17, 54  # width of the picture, height of a line of text, letters in a line
+LEFT, RIGHT = -1.25, 2.25  # of the effect: what lies beyond is drawn as an arrow at the edge
+INCHES, LINE, WRAP, BOLD = 8.0, 0.17, 52, 44  # width of the picture, height of a line, letters in a line
 GAP = 0.16  # inches between two claims
 TEXTS, VERDICTS = 0.455, 0.865  # of the width: where the labels end, where the verdicts begin
 HEAD, FOOT = 0.3, 0.32  # inches above and below the claims of a panel
@@ -34,7 +34,20 @@ class Row:
     text: str = ""  # where it is listed
 
 
+FILLS = BAND, EDGE = "#E3ECF4", "#B8CCE0"  # of the band in which a number counts as reproduced
 Rows = tuple[list[Row], list[Row], list[Row]]  # published numbers, directions, what is listed
+
+
+def colours() -> list[tuple[int, int, int]]:
+    """The colours of lines and letters, which fade to white at their edges: red, green and blue from 0 to 255."""
+    from matplotlib.colors import to_rgb
+
+    from common import viz
+
+    names = ["black", viz.GREY, *HTML_COLOURS.values()]
+    names += [viz.PALETTE[name] for name in ("blue", "vermillion", "purple")]
+    found = [tuple(round(255 * part) for part in to_rgb(name)) for name in dict.fromkeys(names)]
+    return [(red, green, blue) for red, green, blue in found]
 
 
 def plot(rows: Rows, left_out: int = 0) -> Any:
@@ -65,12 +78,12 @@ def plot(rows: Rows, left_out: int = 0) -> Any:
 
 
 def _height(row: Row) -> float:
-    return GAP + LINE * len(_wrapped(row.label))
+    return GAP + LINE * len(_wrapped(row))
 
 
-def _wrapped(label: str) -> list[str]:
-    found = textwrap.wrap(label, WRAP, max_lines=3, placeholder=" …")
-    return found or [label]
+def _wrapped(row: Row) -> list[str]:
+    width = BOLD if row.headline else WRAP
+    return textwrap.wrap(row.label, width, max_lines=3, placeholder=" …") or [row.label]
 
 
 def _centres(rows: Sequence[Row]) -> list[float]:
@@ -97,7 +110,7 @@ def _frame(ax: "Axes", rows: Sequence[Row]) -> list[float]:
         ax.text(
             -0.045,
             centre,
-            "\n".join(_wrapped(row.label)).replace("$", r"\$"),
+            "\n".join(_wrapped(row)).replace("$", r"\$"),
             ha="right",
             transform=inside,
             fontweight=weight,
@@ -124,9 +137,9 @@ def _plot(ax: "Axes", rows: Sequence[Row]) -> None:
         if row.band is not None:
             left, right = max(row.band[0], low), min(row.band[1], high)
             if right > left:
-                ax.fill_between([left, right], centre - 0.13, centre + 0.13, color="#E3ECF4", linewidth=0)
+                ax.fill_between([left, right], centre - 0.13, centre + 0.13, color=BAND, linewidth=0)
             else:
-                ax.plot([left, left], [centre - 0.13, centre + 0.13], color="#B8CCE0", linewidth=2)
+                ax.plot([left, left], [centre - 0.13, centre + 0.13], color=EDGE, linewidth=2)
             filled = viz.PALETTE["vermillion"] if row.predicted else "white"
             ax.plot(
                 1.0,
@@ -151,14 +164,12 @@ def _plot(ax: "Axes", rows: Sequence[Row]) -> None:
 
 
 def _span(rows: Sequence[Row]) -> tuple[float, float]:
-    """From LEFT to RIGHT, or as much less as the rows need."""
-    seen = [
-        x
-        for row in rows
-        for x in (row.ours, row.control, row.placebo, *(row.interval or ()))
-        if x is not None
-    ]
-    return max(LEFT, min([*seen, 0.0]) - 0.08), min(RIGHT, max([*seen, 1.2]) + 0.08)
+    """From LEFT to RIGHT, or as much less as the rows need; what a control leaves moves an end by half at most."""
+    ours = [x for row in rows for x in (row.ours, *(row.interval or ())) if x is not None]
+    arms = [x for row in rows for x in (row.control, row.placebo) if x is not None]
+    low = min([*ours, 0.0, *(max(x, LEFT / 2) for x in arms)])
+    high = max([*ours, 1.2, *(min(x, 1 + RIGHT / 4) for x in arms)])
+    return max(LEFT, low - 0.08), min(RIGHT, high + 0.08)
 
 
 def _mark(ax: "Axes", x: float, centre: float, low: float, high: float, marker: str, colour: str) -> None:
@@ -202,6 +213,7 @@ def _arrow(ax: "Axes", x: float, centre: float, low: float, high: float) -> None
         va="center",
         fontsize=8.5,
         color=viz.PALETTE["blue"],
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0},
         zorder=6,
     )
 
@@ -234,7 +246,7 @@ def _legend(figure: Any, panels: Sequence[Sequence[Row]], whole: float) -> None:
     sign: dict[str, Any] = {"linestyle": "", "markerfacecolor": "none", "markersize": 6}
     shown: list[Any] = [Line2D([], [], color=blue, marker="o", linestyle="-", label="ours, 95% interval")]
     if any(row.band for row in rows):
-        shown.append(Patch(color="#E3ECF4", label="counts as reproduced"))
+        shown.append(Patch(color=BAND, label="counts as reproduced"))
         shown.append(Line2D([], [], marker="D", color=red, label="the paper's number", **sign))
     if any(row.predicted for row in rows):
         filled = {**sign, "markerfacecolor": red}

@@ -18,6 +18,8 @@ from common.lab.report import NOT_SHOWN
 from common.lab.standing import Standing, standings
 from common.lab.summary import (
     CLASSES,
+    DRAWS,
+    LEAST_PAPERS,
     Summary,
     broken,
     came_out,
@@ -41,6 +43,10 @@ HEADINGS = (
     "evidence",
     "broken by control, placebo",
     "run",
+)
+INTERVALS = (
+    "*Came out: reproduced or stronger. Intervals are over papers, for claims of one paper are not independent: whole "
+    f"papers are drawn with replacement ({DRAWS:,} draws from a fixed seed); with under {LEAST_PAPERS} there is none.*"
 )
 SHARES = (
     "published numbers",
@@ -97,7 +103,7 @@ def board(found: list[Standing]) -> str:
     sentences = [f"- {plain(line)}" for line in in_words(summary)]
     rows = [_paper(each) for each in found]
     return "\n".join(
-        ["", *shares(summary), "", *sentences, "", *table(HEADINGS, rows), "", ""],
+        ["", *shares(summary), "", INTERVALS, "", *sentences, "", *table(HEADINGS, rows), "", ""],
     )
 
 

@@ -205,12 +205,13 @@ def in_words(summary: Summary) -> list[str]:
     """What the records say together, a sentence or two each; the shares by class are `groups`."""
     numbers, elsewhere = summary.verdicts["number"], summary.verdicts["elsewhere"]
     judged = sum(numbers.values()) - numbers["not run"]
-    out = sum(numbers[name] for name in CAME_OUT)
+    out = Counter({name: numbers[name] for name in CAME_OUT})
+    short = Counter({name: numbers[name] for name in VERDICTS if name not in (*CAME_OUT, "not run")})
     control, placebo = summary.control, summary.placebo
     lines = [
-        f"{_many(summary.claims, 'claim')} of {_many(summary.papers, 'paper')}. "
-        f"{_many(judged, 'published number')} judged at the paper's operating point, {out} came out "
-        f"(reproduced or stronger): {verdicts_text(numbers)}.",
+        f"{_many(summary.claims, 'claim')} of {_many(summary.papers, 'paper')}. Of {_many(judged, 'published number')} "
+        f"judged at the paper's operating point {sum(out.values())} came out ({verdicts_text(out)}); the others: "
+        f"{verdicts_text(short)}." + (f" {numbers['not run']} not run." if numbers["not run"] else "")
     ]
     if elsewhere:
         lines.append(

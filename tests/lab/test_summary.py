@@ -86,7 +86,7 @@ def test_revised_provisional_and_awaiting_claims_are_said() -> None:
 
 
 def test_without_records_there_is_nothing_to_divide_by() -> None:
-    assert in_words(summarise([]))[0].startswith("0 claims of 0 papers. 0 published numbers")
+    assert in_words(summarise([]))[0].startswith("0 claims of 0 papers. Of 0 published numbers")
 
 
 # --- intervals over papers ----------------------------------------------------------------------------------
