@@ -10,12 +10,13 @@ from pathlib import Path
 
 from common.lab.card import Claim
 from common.lab.errors import LabError
+from common.lab.files import write_atomically
 from common.lab.forest import caption, figure_path
 from common.lab.markdown import lines, plain, table
 from common.lab.project import Project
 from common.lab.record import ClaimRecord
 from common.lab.report import arm_text, number, off_text, ours_text, paper_text, verdict_text
-from common.lab.standing import Standing
+from common.lab.standing import Standing, standing
 
 WRITTEN = "<!-- written by `make scoreboard` from paper.yaml, the records and the package's docstrings -->"
 HEADINGS = (
@@ -44,6 +45,15 @@ DATA = {  # files of a package that are no modules
 def page_path(project: Project, slug: str) -> Path:
     """Where a paper's page is."""
     return project.card(slug).with_name("README.md")
+
+
+def write_page(project: Project, slug: str) -> Path | None:
+    """Write a paper's page anew, as `make record` does; None where it is not recorded."""
+    paper = standing(project, slug)
+    if paper is None:
+        return None
+    write_atomically(page_path(project, slug), page(project, paper))
+    return page_path(project, slug)
 
 
 def page(project: Project, paper: Standing) -> str:
@@ -178,8 +188,8 @@ def _settings(paper: Standing) -> list[str]:
     for known, claim in paper.claims():
         setting = paper.said(known.setting) if known is not None else claim.setting
         if setting:
-            by_setting.setdefault(setting, []).append(claim.id)
-    rows = [f"- {plain(setting)}: {', '.join(ids)}" for setting, ids in by_setting.items()]
+            by_setting.setdefault(setting, []).append(paper.statement(claim))
+    rows = [f"- {plain('; '.join(theirs))}: *{plain(setting)}*" for setting, theirs in by_setting.items()]
     return ["### Where ours is not the paper's setting", "\n".join(rows)] if rows else []
 
 

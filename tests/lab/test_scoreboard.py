@@ -11,7 +11,7 @@ from common.lab.errors import LabError
 from common.lab.forest import caption, figure_path, refresh_figure
 from common.lab.markdown import plain
 from common.lab.project import Project
-from common.lab.readme import idea, page, page_path
+from common.lab.readme import idea, page, page_path, write_page
 from common.lab.record import Record
 from common.lab.scoreboard import END, START, board, refreshed
 from common.lab.standing import Standing, standing, standings
@@ -170,6 +170,26 @@ def test_a_page_shows_headlines_first_with_numbers_verdict_and_what_is_left(toy:
     assert "without: 0% left, breaks it<br>shuffled:" in tables[1][5]
     assert text.index("Up to three times at the best rate") < text.index("### The other claims")
     assert "**not run**<br>needs a GPU" in text
+
+
+def test_record_writes_the_page_of_what_it_recorded(toy: Project) -> None:
+    assert write_page(toy, "toy") is None
+    record_toy(toy)
+    found = standing(toy, "toy")
+    assert found is not None
+    assert write_page(toy, "toy") == page_path(toy, "toy")
+    assert page_path(toy, "toy").read_text() == page(toy, found)
+
+
+def test_a_page_says_where_ours_is_not_the_papers_setting(toy: Project) -> None:
+    edit(
+        toy,
+        "paper.yaml",
+        "control: without\n    placebo: shuffled",
+        "control: without\n    placebo: shuffled\n    setting: on a toy",
+    )
+    text = page(toy, shown(toy, claim("gain"), claim("slow")))
+    assert "- The mechanism doubles the rate: *on a toy*" in text
 
 
 def test_a_page_says_why_and_what_became_of_it(toy: Project) -> None:
