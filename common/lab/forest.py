@@ -199,9 +199,11 @@ def rows_of(paper: Standing) -> Rows:
 
 
 def _listed(label: str, claim: ClaimRecord) -> Row:
-    ours = claim.reason if claim.mean is None else ours_text(claim.mean, claim.interval, claim.note)
-    paper = "" if claim.paper_value is None and claim.kind != "parity" else f"{paper_text(claim)}; ours "
-    return Row(label, claim.headline, claim.verdict, text=ours if claim.mean is None else f"{paper}{ours}")
+    if claim.mean is None:
+        return Row(label, claim.headline, claim.verdict, text=claim.reason)
+    paper = f", paper {paper_text(claim)}" if claim.paper_value is not None else ""
+    ours = ours_text(claim.mean, claim.interval, claim.note)
+    return Row(label, claim.headline, claim.verdict, text=f"{ours}{paper}")
 
 
 def _number(label: str, known: Claim, claim: ClaimRecord) -> Row:

@@ -71,7 +71,7 @@ def plot(rows: Rows, left_out: int = 0) -> Any:
         draw(ax, group)
         top -= height
     if left_out > 0:
-        figure.text(0.01, (legend + 0.08) / whole, f"and {left_out} more claims", fontsize=8.5)
+        figure.text(0.01, (legend + 0.08) / whole, f"and {left_out} more in the table", fontsize=8.5)
     if scaled:
         _legend(figure, scaled, whole)
     return figure

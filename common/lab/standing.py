@@ -57,13 +57,16 @@ class Standing:
         return next((known.statement for known in self.card.claims if known.id == claim.id), claim.id)
 
 
-def standing(project: Project, slug: str) -> Standing | None:
-    """A paper as it is recorded; None where it is not. LabError where card or record is malformed."""
+def standing(project: Project, slug: str, check: bool = True) -> Standing | None:
+    """A paper as it is recorded; None where it is not. LabError where card or record is malformed.
+
+    check: find out whether its records still hold, which takes a second; else they are taken to.
+    """
     record = standing_record(project, slug)
     if record is None:
         return None
     outdated = {}
-    for profile in recorded(project, slug):
+    for profile in recorded(project, slug) if check else ():
         what, why = _state(project, slug, profile)
         if what:
             outdated[profile] = (NEEDS[what], why)
@@ -85,6 +88,6 @@ def _state(project: Project, slug: str, profile: str) -> tuple[str, str]:
         return "run", str(error)
 
 
-def standings(project: Project) -> list[Standing]:
+def standings(project: Project, check: bool = True) -> list[Standing]:
     """All recorded papers, by slug."""
-    return [found for slug in project.slugs if (found := standing(project, slug)) is not None]
+    return [found for slug in project.slugs if (found := standing(project, slug, check)) is not None]

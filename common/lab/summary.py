@@ -210,9 +210,14 @@ def in_words(summary: Summary) -> list[str]:
     control, placebo = summary.control, summary.placebo
     lines = [
         f"{_many(summary.claims, 'claim')} of {_many(summary.papers, 'paper')}. Of {_many(judged, 'published number')} "
-        f"judged at the paper's operating point {sum(out.values())} came out ({verdicts_text(out)}); the others: "
+        f"judged as numbers {sum(out.values())} came out ({verdicts_text(out)}); the others: "
         f"{verdicts_text(short)}." + (f" {numbers['not run']} not run." if numbers["not run"] else "")
     ]
+    if summary.awaiting:
+        lines.append(
+            f"{_many(summary.awaiting, 'claim')} of {_many(summary.awaiting_papers, 'paper')} awaiting a second "
+            "judging: whether they ran at the paper's operating point is not checked yet."
+        )
     if elsewhere:
         lines.append(
             f"Published numbers run at another operating point, of which only the direction is judged: "
@@ -222,23 +227,23 @@ def in_words(summary: Summary) -> list[str]:
         f"Directions, where the paper has no comparable number: {verdicts_text(summary.verdicts['direction'])}. "
         f"Of {_many(summary.directions, 'direction')} judged in all, {summary.false_directions:.1f} would be called "
         f"reproduced if none had an effect ({100 * FALSE_DIRECTIONS:.1f}%).",
-        f"Nothing is lost (parity): {verdicts_text(summary.verdicts['parity'])}. "
-        f"Invariants of ours: {verdicts_text(summary.verdicts['invariant'])}.",
         f"{_many(summary.upheld, 'claim')} upheld (reproduced, stronger or weaker): a control breaks {control.breaks} "
         f"of {control.tried} on which one was run, a placebo {placebo.breaks} of {placebo.tried}. {summary.not_shown} "
         "not shown to be the method's: nothing that was tried breaks them."
         + (f" On {summary.untried} nothing was tried." if summary.untried else ""),
+    ]
+    apart: tuple[tuple[Sort, str], ...] = (
+        ("parity", "Parities, where nothing may be lost"),
+        ("invariant", "Invariants of our own"),
+    )
+    lines += [
+        f"{text}: {verdicts_text(summary.verdicts[sort])}." for sort, text in apart if summary.verdicts[sort]
     ]
     told = [
         (summary.revised, "with a bound that was revised after the first record"),
         (summary.provisional, "provisional, for fewer than three recordings of what a clock reads"),
     ]
     lines += [f"{_many(count, 'claim')} {text}." for count, text in told if count]
-    if summary.awaiting:
-        lines.append(
-            f"{_many(summary.awaiting, 'claim')} of {_many(summary.awaiting_papers, 'paper')} awaiting a second "
-            "judging: their operating points were not compared with the paper's yet."
-        )
     return lines
 
 

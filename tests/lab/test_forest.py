@@ -70,7 +70,7 @@ def test_costs_and_what_was_not_run_are_listed_with_their_reason(toy: Project) -
     )
     numbers, directions, listed = rows_of(shown(toy, kernel, cost))
     assert not numbers and not directions
-    assert [row.text for row in listed] == ["needs a GPU", "≤ 5 s; ours 4 [3.9, 4.1]"]
+    assert [row.text for row in listed] == ["needs a GPU", "4 [3.9, 4.1], paper ≤ 5 s"]
 
 
 @pytest.mark.parametrize(("values", "inside"), [([1.5, 1.9, 2.3], True), ([1.3, 1.31, 1.32], False)])
