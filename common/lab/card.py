@@ -419,7 +419,7 @@ class Card(Strict):
         return card
 
 
-class _OnceEach(yaml.SafeLoader):
+class _OnceEach(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """YAML in which a key that stands twice is a mistake, not the last one's victory."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

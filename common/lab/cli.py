@@ -82,6 +82,8 @@ def _falsify(project: Project, asked: Arguments) -> int:
 
 
 def _record(project: Project, asked: Arguments) -> int:
+    from common.lab.forest import write_figure
+    from common.lab.readme import write_page
     from common.lab.recording import check_recordable, commit_record, record_of_bare
     from common.lab.rerun import Whole, check_unmoved, reproduced
 
@@ -94,6 +96,8 @@ def _record(project: Project, asked: Arguments) -> int:
     if asked.unmoved:
         check_unmoved(project, whole)
     record = commit_record(project, whole.composed, whole.arms, whole.known)
+    write_figure(project, asked.slug, project.outputs / asked.slug)
+    write_page(project, asked.slug)
     place = _relative(project.record(asked.slug, whole.composed.profile))
     _print_report(project, record)
     print(f"recorded in {place}")

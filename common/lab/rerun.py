@@ -20,6 +20,7 @@ from common.lab.confirmations import agreement_line, append, close
 from common.lab.errors import LabError
 from common.lab.evaluate import assess, make_record, measure
 from common.lab.project import Project
+from common.lab.readme import write_page
 from common.lab.record import Record
 from common.lab.recording import check_recordable, judge_again, recorded, standing_record, state
 from common.lab.reuse import FRESH
@@ -135,6 +136,7 @@ def refresh(project: Project, slugs: Sequence[str], launcher: str, accept: bool)
         what, why = state(project, slug, profile)
         if what == "judge":
             judge_again(project, slug, profile)
+            write_page(project, slug)
             print(f"{slug} ({profile}): judged again: {why}")
         elif what == "run":
             check_recordable(profile, [])
@@ -200,6 +202,7 @@ def confirm(project: Project, slug: str) -> str:
         record = reproduce(project, Request(slug, profile))
     append(project, record, "confirmed", standing)
     judge_again(project, slug, profile)
+    write_page(project, slug)
     return agreement_line(record, standing)
 
 
