@@ -197,7 +197,7 @@ def test_a_record_with_a_verdict_that_its_rows_do_not_give_is_found(toy: Project
     assert misjudged(toy, "toy", "default") == []
     edit(toy.record("toy"), '"verdict": "reproduced"', '"verdict": "stronger"')
     assert (
-        "toy/results.json: gain: recorded stronger, its rows give gain reproduced" in problems(toy, "toy")[0]
+        "toy/results.json: gain: recorded stronger, its rows give gain reproduced" in problems(toy, "toy")[1]
     )
 
 
