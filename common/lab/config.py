@@ -5,15 +5,18 @@ mistake is one line: an unknown key names the valid ones, a wrong type names the
 """
 
 import copy
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from antlr4 import InputStream, Token
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from hydra.grammar.gen.OverrideLexer import OverrideLexer
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -23,6 +26,8 @@ from common.lab.typed import MISSING, build, defaults, plain, unknown_key
 
 TOP_LEVEL = ("seeds", "paper")
 MOST_SEEDS = 1000
+OPENING = (OverrideLexer.POPEN, OverrideLexer.BRACKET_OPEN, OverrideLexer.BRACE_OPEN)  # tokens within a value
+CLOSING = (OverrideLexer.PCLOSE, OverrideLexer.BRACKET_CLOSE, OverrideLexer.BRACE_CLOSE)
 HYDRA_VERSION = "1.3"  # whose behaviour the configs are written for
 
 
@@ -167,23 +172,34 @@ def check_overrides(overrides: Sequence[str], schema: Mapping[str, Any], sweep: 
 
 
 def split_overrides(text: str) -> list[str]:
-    """SET="a=1 b=[1, 2] c='x y'" as single overrides: split at blanks outside brackets and quotes."""
-    parts, part, depth, quote = [], "", 0, ""
-    for letter in text:
-        if quote:
-            quote = "" if letter == quote else quote
-        elif letter in "'\"":
-            quote = letter
-        elif letter in "[{(":
-            depth += 1
-        elif letter in "]})":
-            depth -= 1
-        if letter.isspace() and not quote and depth <= 0:
-            parts.append(part)
-            part = ""
-        else:
-            part += letter
-    return [part for part in [*parts, part] if part]
+    """SET="a=1 b=[1, 2] c='x y'" as single overrides: split at blanks outside Hydra's brackets, quotes and escapes."""
+    parts = []
+    rest = text.lstrip()
+    while rest:
+        key = re.match(r"[^\s=]*=?", rest)
+        assert key is not None  # it matches anything
+        end = key.end() + _value_end(rest[key.end() :]) if key[0].endswith("=") else key.end()
+        parts.append(rest[:end])
+        rest = rest[end:].lstrip()
+    return parts
+
+
+def _value_end(text: str) -> int:
+    """Where the value at the start of a text ends, as Hydra's own lexer reads it."""
+    lexer = OverrideLexer(InputStream(text))
+    lexer.removeErrorListeners()  # what it cannot read is told by check_overrides
+    lexer.mode(OverrideLexer.VALUE_MODE)
+    end = depth = 0
+    while True:
+        token = lexer.nextToken()
+        start = len(text) if token.type == Token.EOF else token.start
+        blank = re.search(r"\s", text[end:start])  # in what the lexer passed over, such as the end of a line
+        if depth <= 0 and blank:
+            return end + blank.start()
+        if token.type == Token.EOF or (depth <= 0 and token.type == OverrideLexer.WS):
+            return start
+        depth += (token.type in OPENING) - (token.type in CLOSING)
+        end = token.stop + 1
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

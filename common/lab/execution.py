@@ -1,4 +1,4 @@
-"""A paper's notebook executed by papermill in a kernel of this interpreter, and the HTML page made of it."""
+"""A paper's notebook executed by papermill in a kernel of this interpreter."""
 
 import contextlib
 import json
@@ -12,10 +12,11 @@ from typing import Any
 
 from common.lab.config import Composed
 from common.lab.errors import LabError
+from common.lab.files import write_atomically
 from common.lab.project import Project
 from common.lab.session import OUTPUT, PROGRESS
 from common.lab.staging import sockets_of
-from common.lab.workers import environment
+from common.lab.surroundings import around
 
 KERNEL = "python3"  # the name in every notebook; here always this very interpreter
 SLOWEST_START = 300  # seconds a kernel may take to start on a machine that is busy
@@ -49,15 +50,14 @@ def execute_notebook(
         OUTPUT: str(folder),
         PROGRESS: str(relay),
         "PAPERLAB_ROOT": str(project.root),
-        "PYTHONPATH": os.pathsep.join([str(project.root), *filter(None, [os.environ.get("PYTHONPATH")])]),
-        "JUPYTER_PATH": str(_kernel(workspace)),
         "JUPYTER_RUNTIME_DIR": str(sockets),
+        **kernel_home(workspace / "jupyter"),
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         **KEPT_MEMORY,
     }
     try:
-        with environment(surroundings):
+        with around(project.root, surroundings):
             papermill.execute_notebook(
                 str(project.notebook(slug)),
                 str(folder / "notebook.ipynb"),
@@ -77,21 +77,28 @@ def execute_notebook(
         raise LabError(f"{place}: {name}{error.evalue}") from error
 
 
-def _kernel(workspace: Path) -> Path:
-    """A folder with a kernel of this interpreter, whatever kernels the user has installed."""
-    home = workspace / "jupyter"
+def kernel_home(home: Path) -> dict[str, str]:
+    """Make a folder in which Jupyter finds a kernel of this interpreter and no settings; the variables that say so.
+
+    Whatever kernels, settings and startup files the user has, a notebook runs in this one and without them.
+    """
     # what the kernel itself complains of (say, when it is interrupted) is no output of the notebook's
     quiet = 'exec "$@"' if os.environ.get("DEBUG") else 'exec "$@" 2>/dev/null'
-    launch = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    launch = [sys.executable, "-m", "common.lab.kernel", "-f", "{connection_file}"]
     spec = {
         "argv": ["/bin/sh", "-c", quiet, "kernel", *launch],
         "display_name": "Python 3",
         "language": "python",
     }
-    path = home / "kernels" / KERNEL / "kernel.json"
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(spec))
-    return home
+    for name in ("kernels", "ipython", "config"):
+        (home / name).mkdir(parents=True, exist_ok=True)
+    write_atomically(home / "kernels" / KERNEL / "kernel.json", json.dumps(spec))
+    return {
+        "JUPYTER_PATH": str(home),
+        "JUPYTER_DATA_DIR": str(home),
+        "JUPYTER_CONFIG_DIR": str(home / "config"),
+        "IPYTHONDIR": str(home / "ipython"),
+    }
 
 
 def _register_engine() -> None:
@@ -125,13 +132,3 @@ def _register_engine() -> None:
                     watcher.join(10 * POLL)  # not for ever: an interrupt may have left the bar's lock taken
 
     papermill_engines.register("paperlab", Engine)
-
-
-def write_page(folder: Path) -> None:
-    """notebook.html beside notebook.ipynb."""
-    from nbconvert import HTMLExporter
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        page, _ = HTMLExporter().from_filename(str(folder / "notebook.ipynb"))
-    (folder / "notebook.html").write_text(page, encoding="utf-8")

@@ -19,7 +19,7 @@ from common.lab.bare import check_device
 from common.lab.card import Card
 from common.lab.config import Composed, compose
 from common.lab.errors import LabError
-from common.lab.execution import execute_notebook, write_page
+from common.lab.execution import execute_notebook
 from common.lab.project import Project
 from common.lab.record import Record
 from common.lab.staging import put_into_place, staging
@@ -77,7 +77,9 @@ def execute(
     results(folder, run): reads what the notebook wrote into `folder` and logs it; its answer is returned.
     """
     with terminable(), staging(project, composed.slug) as workspace:
-        from common.lab.tracking import Store  # brings mlflow: seconds that a wrong name should not cost
+        # these bring nbconvert and mlflow: seconds that a wrong name should not cost
+        from common.lab.page import write_page
+        from common.lab.tracking import Store
 
         store = Store(project)
         store.bury_the_dead()
@@ -98,16 +100,19 @@ def execute(
 
 
 def fetch_data(card: Card, quiet: bool = False) -> None:
-    """Fetch the card's data sets where they can be had; an experiment does without, and its record says so."""
+    """Fetch the card's data sets where they can be had, each tried once; one line on those that can't.
+
+    An experiment does without, and its record says so. What it or its notebook asks for later fails at once.
+    """
+    if not card.data:
+        return
+    registry = import_module("common.data")
     for name in card.data:
-        registry = import_module("common.data")
-        try:
-            if registry.find(name) is None:
-                registry.fetch(name)
-        except Exception as error:
-            if not quiet:
-                line = " ".join(str(error).split())
-                print(f"note: going on without real data: {line}", file=sys.stderr)
+        with contextlib.suppress(registry.DataError):
+            registry.fetch(name)
+    line = registry.stand_in_line(card.data)
+    if line and not quiet:
+        print(f"{line}; make data PAPER={card.slug} says why", file=sys.stderr)
 
 
 def _product(folder: Path, name: str, slug: str) -> Path:

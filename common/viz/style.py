@@ -57,6 +57,7 @@ STYLE: Any = {  # names of matplotlib's settings
 
 def use_style() -> None:
     """Make this the look of all figures of this process from here on."""
+    matplotlib.rcdefaults()  # not what a matplotlibrc in the reader's home says
     matplotlib.rcParams.update(STYLE)
 
 

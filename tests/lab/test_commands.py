@@ -408,23 +408,6 @@ def test_a_busy_port_is_one_line(tmp_path: Path) -> None:
     check_free("ui", port)
 
 
-def test_the_servers_bind_to_loopback(monkeypatch: pytest.MonkeyPatch, toy: Project) -> None:
-    import common.lab.servers as servers
-
-    started: list[list[str]] = []
-    monkeypatch.setattr(servers, "check_free", lambda what, port: None)
-    monkeypatch.setattr(
-        servers, "Store", lambda project: type("Store", (), {"bury_the_dead": lambda self: 0})()
-    )
-    monkeypatch.setattr(os, "execv", lambda program, command: started.append(command))
-    monkeypatch.setattr(os, "chdir", lambda path: None)
-    servers.serve(toy, "ui", 5001)
-    servers.serve(toy, "lab")
-    ui, jupyter = (" ".join(command) for command in started)
-    assert "--host 127.0.0.1 --port 5001" in ui and "mlflow.db" in ui
-    assert "--ServerApp.ip=127.0.0.1" in jupyter and "--ServerApp.port_retries=0" in jupyter
-
-
 def test_a_paper_without_data_sets_has_none_to_fetch(toy: Project) -> None:
     ended = lab(toy.root, "data", "toy")
     assert ended.returncode == 0 and "toy uses no data sets" in ended.stdout
@@ -440,6 +423,7 @@ def data_set(toy: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     monkeypatch.setenv("PAPERLAB_ROOT", str(toy.root))
     monkeypatch.setenv("PAPERLAB_DATA", str(tmp_path / "mirror"))
     monkeypatch.setenv("PAPERLAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PAPERLAB_UNREACHED", "")
     edit(toy.card("toy"), "claims:\n", "data: [toy-lengths]\nclaims:\n")
     return tmp_path / "mirror" / "toy" / "lengths.csv"
 
@@ -449,10 +433,8 @@ def test_data_that_cannot_be_had_is_one_line(data_set: Path, capsys: pytest.Capt
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("error: data set toy-lengths could not be downloaded")
     fetch_data(Card.load(Project.current().card("toy")))  # a reproduction goes on without it, and says so
-    assert (
-        "note: going on without real data: data set toy-lengths could not be downloaded"
-        in capsys.readouterr().err
-    )
+    said = capsys.readouterr().err
+    assert said == "data: stand-in for toy-lengths (not reachable); make data PAPER=toy says why\n"
     assert Runtime([0]).data("toy-lengths") is None
 
 

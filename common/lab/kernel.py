@@ -1,0 +1,19 @@
+"""A kernel that reads no settings of IPython's: `python -m common.lab.kernel -f connection.json`.
+
+Here those of the machine are left out. The user's own are in IPYTHONDIR, which whoever starts this kernel points at an
+empty folder.
+"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    if sys.path[0] == "" or Path(sys.path[0]) == Path.cwd():
+        del sys.path[0]  # as ipykernel_launcher does: what lies beside a notebook is no library
+
+    from ipykernel import kernelapp
+    from IPython.core import application
+
+    application.ENV_CONFIG_DIRS.clear()
+    application.SYSTEM_CONFIG_DIRS.clear()
+    kernelapp.launch_new_instance()
