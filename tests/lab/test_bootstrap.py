@@ -1,8 +1,11 @@
 """The environment is made once, by one process, and every command of the design is in the Makefile."""
 
 import re
+import shutil
 import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,6 +73,50 @@ def test_an_old_python_is_told_what_is_needed(
     assert bootstrap.main([]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert re.match(r"error: Python 3.11 or newer is needed and .* is 3\.\d+; try make PYTHON=", line)
+
+
+# --- an environment that was copied or moved with its folder --------------------------------------------------------
+
+PLAIN = "#!{folder}/bin/python\n"
+LONG = "#!/bin/sh\n'{quotes}exec' {folder}/bin/python3 \"$0\" \"$@\"\n' '{quotes}\n"
+BLANK = '#!/bin/sh\n\'{quotes}exec\' "{folder}/bin/python" "$0" "$@"\n\' \'{quotes}\n'
+
+
+@pytest.mark.parametrize("script", [PLAIN, LONG, BLANK])
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_script_of_another_folder_makes_the_environment_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, moved: bool
+) -> None:
+    here, there = tmp_path / "a copy" / ".venv", tmp_path / "the first" / ".venv"
+    for folder in (here, there):
+        (folder / "bin").mkdir(parents=True)
+        (folder / "bin" / "python").symlink_to(sys.executable)
+    (here / "bin" / "jupyter").write_text(script.format(folder=there if moved else here, quotes="''"))
+    (here / "bin" / "activate").write_text("# of a shell\n")
+    (here / "bin" / "beeline").write_text("#!/usr/bin/env bash\n")
+    monkeypatch.setattr(bootstrap, "VENV", str(here))
+    monkeypatch.setattr(bootstrap, "PYTHON", str(here / "bin" / "python"))
+    ran = subprocess.CompletedProcess([], 0, f"{here}\n")
+    monkeypatch.setattr(bootstrap.subprocess, "run", lambda *command, **options: ran)
+    assert bootstrap.works() is not moved
+    if moved:
+        shutil.rmtree(there.parent)
+        assert not bootstrap.works()
+
+
+def test_pip_installs_into_the_environment_whatever_the_user_has_set_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[list[str]] = []
+    start = subprocess.Popen
+
+    def watch(command: list[str], **options: Any) -> Any:
+        seen.append(command)
+        return start([sys.executable, "-c", ""], **options)
+
+    monkeypatch.setattr(bootstrap.subprocess, "Popen", watch)
+    assert bootstrap.install("-e", "somewhere") == 0
+    assert seen[0][1:5] == ["-I", "-m", "pip", "install"] and "--no-user" in seen[0]
 
 
 def test_make_help_lists_every_command() -> None:

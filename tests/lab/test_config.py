@@ -124,6 +124,24 @@ def test_overrides_are_split_outside_brackets_and_quotes() -> None:
     assert split_overrides("") == []
 
 
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        (r"paper.label='it\'s b' seeds=3", [r"paper.label='it\'s b'", "seeds=3"]),
+        (r'a="say \"a b\"" b=1', [r'a="say \"a b\""', "b=1"]),
+        (r"a='ends in \\' b=1", [r"a='ends in \\'", "b=1"]),
+        (r"a=x\ y b=\[ c=1", [r"a=x\ y", r"b=\[", "c=1"]),
+        ("seeds=1, 2 a=sort(3, 2)", ["seeds=1, 2", "a=sort(3, 2)"]),
+        ("seeds=${paper.requests} a={b: ']'} c=1", ["seeds=${paper.requests}", "a={b: ']'}", "c=1"]),
+        ("a=[1,\n2]\nb='x\ny' ~c +d=1", ["a=[1,\n2]", "b='x\ny'", "~c", "+d=1"]),
+        ("a= b=1 nonsense c=2", ["a=", "b=1", "nonsense", "c=2"]),
+        ("a='never closed b=;x c=2", ["a='never", "closed", "b=;x", "c=2"]),
+    ],
+)
+def test_overrides_are_split_as_hydra_reads_them(text: str, parts: list[str]) -> None:
+    assert split_overrides(text) == parts
+
+
 def test_flattened_configs_have_dotted_names() -> None:
     assert dict(flatten({"a": {"b": 1, "c": [2]}, "d": 3})) == {"a.b": 1, "a.c": [2], "d": 3}
 

@@ -1,10 +1,13 @@
 """The registry finds, verifies and refuses; nothing here needs the network."""
 
+import contextlib
 import http.server
 import re
+import socket
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from dataclasses import replace
 
@@ -25,6 +28,7 @@ def registry(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "DATASETS", {"one": one})
     monkeypatch.setenv("PAPERLAB_DATA", str(tmp_path / "mirror"))
     monkeypatch.setenv("PAPERLAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv(data.UNREACHED, "")  # what a test fails to download is forgotten after it
     return tmp_path
 
 
@@ -58,22 +62,30 @@ def test_without_network_the_message_says_what_to_do_and_nothing_is_left(registr
     assert [path for path in (registry / "cache").rglob("*") if path.is_file()] == []
 
 
-@pytest.mark.parametrize("served,accepted", [(CONTENT, True), (b"something else", False)])
-def test_a_download_is_kept_only_with_the_right_digest(registry, monkeypatch, served, accepted):
+@contextlib.contextmanager
+def server(content):
+    """A web server on this machine; its port."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             self.send_response(200)
-            self.send_header("Content-Length", str(len(served)))
+            self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            self.wfile.write(served)
+            self.wfile.write(content)
 
         def log_message(self, *_):
             pass
 
-    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        here = replace(data.DATASETS["one"], url=f"http://127.0.0.1:{server.server_port}/one.csv")
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as serving:
+        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        yield serving.server_port
+        serving.shutdown()
+
+
+@pytest.mark.parametrize("served,accepted", [(CONTENT, True), (b"something else", False)])
+def test_a_download_is_kept_only_with_the_right_digest(registry, monkeypatch, served, accepted):
+    with server(served) as port:
+        here = replace(data.DATASETS["one"], url=f"http://127.0.0.1:{port}/one.csv")
         monkeypatch.setattr(data, "DATASETS", {"one": here})
         if accepted:
             assert data.fetch("one").read_bytes() == CONTENT
@@ -82,7 +94,80 @@ def test_a_download_is_kept_only_with_the_right_digest(registry, monkeypatch, se
             with pytest.raises(data.DataError):
                 data.fetch("one")
             assert data.find("one") is None
-        server.shutdown()
+
+
+# --- no network -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tries(registry, monkeypatch):
+    """Three data sets on two hosts that are not there; the hosts that were asked."""
+    import requests
+
+    one, asked = data.DATASETS["one"], []
+    addresses = {"one": "https://a.example/1", "two": "https://a.example/2", "three": "https://b.example/3"}
+    monkeypatch.setattr(
+        data, "DATASETS", {name: replace(one, mirror=name, url=url) for name, url in addresses.items()}
+    )
+
+    def head(address, timeout):
+        asked.append(address)
+        raise requests.ConnectionError
+
+    monkeypatch.setattr(requests, "head", head)
+    return asked
+
+
+def test_what_could_not_be_downloaded_is_tried_once(tries):
+    for name in ("one", "one", "two", "three", "three"):
+        with pytest.raises(data.DataError, match="could not be downloaded"):
+            data.fetch(name)
+    assert tries == ["https://a.example", "https://b.example"]
+    assert data.missing(["three", "one"]) == ["three", "one"]
+    with pytest.raises(data.DataError, match="a.example does not answer"):
+        data.fetch("one", patient=True)  # as `make data` asks
+    assert tries == ["https://a.example", "https://b.example", "https://a.example"]
+
+
+def test_processes_started_later_know_what_could_not_be_downloaded(tries):
+    with pytest.raises(data.DataError):
+        data.fetch("one")
+    code = "import os; print(os.environ['PAPERLAB_UNREACHED'])"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert told.split() == ["//a.example", "one"]
+
+
+def test_a_host_that_says_nothing_costs_seconds_once(registry, monkeypatch):
+    monkeypatch.setattr(data, "SECONDS_TO_ANSWER", 0.2)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()  # connections are taken, and nothing is ever answered
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        one = data.DATASETS["one"]
+        here = {name: replace(one, mirror=name, url=f"{address}/{name}") for name in ("one", "two")}
+        monkeypatch.setattr(data, "DATASETS", here)
+        clock = time.monotonic()
+        for name in ("one", "two", "one"):
+            with pytest.raises(data.DataError, match="does not answer|tried before"):
+                data.fetch(name)
+        assert time.monotonic() - clock < 5
+
+
+def test_a_table_says_what_is_missing_and_nothing_where_all_is_there(registry):
+    assert data.stand_in_line(["one"]) == "data: stand-in for one (not reachable)"
+    put(registry / "mirror/papers/one.csv", b"of another digest")
+    assert data.missing(["one"]) == ["one"]
+    put(registry / "mirror/papers/one.csv")
+    assert data.missing(["one"]) == [] and data.stand_in_line(["one"]) == data.stand_in_line([]) == ""
+
+
+def test_a_download_says_nothing(registry, monkeypatch, capfd):
+    with server(b"something else") as port:
+        here = replace(data.DATASETS["one"], url=f"http://127.0.0.1:{port}/one.csv")
+        monkeypatch.setattr(data, "DATASETS", {"one": here})
+        with pytest.raises(data.DataError):
+            data.fetch("one")
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_wrong_digest_names_the_command_that_fetches(registry):
