@@ -5,6 +5,7 @@ knob (ipywidgets' interact) is what it showed when the notebook ran: its setting
 """
 
 import html
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ from jinja2 import pass_context
 from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+
+from common.lab.surroundings import CODE, around
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 STATE = "application/vnd.jupyter.widget-state+json"
@@ -31,7 +34,10 @@ TEMPLATE = """
 
 def write_page(folder: Path) -> None:
     """notebook.html beside notebook.ipynb."""
-    with warnings.catch_warnings():
+    with (
+        warnings.catch_warnings(),
+        around(CODE, {"JUPYTER_DATA_DIR": str(folder)}),
+    ):  # no templates of the user's
         warnings.simplefilter("ignore")
         notebook = nbformat.read(folder / "notebook.ipynb", as_version=4)
         still(notebook)
@@ -42,11 +48,12 @@ def write_page(folder: Path) -> None:
 
 
 def mathml(latex: str, display: bool = False) -> str:
-    """A formula as MathML; its source, as code, where it is no formula that the converter knows."""
+    """A formula as MathML; its source, as code, where the converter does not know all of it."""
     try:
-        return str(convert(latex.strip(), display="block" if display else "inline"))
+        drawn = str(convert(latex.strip(), display="block" if display else "inline"))
     except Exception:  # of whatever kind: the page goes on
-        return f"<code>{html.escape(latex)}</code>"
+        drawn = "\\unknown"
+    return f"<code>{html.escape(latex)}</code>" if re.search(r"\\[a-zA-Z]", drawn) else drawn
 
 
 class _Renderer(IPythonRenderer):
@@ -114,22 +121,24 @@ def _walk(model: str, kept: Mapping[str, Any], settings: list[str], shown: list[
         return
     state = known["state"]
     shown += [nbformat.from_dict(output) for output in state.get("outputs", ())]
-    setting = _setting(state)
-    if setting is not None and known["model_name"] not in ("HTMLModel", "LabelModel", "HTMLMathModel"):
-        settings.append(f"{state.get('description') or 'setting'} {setting}".replace(": ", " "))
+    setting = _setting(known["model_name"], state)
+    if setting is not None:
+        settings.append(f"{(state.get('description') or 'setting').rstrip(' :')} {setting}")
     for child in state.get("children", ()):
         _walk(str(child).removeprefix("IPY_MODEL_"), kept, settings, shown, depth - 1)
 
 
-def _setting(state: Mapping[str, Any]) -> str | None:
-    """The value of a control as its reader sees it; None of what has none."""
-    labels, index = state.get("_options_labels"), state.get("index")
+def _setting(model: str, state: Mapping[str, Any]) -> str | None:
+    """The value of a control as its reader sees it; None of what is no control."""
+    if model in ("HTMLModel", "LabelModel", "HTMLMathModel"):
+        return None
+    value, labels = state.get("value"), state.get("_options_labels")
     if labels is not None:
+        index: Any = state.get("index")
         chosen = index if isinstance(index, (list, tuple)) else [] if index is None else [index]
-        return " to ".join(str(labels[i]) for i in chosen) or "none"
-    value = state.get("value")
+        value = [labels[i] for i in chosen]
     if isinstance(value, (list, tuple)):
-        return " to ".join(map(str, value))
+        return (" to " if "Range" in model else ", ").join(map(str, value)) or "none"
     return None if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 

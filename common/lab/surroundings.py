@@ -153,7 +153,9 @@ def neutral() -> str:
     wanted = clean(os.environ)
     _become(wanted | {name: value for name, value in os.environ.items() if _KERNELS.fullmatch(name)})
     time.tzset()
-    for kept in [kept for kept in warnings.filters if kept[0] == "error"]:
+    for kept in [
+        kept for kept in warnings.filters if kept[0] == "error" and kept[2].__module__ == "builtins"
+    ]:
         warnings.filters.remove(kept)  # type: ignore[attr-defined]
     with contextlib.suppress(locale.Error):
         locale.setlocale(locale.LC_NUMERIC, "C")
