@@ -64,7 +64,7 @@ def test_what_is_typed_arrives_and_is_not_run(checkout: Path, typed: str) -> Non
         ["ui", "--port", typed],
     ):
         assert ["-m", "common.lab", *expected] in calls
-    assert calls[-1] == ["-m", "common.hardware.profile_gpu", typed]
+    assert calls[-1] == ["-m", "common.serving.profile_gpu", typed]
 
 
 @pytest.mark.parametrize("typed", TYPED[:2])
