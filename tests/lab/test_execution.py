@@ -21,7 +21,8 @@ from tests.lab.toy import notebook, write, write_project
 CELLS = [
     ("code", "parameters", 'profile = "smoke"\noverrides = []'),
     ("markdown", "", "# The toy\n\nWith $x_i^2$ and\n\n$$\\frac{a}{b} = \\max_j m_j$$\n\nit costs \\$5."),
-    ("code", "", "1 + 1\nimport json, locale, os, sys, time, warnings\nimport numpy, matplotlib.pyplot as plt"),
+    ("code", "", "1 + 1\nimport json, locale, os, sys, time, warnings\nimport numpy, matplotlib.pyplot as plt\n"
+     "from common.lab.surroundings import neutral"),
     (
         "code",
         "",
@@ -30,7 +31,7 @@ CELLS = [
         " 'zone': time.tzname[0], 'locale': locale.localeconv()['decimal_point'],"
         " 'errors': [kept[2].__name__ for kept in warnings.filters if kept[0] == 'error'"
         " and kept[2].__module__ == 'builtins'],"
-        " 'path': [place for place in sys.path if 'mine' in place]}))",
+        " 'path': [place for place in sys.path if 'mine' in place], 'said': neutral()}))",
     ),
     (
         "code",
@@ -124,6 +125,7 @@ def test_nothing_that_the_user_has_set_up_is_seen_in_the_kernel(outputs: list[li
         "locale": ".",
         "errors": [],
         "path": [],
+        "said": "",
     }
 
 
