@@ -129,11 +129,12 @@ def _assess(
     if dependent:
         ours = replace(ours, verdict="inconclusive", reason=f"depends on {', '.join(dependent)}")
 
-    def control(name: str) -> ArmRecord | None:
-        drawn = name if name in under else name + DRAWN
-        if drawn not in under:
+    def control(name: str, placebo: bool = False) -> ArmRecord | None:
+        names = (name + DRAWN, name) if placebo else (name, name + DRAWN)
+        drawn = next((one for one in names if one in under), None)
+        if drawn is None:
             return None
-        outcome, left = control_outcome(claim, card.controls[name], ours, under[drawn])
+        outcome, left = control_outcome(claim, card.controls[name], ours, under[drawn], placebo)
         return arm_record(drawn, under[drawn], outcome, left)
 
     revived = None
@@ -167,7 +168,7 @@ def _assess(
         recordings=max(1, len(hours)) if claim.reads_a_clock else 1,
         control=control(claim.control),
         also=[arm for name in claim.also if (arm := control(name)) is not None],
-        placebo=control(claim.placebo) if isinstance(claim.placebo, str) else None,
+        placebo=control(claim.placebo, placebo=True) if isinstance(claim.placebo, str) else None,
         revived_by=revived,
         because=quoted(claim.because, composed),
         revised=[revision.field for revision in claim.revised],
