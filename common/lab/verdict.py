@@ -161,9 +161,7 @@ def _of_parity(claim: Claim, a: float, b: float) -> Name:
     if -margin - SLACK <= a and b <= margin + SLACK:
         return "reproduced"
     above, below = a > margin, b < -margin
-    up = claim.better == "higher" or isinstance(
-        claim.no_effect, Baseline
-    )  # over a baseline's, more is better
+    up = claim.better == "higher" or isinstance(claim.no_effect, Baseline)  # ours over theirs: more is better
     better, worse = (above, below) if up else (below, above)
     return "stronger" if better else "contradicted" if worse else "inconclusive"
 
