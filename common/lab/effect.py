@@ -189,24 +189,26 @@ def _over(claim: Claim, ours: float, theirs: float | None) -> float:
 def elsewhere(claim: Claim, tree: Mapping[str, object], seen: Observations) -> dict[str, dict[str, object]]:
     """The operating point as {name: {paper, ours, off}}; `off` where ours differs by over a factor of two, or in word.
 
-    tree: the config as plain values. A point whose metric was not observed, or whose field is not there, has ours None
-    and is off.
+    tree: the config as plain values. LabError for a field that is not there: a wrong key must not turn a number into a
+    direction (nor may a metric that was not observed, which `floors_missed` tells).
     """
     return {
         name: {"paper": point.paper, "ours": ours, "off": not _near(point.paper, ours)}
         for name, point in claim.operating_point.items()
-        for ours in [_ours(point, tree, seen)]
+        for ours in [_ours(claim, point, tree, seen)]
     }
 
 
-def _ours(point: Point, tree: Mapping[str, object], seen: Observations) -> object:
+def _ours(claim: Claim, point: Point, tree: Mapping[str, object], seen: Observations) -> object:
     if point.metric is not None:
         values = seen.values(point.metric, **point.at)
         return math.fsum(values) / len(values) if values else None
     assert point.config is not None
     inside: object = tree
     for step in point.config.split("."):
-        inside = inside.get(step) if isinstance(inside, Mapping) else None
+        if not isinstance(inside, Mapping) or step not in inside:
+            raise LabError(f"claim {claim.id}: operating_point: the config has no {point.config}")
+        inside = inside[step]
     return inside
 
 
@@ -223,8 +225,12 @@ def _near(paper: object, ours: object) -> bool:
 
 
 def floors_missed(claim: Claim, seen: Observations) -> list[str]:
-    """Which of a claim's `requires` this run does not meet, each as a reason."""
-    missed = []
+    """Which of a claim's `requires` this run does not meet, and what of its operating point it did not observe."""
+    missed = [
+        f"{point.metric}, which decides it, was not observed"
+        for point in claim.operating_point.values()
+        if point.metric is not None and not seen.rows(point.metric, **point.at)
+    ]
     for name, bound in claim.requires.items():
         values = seen.values(name)
         low, high = bound if isinstance(bound, list) else (bound, math.inf)

@@ -180,8 +180,15 @@ def _over_recordings(
 ) -> Verdict:
     """The verdict of the means of all recordings, three at least; of this run alone, marked, where there are fewer.
 
-    The effects by which controls are compared stay this run's own, for both sides of it met the same moment.
+    The effects by which controls are compared stay this run's own, for both sides of it met the same moment. A maximum
+    stays this run's too: the means of recordings would each be the best of all settings, and the best of a few that
+    are worth nothing looks like a gain.
     """
+    if ours.settings > 1:
+        among = (
+            f"provisional: the best of {ours.settings} settings in one recording; more need one under `at`"
+        )
+        return replace(ours, marks=(*ours.marks, among))
     if len(hours) < RECORDINGS:
         count = max(1, len(hours))
         return replace(ours, marks=(*ours.marks, f"provisional: {count} of {RECORDINGS} recordings"))

@@ -45,6 +45,7 @@ class Verdict:
     effect_interval: tuple[float, float] | None = None
     half_width: float | None = None
     seeds_needed: int | None = None
+    settings: int = 1  # of a maximum: among how many it was the best
     judged_as: str = ""
     note: str = ""  # "deterministic", "one seed"
     reason: str = ""  # why it was not run, or what would decide it
@@ -68,7 +69,8 @@ def judge(claim: Claim, samples: Sequence[Sample], off: Mapping[str, object] | N
     verdict = _measured(claim, best, scale, confidence)
     a, b = verdict.effect_interval or (-math.inf, math.inf)
     named = _name(claim, verdict, a, b, direction=bool(off))
-    return _finished(claim, replace(verdict, verdict=named), off or {}, confidence)
+    verdict = replace(verdict, verdict=named, settings=len(samples))
+    return _finished(claim, verdict, off or {}, confidence)
 
 
 def _measured(claim: Claim, sample: Sample, scale: Scale, confidence: float) -> Verdict:

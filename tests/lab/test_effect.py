@@ -214,14 +214,22 @@ def test_operating_point_is_off_beyond_a_factor_of_two_or_by_another_word(
     paper: object, ours: object, off: bool
 ) -> None:
     of = claim(operating_point={"p": {"paper": paper, "config": "model.size"}})
-    tree = {} if ours is None else {"model": {"size": ours}}
+    tree = {"model": {"size": ours}}
     assert elsewhere(of, tree, Observations()) == {"p": {"paper": paper, "ours": ours, "off": off}}
 
 
 def test_operating_point_of_a_metric_is_its_mean_where_it_is_read() -> None:
     of = claim(operating_point={"p": {"paper": 10.0, "metric": "m", "at": {"model": "large"}}})
     assert elsewhere(of, {}, models())["p"] == {"paper": 10.0, "ours": 20.5, "off": True}
-    assert elsewhere(of, {}, Observations())["p"]["off"]
+
+
+def test_a_wrong_key_of_the_operating_point_makes_no_direction_of_a_number() -> None:
+    for field in ("size", "model.sise", "model.size.more"):
+        of = claim(operating_point={"p": {"paper": 4.0, "config": field}})
+        with pytest.raises(LabError, match=f"operating_point: the config has no {field}"):
+            elsewhere(of, {"model": {"size": 4.0}}, Observations())
+    of = claim(operating_point={"p": {"paper": 10.0, "metric": "m", "at": {"model": "huge"}}})
+    assert floors_missed(of, models()) == ["m, which decides it, was not observed"]
 
 
 def test_floors_name_what_was_missed() -> None:

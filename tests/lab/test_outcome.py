@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.lab.card import Claim, Control
+from common.lab.evaluate import _over_recordings
 from common.lab.outcome import DRAWS, control_outcome, depends_on, revival, sample_of_recordings
 from common.lab.verdict import Verdict, judge, not_run
 from tests.lab.claims import certain, claim, sample, seen, spread
@@ -273,3 +274,22 @@ def test_recordings_are_the_values_of_a_claim_that_reads_a_clock() -> None:
     assert found.values == (9.0, 10.0, 11.0) and found.half_width == pytest.approx(0.2484, abs=1e-3)
     assert found.verdict == "reproduced"
     assert judge(claim(), [sample_of_recordings({"2026-11-30T10": 10.0})]).verdict == "inconclusive"
+
+
+def test_a_maximum_over_settings_is_not_averaged_over_recordings() -> None:
+    """Each recording's best of four settings without effect: their means are surely above nothing."""
+    of = claim("up_to", evidence="measured")
+    best_of_each = {f"2026-11-30T{hour}": mean for hour, mean in ((10, 1.0), (11, 1.1), (12, 1.2))}
+    assert judge(of, [sample_of_recordings(best_of_each)], {"gpu": "another"}).verdict == "reproduced"
+    ours = judge(of, [sample([10 * x for x in spread(0.0, 0.5)])] * 4)
+    over = _over_recordings(of, ours, best_of_each, {})
+    assert over.verdict == ours.verdict and over.settings == 4
+    assert over.marks == ("provisional: the best of 4 settings in one recording; more need one under `at`",)
+
+
+def test_a_claim_on_a_clock_is_provisional_below_three_recordings() -> None:
+    of = claim(evidence="measured")
+    hours = {"2026-11-30T10": 9.0, "2026-11-30T14": 10.0}
+    assert _over_recordings(of, OURS, hours, {}).marks == ("provisional: 2 of 3 recordings",)
+    three = _over_recordings(of, OURS, {**hours, "2026-12-01T09": 11.0}, {})
+    assert (three.values, three.marks, three.effects) == ((9.0, 10.0, 11.0), (), OURS.effects)
