@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.judge import cases, intervals_before, main, missed, tally
+from benchmarks.judge import Rate, cases, intervals_before, main, missed, tally
 from common.stats.intervals import bootstrap_interval
 
 
@@ -52,10 +52,8 @@ def test_five_seeds_see_the_papers_effect_at_a_spread_of_a_tenth() -> None:
 
 
 def test_a_cell_above_its_target_is_named() -> None:
-    from benchmarks.judge import Rate
-
     case = cases()[0]
-    assert missed([(case, "none", {5: [Rate(30, 1000, 0.1)]})]) == []
-    assert missed([(case, "none", {5: [Rate(60, 1000, 0.1)]})]) == [
+    assert missed([(case, "none", {5: Rate(30, 1000, 0.1)})]) == []
+    assert missed([(case, "none", {5: Rate(60, 1000, 0.1)})]) == [
         "value, none, 5 seeds, spread 0.1: 6.0% of 1000"
     ]
