@@ -214,7 +214,9 @@ def _finished(claim: Claim, verdict: Verdict, off: Mapping[str, object], confide
         return values_needed(spread, width, SEEDS, confidence)
 
     deciding = _deciding_width(claim, verdict, judged_as)
-    needed = seeds(widest(claim) if judged_as in GAINS else deciding)
+    needed = seeds(widest(claim) if judged_as in GAINS else deciding)  # of a gain for width alone
+    if judged_as in GAINS and deciding is not None:
+        deciding = min(deciding, widest(claim))
     reason, marks = verdict.reason, list(verdict.marks)
     if off and kind in ("at_most", "exact"):
         reason = "another operating point, at which no number is judged"
