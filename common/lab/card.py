@@ -36,6 +36,7 @@ GAINS = (
     "at_least",
 )  # kinds judged on the effect: 0 is nothing, 1 the paper's number
 PUBLISHED = (*GAINS, "at_most", "exact")  # kinds that hold a number of the paper's
+SOURCED = (*PUBLISHED, "parity")  # kinds that name where a number or a margin is from
 LARGEST_TOLERANCE = 0.5
 TOLERANCE_WITHOUT_REASON = 0.25
 HEADLINES = (2, 6)  # how many claims of a card may be headline claims
@@ -97,7 +98,7 @@ class PaperValue(Strict):
                 raise ValueError(f"kind {self.kind} has no value: only the side of no_effect is judged")
         elif self.value is None:
             raise ValueError(f"kind {self.kind} needs a value")
-        if self.kind in PUBLISHED:
+        if self.kind in SOURCED:
             if not self.source.strip():
                 raise ValueError(
                     "source is missing: name the paper's version and the section, figure or table"
@@ -205,14 +206,18 @@ class Claim(Strict):
         if (kind, self.better) in (("at_least", "lower"), ("at_most", "higher")):
             raise ValueError(f"kind {kind} does not go with better: {self.better}")
         for name, kinds in (("least", ("direction",)), ("margin", ("parity",)), ("at", ("up_to",))):
-            if getattr(self, name) and kind not in kinds:
+            if getattr(self, name) not in (None, {}) and kind not in kinds:
                 raise ValueError(f"{name} belongs to kind {' or '.join(kinds)}, not to {kind}")
         if kind == "parity" and self.margin is None:
             raise ValueError(
                 "margin is missing: the spread within which nothing is lost, from the paper or a source"
             )
+        if self.left and kind not in (*GAINS, "direction"):
+            raise ValueError(f"left belongs to a gain or a direction, not to kind {kind}")
         if kind in (*GAINS, "direction", "parity"):
             self._check_no_effect()
+        elif isinstance(self.no_effect, Baseline) or self.paper.baseline is not None:
+            raise ValueError(f"no_effect: a metric and paper.baseline go with a gain, not with kind {kind}")
         for name, bound in self.requires.items():
             if isinstance(bound, list) and (len(bound) != 2 or bound[0] > bound[1]):
                 raise ValueError(f"requires.{name}: {bound} is no floor and no [low, high]")
@@ -233,6 +238,8 @@ class Claim(Strict):
                     "paper.baseline is missing: ours over the baseline's is judged against value over baseline; "
                     "without the paper's baseline it is a direction"
                 )
+            if kind in GAINS and min(paper.baseline or 0.0, paper.value or 0.0) <= 0:
+                raise ValueError("paper: value over baseline needs two numbers above 0")
             nothing = paper.baseline
         else:
             nothing = self.no_effect
@@ -240,6 +247,13 @@ class Claim(Strict):
                 raise ValueError("paper.baseline goes with no_effect: {metric: ...}")
         if self.left and not (self.better == "higher" and nothing is not None and nothing < 1):
             raise ValueError("left belongs to a score that is better higher and bounded at 1")
+        if self.least is not None:
+            start = 1.0 if isinstance(self.no_effect, Baseline) else self.no_effect
+            gain = self.better == "higher" or isinstance(self.no_effect, Baseline)
+            if not (self.least > start if gain else self.least < start):
+                raise ValueError(
+                    f"least {self.least:g} is no gain: no_effect is {start:g}, better {self.better}"
+                )
         worst = paper.low if self.better == "higher" else paper.high
         worst = paper.value if worst is None else worst
         if kind in GAINS and worst is not None and nothing is not None:

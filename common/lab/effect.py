@@ -17,6 +17,7 @@ from common.lab.errors import LabError
 from common.lab.runtime import Coordinate, Observation, Observations
 
 LEAST_LEFT = 1e-12  # of a score: one that leaves nothing counts as leaving so much
+FURTHEST = 300.0  # on a logarithm: what lies beyond is shown as this
 CAPPED = "capped"  # the coordinate of a ratio whose rival stands on a floor: the true one is larger
 
 
@@ -43,8 +44,10 @@ class Scale:
     left: bool = False
 
     def coordinate(self, value: float) -> float:
-        """Where means are taken. ValueError for a ratio that is not positive."""
+        """Where means are taken. ValueError for a ratio that is not positive, and for a score over 1."""
         if self.left:
+            if value > 1 + LEAST_LEFT:
+                raise ValueError(f"a score that is judged by what is left of it is at most 1, not {value:g}")
             return math.log((1 - self.nothing) / max(1 - value, LEAST_LEFT))
         if not self.logarithmic:
             return value
@@ -54,14 +57,26 @@ class Scale:
 
     def effect(self, coordinate: float) -> float:
         if self.left or self.logarithmic:
-            return math.expm1(min(coordinate, 700.0)) / self.unit
+            return math.expm1(min(coordinate, FURTHEST)) / self.unit
         return (coordinate - self.nothing) / self.unit
 
     def value(self, coordinate: float) -> float:
         """The metric's value again."""
-        if self.left:
-            return 1 - (1 - self.nothing) / math.exp(coordinate)
-        return math.exp(min(coordinate, 700.0)) if self.logarithmic else coordinate
+        if not (self.left or self.logarithmic):
+            return coordinate
+        factor = math.exp(max(-FURTHEST, min(coordinate, FURTHEST)))
+        return 1 - (1 - self.nothing) / factor if self.left else factor
+
+    def step(self, coordinate: float, resolution: float, relative: bool) -> tuple[float, float]:
+        """Half a step of the metric to each side of a coordinate; the step is the metric's own, or relative to it."""
+        if self.logarithmic:
+            half = math.log1p(resolution) / 2
+        elif self.left:
+            value = self.value(coordinate)
+            return self.coordinate(value - resolution / 2), self.coordinate(min(1.0, value + resolution / 2))
+        else:
+            half = resolution / 2 * (abs(coordinate) if relative else 1.0)
+        return coordinate - half, coordinate + half
 
     def effects(self, sample: Sample) -> tuple[float, ...]:
         """The effect of each value."""
@@ -123,19 +138,29 @@ def settings(claim: Claim, seen: Observations, seeds: Sequence[int] = ()) -> lis
 
 def _sample(claim: Claim, rows: list[Observation], seen: Observations, seeds: Sequence[int]) -> Sample:
     ours = _by_seed(claim, claim.metric, rows)
+    capped = sum(bool(row.at.get(CAPPED)) for row in rows)
     if None not in ours and not set(seeds) <= set(ours):
         raise LabError(
             f"claim {claim.id}: metric {claim.metric} has {len(ours)} of {len(seeds)} seeds; it needs a row for each"
         )
     if isinstance(claim.no_effect, Baseline):
-        name = claim.no_effect.metric
-        theirs = _by_seed(claim, name, seen.rows(name))
+        baseline = _at_the_same(rows[0], seen.rows(claim.no_effect.metric))
+        theirs = _by_seed(claim, claim.no_effect.metric, baseline)
+        capped = max(capped, sum(bool(row.at.get(CAPPED)) for row in baseline))
         ours = {seed: _over(claim, value, theirs.get(seed, theirs.get(None))) for seed, value in ours.items()}
     values = tuple(ours.values())
     if not all(math.isfinite(value) for value in values):
         raise ValueError(f"claim {claim.id}: a verdict needs finite values, not {list(values)}")
-    capped = sum(bool(row.at.get(CAPPED)) for row in rows)
     return Sample(values, tuple(seed for seed in ours if seed is not None), capped)
+
+
+def _at_the_same(ours: Observation, rows: list[Observation]) -> list[Observation]:
+    """The baseline's rows at the coordinates of ours, where they have them."""
+    return [
+        row
+        for row in rows
+        if all(key == CAPPED or row.at.get(key, value) == value for key, value in ours.at.items())
+    ]
 
 
 def _by_seed(claim: Claim, metric: str, rows: list[Observation]) -> dict[int | None, float]:
@@ -149,7 +174,8 @@ def _by_seed(claim: Claim, metric: str, rows: list[Observation]) -> dict[int | N
         values[row.seed] = row.value
     if None in values and len(values) > 1:
         raise LabError(f"claim {claim.id}: metric {metric} has rows with a seed and rows without")
-    return values
+    # by seed, not by appearance: a control is compared with ours pair by pair
+    return values if None in values else dict(sorted(values.items(), key=lambda one: one[0] or 0))
 
 
 def _over(claim: Claim, ours: float, theirs: float | None) -> float:
@@ -163,24 +189,26 @@ def _over(claim: Claim, ours: float, theirs: float | None) -> float:
 def elsewhere(claim: Claim, tree: Mapping[str, object], seen: Observations) -> dict[str, dict[str, object]]:
     """The operating point as {name: {paper, ours, off}}; `off` where ours differs by over a factor of two, or in word.
 
-    tree: the config as plain values. A point whose metric was not observed, or whose field is not there, has ours None
-    and is off.
+    tree: the config as plain values. LabError for a field that is not there: a wrong key must not turn a number into a
+    direction (nor may a metric that was not observed, which `floors_missed` tells).
     """
     return {
         name: {"paper": point.paper, "ours": ours, "off": not _near(point.paper, ours)}
         for name, point in claim.operating_point.items()
-        for ours in [_ours(point, tree, seen)]
+        for ours in [_ours(claim, point, tree, seen)]
     }
 
 
-def _ours(point: Point, tree: Mapping[str, object], seen: Observations) -> object:
+def _ours(claim: Claim, point: Point, tree: Mapping[str, object], seen: Observations) -> object:
     if point.metric is not None:
         values = seen.values(point.metric, **point.at)
         return math.fsum(values) / len(values) if values else None
     assert point.config is not None
     inside: object = tree
     for step in point.config.split("."):
-        inside = inside.get(step) if isinstance(inside, Mapping) else None
+        if not isinstance(inside, Mapping) or step not in inside:
+            raise LabError(f"claim {claim.id}: operating_point: the config has no {point.config}")
+        inside = inside[step]
     return inside
 
 
@@ -197,8 +225,12 @@ def _near(paper: object, ours: object) -> bool:
 
 
 def floors_missed(claim: Claim, seen: Observations) -> list[str]:
-    """Which of a claim's `requires` this run does not meet, each as a reason."""
-    missed = []
+    """Which of a claim's `requires` this run does not meet, and what of its operating point it did not observe."""
+    missed = [
+        f"{point.metric}, which decides it, was not observed"
+        for point in claim.operating_point.values()
+        if point.metric is not None and not seen.rows(point.metric, **point.at)
+    ]
     for name, bound in claim.requires.items():
         values = seen.values(name)
         low, high = bound if isinstance(bound, list) else (bound, math.inf)

@@ -129,11 +129,12 @@ def _assess(
     if dependent:
         ours = replace(ours, verdict="inconclusive", reason=f"depends on {', '.join(dependent)}")
 
-    def control(name: str) -> ArmRecord | None:
-        drawn = name if name in under else name + DRAWN
-        if drawn not in under:
+    def control(name: str, placebo: bool = False) -> ArmRecord | None:
+        names = (name + DRAWN, name) if placebo else (name, name + DRAWN)
+        drawn = next((one for one in names if one in under), None)
+        if drawn is None:
             return None
-        outcome, left = control_outcome(claim, card.controls[name], ours, under[drawn])
+        outcome, left = control_outcome(claim, card.controls[name], ours, under[drawn], placebo)
         return arm_record(drawn, under[drawn], outcome, left)
 
     revived = None
@@ -167,7 +168,7 @@ def _assess(
         recordings=max(1, len(hours)) if claim.reads_a_clock else 1,
         control=control(claim.control),
         also=[arm for name in claim.also if (arm := control(name)) is not None],
-        placebo=control(claim.placebo) if isinstance(claim.placebo, str) else None,
+        placebo=control(claim.placebo, placebo=True) if isinstance(claim.placebo, str) else None,
         revived_by=revived,
         because=quoted(claim.because, composed),
         revised=[revision.field for revision in claim.revised],
@@ -179,8 +180,15 @@ def _over_recordings(
 ) -> Verdict:
     """The verdict of the means of all recordings, three at least; of this run alone, marked, where there are fewer.
 
-    The effects by which controls are compared stay this run's own, for both sides of it met the same moment.
+    The effects by which controls are compared stay this run's own, for both sides of it met the same moment. A maximum
+    stays this run's too: the means of recordings would each be the best of all settings, and the best of a few that
+    are worth nothing looks like a gain.
     """
+    if ours.settings > 1:
+        among = (
+            f"provisional: the best of {ours.settings} settings in one recording; more need one under `at`"
+        )
+        return replace(ours, marks=(*ours.marks, among))
     if len(hours) < RECORDINGS:
         count = max(1, len(hours))
         return replace(ours, marks=(*ours.marks, f"provisional: {count} of {RECORDINGS} recordings"))

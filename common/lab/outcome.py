@@ -3,8 +3,8 @@
 import math
 from collections.abc import Mapping
 
-from common.lab.card import GAINS, Claim, Control, Outcome
-from common.lab.effect import Sample
+from common.lab.card import GAINS, Baseline, Claim, Control, Outcome
+from common.lab.effect import Sample, on_effect
 from common.lab.verdict import UPHELD, Verdict, band
 
 QUARTER, HALF = 0.25, 0.5  # of our effect that a control may leave
@@ -13,12 +13,12 @@ DRAWS = 19  # of a placebo, for a claim without chance: one in twenty is ours if
 
 
 def control_outcome(
-    claim: Claim, control: Control, ours: Verdict, theirs: Verdict
+    claim: Claim, control: Control, ours: Verdict, theirs: Verdict, placebo: bool = False
 ) -> tuple[Outcome, float | None]:
     """What a control did to a claim, and the share of our effect that is left under it (of a cost or count: None).
 
-    Compared seed by seed where both have the same seeds. The 19 draws of a placebo, for a claim without chance, break
-    it where none reaches ours and at most a quarter is left on average.
+    Compared seed by seed where both have the same seeds. A placebo of a claim without chance takes 19 draws, none of
+    which may reach ours. Nothing can be said where this run itself saw no effect (a verdict over recordings may).
     """
     if ours.verdict not in UPHELD:
         return "nothing to break", None
@@ -31,8 +31,10 @@ def control_outcome(
     under, own = theirs.effects, ours.effects
     if all(abs(x) <= NOTHING for x in under):
         return "identity", 0.0
+    if _mean(own) <= NOTHING:
+        return "could not tell", None
     left = _mean(under) / _mean(own)
-    surely = _surely_less_than_half(ours, theirs)
+    surely = _surely_less_than_half(ours, theirs) and not (placebo and _may_be_a_draw(ours, theirs))
     if surely and (left <= QUARTER or control.partial):
         return "breaks it", left
     return ("does not break it" if left > HALF else "could not tell"), left
@@ -43,23 +45,30 @@ def _surely_less_than_half(ours: Verdict, theirs: Verdict) -> bool:
     from common.stats.student import difference_below, student_interval
 
     under, own = theirs.effects, ours.effects
-    certain = ours.note == "deterministic"
-    if certain and theirs.note == "deterministic":
-        return under[0] < HALF * own[0]
-    if certain:
-        return len(under) >= DRAWS and max(under) < own[0]
     if len(under) == len(own) > 1:
         return difference_below(under, own, HALF)
-    if len(own) > 1:  # theirs without chance, or on other seeds: ours alone is uncertain
-        return _mean(under) < HALF * student_interval(own)[0]
-    return False
+    # one of them without chance, or on other seeds: each by its own interval
+    highest = under[0] if theirs.note == "deterministic" else student_interval(under)[1]
+    lowest = own[0] if ours.note == "deterministic" else student_interval(own)[0]
+    return highest < HALF * lowest
+
+
+def _may_be_a_draw(ours: Verdict, placebo: Verdict) -> bool:
+    """Whether a result without chance could be one of the placebo's: too few draws, or one that reaches it."""
+    if ours.note != "deterministic":
+        return False
+    own = ours.effects[0]
+    return len(placebo.effects) < DRAWS or max(placebo.effects) >= own - NOTHING * max(1.0, abs(own))
 
 
 def revival(claim: Claim, ours: Verdict, under: Verdict) -> str:
-    """What became of an explanation under the setting that tests it: revived, in part, refuted, or not run."""
+    """What became of an explanation under the setting that tests it: revived, in part, refuted, or not run.
+
+    A number that is judged as a direction under the setting (another operating point) is revived in part at most.
+    """
     if under.verdict == "not run":
         return "not run"
-    if under.verdict == "reproduced":
+    if under.verdict == "reproduced" and under.judged_as in (claim.paper.kind, ours.judged_as):
         return "revived"
     ours_gap, gap = _gap(claim, ours), _gap(claim, under)
     if ours_gap is not None and gap is not None and gap <= ours_gap / 2:
@@ -80,10 +89,11 @@ def depends_on(claim: Claim, ours: Verdict, ends: Mapping[str, Verdict]) -> list
     """The free ends ("alpha=0.1") at which the mean crosses no_effect or an edge of the band, or nothing was seen."""
     if ours.verdict in ("not run", "inconclusive"):
         return []
-    return [end for end, there in ends.items() if _side(claim, there) != _side(claim, ours)]
+    here = _side(claim, ours, ours.judged_as)
+    return [end for end, there in ends.items() if _side(claim, there, ours.judged_as) != here]
 
 
-def _side(claim: Claim, verdict: Verdict) -> tuple[object, ...]:
+def _side(claim: Claim, verdict: Verdict, judged_as: str) -> tuple[object, ...]:
     """Which side of each line that decides a mean lies on."""
     if verdict.mean is None:
         return ("not seen",)
@@ -91,10 +101,15 @@ def _side(claim: Claim, verdict: Verdict) -> tuple[object, ...]:
     if kind == "at_most":
         assert claim.paper.value is not None
         return (verdict.mean <= claim.paper.value + NOTHING,)
+    if kind == "parity":
+        assert claim.margin is not None and claim.no_effect is not None
+        nothing = 1.0 if isinstance(claim.no_effect, Baseline) else claim.no_effect
+        return tuple(side * (verdict.mean - nothing) > claim.margin + NOTHING for side in (1, -1))
     if m is None:
         return (verdict.verdict,)
-    if verdict.judged_as == "direction":
-        return (m > NOTHING, m < -NOTHING)
+    if judged_as == "direction":
+        least = on_effect(claim, claim.least) if claim.least is not None else 0.0
+        return (m > NOTHING, m < -NOTHING, m > least + NOTHING)
     low, high = band(claim)
     return (m > NOTHING, m < -NOTHING, m < low - NOTHING, m > high + NOTHING)
 

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from common.lab.card import BANDED, GAINS, Claim
+from common.lab.card import BANDED, GAINS, PUBLISHED, Baseline, Claim
 from common.lab.effect import Sample, Scale, on_effect, scale_of
 
 Name = Literal["reproduced", "stronger", "weaker", "absent", "inconclusive", "contradicted", "not run"]
@@ -29,6 +29,7 @@ SLACK = 1e-9  # a ratio of equal sums may differ from 1 by rounding
 SEEDS = 5  # the fewest that anything random is recorded with
 WIDEST_BOUND = 0.5  # half-width of the effect under a bound or a direction
 WIDEST_RANGE = 0.25  # of a range that is narrower itself
+COARSE = "as wide as a step of its metric"
 HARDLY = 0.1  # of the paper's cost: below it the cost is hardly modelled
 
 
@@ -44,6 +45,7 @@ class Verdict:
     effect_interval: tuple[float, float] | None = None
     half_width: float | None = None
     seeds_needed: int | None = None
+    settings: int = 1  # of a maximum: among how many it was the best
     judged_as: str = ""
     note: str = ""  # "deterministic", "one seed"
     reason: str = ""  # why it was not run, or what would decide it
@@ -67,7 +69,8 @@ def judge(claim: Claim, samples: Sequence[Sample], off: Mapping[str, object] | N
     verdict = _measured(claim, best, scale, confidence)
     a, b = verdict.effect_interval or (-math.inf, math.inf)
     named = _name(claim, verdict, a, b, direction=bool(off))
-    return _finished(claim, replace(verdict, verdict=named), off or {})
+    verdict = replace(verdict, verdict=named, settings=len(samples))
+    return _finished(claim, verdict, off or {}, confidence)
 
 
 def _measured(claim: Claim, sample: Sample, scale: Scale, confidence: float) -> Verdict:
@@ -77,9 +80,11 @@ def _measured(claim: Claim, sample: Sample, scale: Scale, confidence: float) -> 
     at = [scale.coordinate(value) for value in sample.values]
     mean = _mean(at)
     low, high = (mean, mean) if sample.deterministic else student_interval(at, confidence)
+    coarse = False
     if claim.resolution:
-        half = math.log1p(claim.resolution) / 2 if scale.logarithmic else claim.resolution / 2
-        low, high = min(low, mean - half), max(high, mean + half)
+        down, up = scale.step(mean, claim.resolution, relative=claim.paper.unit == "ratio")
+        coarse = down < low or high < up
+        low, high = min(low, down), max(high, up)
     seen = math.isfinite(low)
     a, b = sorted((scale.effect(low), scale.effect(high))) if seen else (-math.inf, math.inf)
     marks = (
@@ -87,6 +92,7 @@ def _measured(claim: Claim, sample: Sample, scale: Scale, confidence: float) -> 
         if sample.capped
         else []
     )
+    marks += [COARSE] if coarse else []
     values = sorted((scale.value(low), scale.value(high))) if seen else None
     return Verdict(
         "inconclusive",
@@ -110,6 +116,8 @@ def _name(claim: Claim, seen: Verdict, a: float, b: float, direction: bool) -> N
     kind = claim.paper.kind
     m = seen.effect
     assert m is not None
+    if direction and kind in ("exact", "at_most"):
+        return "inconclusive"
     if kind in ("exact", "invariant"):
         assert claim.paper.value is not None
         near = (math.isclose(value, claim.paper.value, rel_tol=SLACK, abs_tol=SLACK) for value in seen.values)
@@ -117,7 +125,7 @@ def _name(claim: Claim, seen: Verdict, a: float, b: float, direction: bool) -> N
     if kind == "at_most":
         bound = claim.paper.value
         assert bound is not None
-        return "inconclusive" if direction else _of_cost(bound, a, b)
+        return _of_cost(bound, a, b)
     if kind == "parity":
         return _of_parity(claim, a, b)
     if kind == "direction" or direction:
@@ -154,7 +162,9 @@ def _of_parity(claim: Claim, a: float, b: float) -> Name:
     margin = claim.margin or 0.0
     if -margin - SLACK <= a and b <= margin + SLACK:
         return "reproduced"
-    better, worse = (a > margin, b < -margin) if claim.better == "higher" else (b < -margin, a > margin)
+    above, below = a > margin, b < -margin
+    up = claim.better == "higher" or isinstance(claim.no_effect, Baseline)  # ours over theirs: more is better
+    better, worse = (above, below) if up else (below, above)
     return "stronger" if better else "contradicted" if worse else "inconclusive"
 
 
@@ -188,24 +198,30 @@ def widest(claim: Claim) -> float:
     return claim.tolerance or 0.0 if claim.paper.kind in BANDED else WIDEST_BOUND
 
 
-def _finished(claim: Claim, verdict: Verdict, off: Mapping[str, object]) -> Verdict:
+def _finished(claim: Claim, verdict: Verdict, off: Mapping[str, object], confidence: float) -> Verdict:
     """With what it was judged as, how many seeds it takes, and what would decide an inconclusive one."""
     from common.stats.student import quantile, values_needed
 
     kind = claim.paper.kind
-    numeric = kind in (*GAINS, "at_most")
-    judged_as = "direction" if numeric and off else kind
-    needed = None
+    judged_as = "direction" if kind in PUBLISHED and off else kind
     n = len(verdict.values)
-    target = _width_to_reach(claim, verdict, judged_as)
     random = verdict.note != "deterministic" and kind not in ("exact", "invariant")
-    if random and n > 1 and verdict.half_width is not None and target is not None:
-        needed = values_needed(verdict.half_width * math.sqrt(n) / quantile(n), target)
+
+    def seeds(width: float | None) -> int | None:
+        if not random or n == 1 or verdict.half_width is None or width is None:
+            return None
+        spread = verdict.half_width * math.sqrt(n) / quantile(n, confidence)
+        return values_needed(spread, width, SEEDS, confidence)
+
+    deciding = _deciding_width(claim, verdict, judged_as)
+    needed = seeds(widest(claim) if judged_as in GAINS else deciding)  # of a gain for width alone
+    if judged_as in GAINS and deciding is not None:
+        deciding = min(deciding, widest(claim))
     reason, marks = verdict.reason, list(verdict.marks)
-    if numeric and off and kind == "at_most":
+    if off and kind in ("at_most", "exact"):
         reason = "another operating point, at which no number is judged"
     elif verdict.verdict == "inconclusive":
-        reason = _what_would_decide(verdict, n, needed, random)
+        reason = _what_would_decide(verdict, n, seeds(deciding), random)
     if kind == "at_most" and verdict.verdict == "reproduced" and _hardly_modelled(claim, verdict):
         marks.append("cost hardly modelled")
     effect = verdict.effect if kind in (*GAINS, "direction") else None
@@ -220,10 +236,11 @@ def _finished(claim: Claim, verdict: Verdict, off: Mapping[str, object]) -> Verd
     )
 
 
-def _width_to_reach(claim: Claim, verdict: Verdict, judged_as: str) -> float | None:
-    """The half-width at which this claim is decided, on its effect."""
+def _deciding_width(claim: Claim, verdict: Verdict, judged_as: str) -> float | None:
+    """The half-width at which a claim with this mean is decided, on its effect."""
     m = verdict.effect
-    if m is None or judged_as in ("exact", "invariant"):
+    kind = claim.paper.kind
+    if m is None or kind in ("exact", "invariant") or (kind == "at_most" and judged_as != kind):
         return None
     if judged_as == "direction":
         least = on_effect(claim, claim.least) if claim.least is not None else 0.0
@@ -232,10 +249,17 @@ def _width_to_reach(claim: Claim, verdict: Verdict, judged_as: str) -> float | N
         return abs((claim.margin or 0.0) - abs(m))
     if judged_as == "at_most":
         return abs((claim.paper.value or 0.0) - m)
-    return widest(claim)
+    low, high = band(claim)
+    if low <= m <= high:
+        return min(widest(claim), m - low_number(claim) / 2)
+    if m > high:
+        return m - 1
+    return min(m, 1 - m) if m >= 0.25 else 0.5 - m  # weaker; or absent
 
 
 def _what_would_decide(verdict: Verdict, n: int, needed: int | None, random: bool) -> str:
+    if COARSE in verdict.marks:
+        return "needs a metric of finer steps"
     if not random:
         return (
             "nothing gained and nothing lost"

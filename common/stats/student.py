@@ -1,5 +1,6 @@
 """Student's t: the interval of a mean, and how many values an interval of a given width takes."""
 
+import bisect
 import functools
 import math
 from collections.abc import Sequence
@@ -17,17 +18,16 @@ def student_interval(values: Sequence[float] | np.ndarray, confidence: float = 0
     One value has no spread that could be seen: (-inf, inf). Raises ValueError for no values, for values that are not
     finite, and for a confidence outside (0, 1).
     """
-    sample = np.asarray(values, dtype=float)
-    if sample.ndim != 1 or sample.size == 0 or not np.all(np.isfinite(sample)):
+    if np.ndim(values) != 1 or len(values) == 0 or not all(math.isfinite(value) for value in values):
         raise ValueError(f"an interval needs one row of finite values, not {values!r}")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be between 0 and 1, not {confidence}")
-    mean = math.fsum(sample) / len(sample)
-    half = (
-        half_width(float(np.std(sample - mean, ddof=1)), len(sample), confidence)
-        if len(sample) > 1
-        else math.inf
-    )
+    n = len(values)
+    if n == 1:
+        return -math.inf, math.inf
+    mean = math.fsum(values) / n
+    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
+    half = half_width(spread, n, confidence)
     return mean - half, mean + half
 
 
@@ -42,22 +42,25 @@ def quantile(n: int, confidence: float = 0.95) -> float:
     return float(t.ppf((1 + confidence) / 2, n - 1))
 
 
-def values_needed(spread: float, half: float, least: int = 5) -> int | None:
+def values_needed(spread: float, half: float, least: int = 5, confidence: float = 0.95) -> int | None:
     """How many values with this standard deviation give an interval of at most `half` to each side.
 
     With a probability of 95%, for the spread of so many values varies too: a spread of 0.1, 0.25 and 0.5 needs 5, 10
     and 26 values for a half-width of 0.25. None where over a thousand are needed, or no number would do.
     """
-    if half <= 0:
+    if not half > 0:
         return None
-    for n in range(least, MOST + 1):
-        likely = spread * math.sqrt(float(chi2.ppf(ASSURANCE, n - 1)) / (n - 1))
-        if half_width(likely, n) <= half:
-            return n
-    return None
+    tried = range(least, MOST + 1)
+    first = bisect.bisect_left(tried, True, key=lambda n: spread * _likely_half_width(n, confidence) <= half)
+    return tried[first] if first < len(tried) else None
+
+
+@functools.lru_cache(maxsize=4096)
+def _likely_half_width(n: int, confidence: float) -> float:
+    """Half the width that the interval of n values with a spread of 1 has at most, with a probability of ASSURANCE."""
+    return half_width(math.sqrt(float(chi2.ppf(ASSURANCE, n - 1)) / (n - 1)), n, confidence)
 
 
 def difference_below(ours: Sequence[float], theirs: Sequence[float], factor: float) -> bool:
-    """Whether ours - factor * theirs is surely below zero, pair by pair; of a single pair, whether it is."""
-    differences = [a - factor * b for a, b in zip(ours, theirs, strict=True)]
-    return (differences[0] if len(differences) == 1 else student_interval(differences)[1]) < 0
+    """Whether ours - factor * theirs is surely below zero, pair by pair; of a single pair nothing is sure."""
+    return student_interval([a - factor * b for a, b in zip(ours, theirs, strict=True)])[1] < 0
