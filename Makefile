@@ -31,7 +31,7 @@ READY := $(VENV)/.stamp-core
 PAPER_ARGUMENTS = "$$PAPER" --profile "$$PROFILE" --set "$$SET"
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce falsify record sweep smoke scoreboard lab ui data new test config check gpu-profile bakeoff
+.PHONY: help reproduce falsify record refresh confirm abuse sweep smoke scoreboard lab ui data new test config check gpu-profile bakeoff
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -40,11 +40,20 @@ help: ## this list
 reproduce: paper-extras ## execute PAPER's notebook, judge its claims, write outputs/<slug>/
 	@$(LAB) reproduce $(PAPER_ARGUMENTS)
 
-falsify: paper-extras ## run every negative control of PAPER; fails unless each claim fails under its own
+falsify: paper-extras ## run every control, placebo, free end and setting; fails where one that broke its claim no longer does
 	@$(LAB) falsify $(PAPER_ARGUMENTS)
 
 record: paper-extras ## reproduce and falsify PAPER, write papers/<slug>/results.json (FROM=observations.json of a bare run)
 	@$(LAB) record $(PAPER_ARGUMENTS) --from "$$FROM"
+
+refresh: all-extras ## judge or record again what is stale (PAPER=, LAUNCHER=slurm); a value that moved is an error unless ACCEPT=1
+	@$(LAB) refresh $(if $(PAPER),"$$PAPER") --launcher "$$LAUNCHER"
+
+confirm: all-extras ## run PAPER (or PAPER=all) beside its record on this machine, kept in confirmations.json
+	@$(LAB) confirm $(if $(PAPER),"$$PAPER")
+
+abuse: all-extras ## odd values for every field of PAPER's config (all papers without PAPER=): refused in one line, or a sane run
+	@$(LAB) abuse $(if $(PAPER),"$$PAPER")
 
 sweep: paper-extras ## PAPER over lists of values: SET="paper.rate=1,2,4" LAUNCHER=joblib|slurm|local
 	@$(LAB) sweep $(PAPER_ARGUMENTS) --launcher "$$LAUNCHER"

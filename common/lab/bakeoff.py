@@ -32,10 +32,11 @@ from common.lab.config import HYDRA_VERSION, Composed, check_overrides, split_ov
 from common.lab.errors import LabError, nearest
 from common.lab.files import write_atomically
 from common.lab.machine import describe
+from common.lab.progress import show_progress
 from common.lab.project import Project
 from common.lab.runner import execute
 from common.lab.runtime import Observations, Runtime
-from common.lab.session import OUTPUT, save_figure, show_progress
+from common.lab.session import OUTPUT, save_figure
 from common.lab.tracking import TrackedRun
 from common.lab.typed import build, defaults, plain
 

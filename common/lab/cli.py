@@ -14,6 +14,7 @@ from pathlib import Path
 
 from common.lab.errors import LabError
 from common.lab.project import Project
+from common.lab.surroundings import forgive_streams
 
 ERROR, INTERRUPTED = 1, 130
 OPTIONAL = {  # commands in modules of their own: each offers arguments(parser) and run(project, arguments) -> int
@@ -28,6 +29,7 @@ Command = Callable[[Project, Arguments], int]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; its exit code."""
+    forgive_streams()
     chosen = list(sys.argv[1:] if arguments is None else arguments)
     try:
         parsed = _parser(chosen).parse_args(chosen)
@@ -171,7 +173,7 @@ def _data(project: Project, asked: Arguments) -> int:
     missing = 0
     for name in names:
         try:
-            print(f"{name}: {registry.fetch(name)}")  # type: ignore[union-attr]
+            print(f"{name}: {registry.fetch(name, patient=True)}")  # type: ignore[union-attr]
         except Exception as error:
             missing += 1
             _say(" ".join(str(error).split()), ERROR)

@@ -15,6 +15,7 @@ from common.lab.project import Project
 TABLES = ("*.csv", "*.json")
 # what is written from runs can't be part of what they rest on
 RECORDS = ("results*.json", "confirmations.json")
+CARRIERS = ("common/data/__init__.py",)  # the registry: a record names the sha256 of all data that it brought
 # of a syntax tree: types say nothing of what is computed, `kind` is the u of u"..."
 LEFT_OUT = ("annotation", "returns", "type_comment", "type_params", "kind", "ctx", "type_ignores", "simple")
 
@@ -22,12 +23,12 @@ LEFT_OUT = ("annotation", "returns", "type_comment", "type_params", "kind", "ctx
 def sources_digest(project: Project, slug: str) -> str:
     """sha256 over what a paper's experiment computes with: its package and the domains that it imports, and tables.
 
-    Of sources as they are parsed: comments, docstrings, annotations and layout don't count. common/lab, which only
-    carries what was computed, is no part of it.
+    Of sources as they are parsed: comments, docstrings, annotations and layout don't count. common/lab and the
+    registry of data sets, which only carry what is computed with and from, are no part of it.
     """
     digest = hashlib.sha256()
     for name, path in sorted(closure(project, slug).items()):
-        if name.startswith("common/lab/"):
+        if name.startswith("common/lab/") or name in CARRIERS:
             continue
         content = path.read_bytes()
         if path.suffix == ".py":

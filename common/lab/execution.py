@@ -13,8 +13,9 @@ from typing import Any
 from common.lab.config import Composed
 from common.lab.errors import LabError
 from common.lab.files import write_atomically
+from common.lab.progress import PROGRESS
 from common.lab.project import Project
-from common.lab.session import OUTPUT, PROGRESS
+from common.lab.session import OUTPUT
 from common.lab.staging import sockets_of
 from common.lab.surroundings import around
 

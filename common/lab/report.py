@@ -102,9 +102,9 @@ def stand_ins(card: Card) -> list[str]:
     """Data sets of the card that are not at hand: a run had a stand-in for them, or did without."""
     if not card.data:
         return []
-    from common.data import find
+    from common.data import missing
 
-    return [name for name in card.data if find(name) is None]
+    return missing(card.data)
 
 
 class Report:

@@ -19,13 +19,13 @@ from common.lab.config import Composed, compose
 from common.lab.confirmations import agreement_line, append, close
 from common.lab.errors import LabError
 from common.lab.evaluate import assess, make_record, measure
+from common.lab.progress import show_progress
 from common.lab.project import Project
 from common.lab.readme import write_page
 from common.lab.record import Record
 from common.lab.recording import check_recordable, judge_again, recorded, standing_record, state
 from common.lab.reuse import FRESH
-from common.lab.runner import Request, reproduce
-from common.lab.session import show_progress
+from common.lab.runner import Request, fetch_data, reproduce
 from common.lab.workers import environment
 
 BEYOND: tuple[Kind, ...] = ("placebo", "setting", "free")  # arms that `make reproduce` does not run
@@ -71,6 +71,7 @@ def falsified(project: Project, slug: str, profile: str, overrides: Sequence[str
     composed = compose(project, slug, profile, overrides)
     card = Card.load(project.card(slug))
     kept: dict[Any, Any] = {}
+    fetch_data(card)
     with fresh():
         ours = measure(project, composed, show_progress, kept)
         arms = run_arms(project, card, composed, ours.seen, ("control", *BEYOND), show_progress, kept)

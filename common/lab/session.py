@@ -9,14 +9,12 @@
 
 Opened by hand with profile = "recorded" a notebook shows the committed record in a second; under another profile it
 runs, and writes under outputs/by_hand/<slug>/. Under `make reproduce` the runner says through the environment where its
-outputs go (OUTPUT) and where progress is shown (PROGRESS).
+outputs go (OUTPUT) and where progress is shown (progress.PROGRESS).
 """
 
 import json
 import os
-import sys
-import time
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,16 +27,16 @@ from common.lab.errors import LabError
 from common.lab.evaluate import Measurement, assess, make_record, measure
 from common.lab.exercises import answered
 from common.lab.files import write_atomically
+from common.lab.progress import in_notebook, show_progress
 from common.lab.project import Project
 from common.lab.record import Record
 from common.lab.recording import recorded, standing_record
 from common.lab.report import Report, stand_ins
 from common.lab.reuse import keep, kept_run
 from common.lab.runtime import Observations
+from common.lab.surroundings import neutral
 
-OUTPUT = "PAPERLAB_OUTPUT"  # environment variables by which the runner speaks to the notebook
-PROGRESS = "PAPERLAB_PROGRESS"
-REFRESH = 0.2  # seconds between two reports of progress
+OUTPUT = "PAPERLAB_OUTPUT"  # environment variable by which the runner tells the notebook where its outputs go
 RESOLUTION = 150  # dots per inch of saved figures
 AS_RECORDED = "recorded"  # the profile under which a notebook shows the committed record
 KEY = "key.json"  # among the outputs: which figure is the paper's key figure
@@ -55,6 +53,8 @@ class Lab:
         project: Project | None = None,
     ) -> None:
         self.project = project or Project.current()
+        if in_notebook() and (line := neutral()):
+            print(line)
         chosen = split_overrides(overrides) if isinstance(overrides, str) else list(overrides)
         self.card = Card.load(self.project.card(self.project.check_slug(slug)))
         self._record = self._standing(slug, chosen) if profile == AS_RECORDED else None
@@ -134,7 +134,7 @@ class Lab:
             said = text.format(**numbers)
         except (KeyError, IndexError) as error:
             raise LabError(f"{text!r} names {error}, which is not given") from error
-        if not _in_notebook():
+        if not in_notebook():
             return said
         from IPython.display import Markdown, display
 
@@ -172,33 +172,3 @@ def save_figure(figure: Any, output: Path, name: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=RESOLUTION, bbox_inches="tight")
     return path
-
-
-def show_progress(items: Iterable[Any], label: str, total: int | None) -> Iterable[Any]:
-    """Progress where it is watched: the runner's terminal, or a bar in the notebook or the terminal at hand."""
-    relay = os.environ.get(PROGRESS)
-    if relay is not None:
-        return _relayed(items, label, total, Path(relay))
-    from tqdm.auto import tqdm
-
-    return tqdm(items, desc=label, total=total, leave=False, disable=not _watched())
-
-
-def _watched() -> bool:
-    return _in_notebook() or sys.stderr.isatty()
-
-
-def _in_notebook() -> bool:
-    """Whether this process is a notebook's kernel (papermill brings ipykernel into others too)."""
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    return shell is not None and "ipykernel" in sys.modules
-
-
-def _relayed(items: Iterable[Any], label: str, total: int | None, relay: Path) -> Iterable[Any]:
-    last = 0.0
-    for done, item in enumerate(items):
-        if time.monotonic() - last > REFRESH:
-            last = time.monotonic()
-            relay.write_text(json.dumps({"label": label, "done": done, "total": total}))
-        yield item
-    relay.write_text(json.dumps({"label": label, "done": total, "total": total}))

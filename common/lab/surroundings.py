@@ -41,10 +41,10 @@ _PERSONAL = re.compile(
     """,
     re.VERBOSE,
 )
-# Among them: threads and places, which are the machine's, and how streams and byte code are written.
+# Among them what is the machine's: threads, processors that a library must be told of, places, streams, byte code.
 _MACHINES = re.compile(
     r"""
-    \w+_NUM_THREADS | OV_NUM_STREAMS | TORCH_HOME | TORCH_EXTENSIONS_DIR
+    \w+_NUM_THREADS | OPENBLAS_(CORETYPE | L2_SIZE) | OV_NUM_STREAMS | TORCH_HOME | TORCH_EXTENSIONS_DIR
     | (TORCHINDUCTOR | NUMBA)_CACHE_DIR | MPLCONFIGDIR | SPARK_MASTER
     | PYTHONUNBUFFERED | PYTHONDONTWRITEBYTECODE | PYTHONPYCACHEPREFIX
     """,
@@ -147,7 +147,8 @@ _SWITCHES = re.compile(
 def neutral() -> str:
     """Set back what a user's own settings changed in this process; one line on what can't be, empty where all is.
 
-    Nothing is imported for it: a library that is yet to come finds a clean environment.
+    Nothing is imported for it: a library that is yet to come finds a clean environment. Figures are viz.use_style's,
+    which begins from matplotlib's own defaults.
     """
     left = _left()
     wanted = clean(os.environ)
@@ -161,7 +162,6 @@ def neutral() -> str:
         locale.setlocale(locale.LC_NUMERIC, "C")
     for name, reset in {
         "numpy": _numpy,
-        "matplotlib": _matplotlib,
         "pandas": _pandas,
         "torch": _torch,
     }.items():
@@ -217,10 +217,6 @@ def _numpy(numpy: ModuleType) -> None:
         edgeitems=3, threshold=1000, floatmode="maxprec", precision=8, suppress=False, linewidth=75,
         nanstr="nan", infstr="inf", sign="-", formatter=None, legacy=False,
     )  # fmt: skip
-
-
-def _matplotlib(matplotlib: ModuleType) -> None:
-    matplotlib.rcdefaults()
 
 
 def _pandas(pandas: ModuleType) -> None:

@@ -181,10 +181,12 @@ torch.set_default_device("meta")
 warnings.simplefilter("error")
 from common.lab.surroundings import neutral
 said = neutral()
+from common import viz
+viz.use_style()
 right = {
     "numpy": numpy.geterr() == {"divide": "warn", "over": "warn", "under": "ignore", "invalid": "warn"},
     "numpy's digits": repr(numpy.array([1 / 3])) == "array([0.33333333])",
-    "matplotlib": matplotlib.rcParams["lines.linewidth"] == matplotlib.rcParamsDefault["lines.linewidth"],
+    "matplotlib": matplotlib.rcParams["lines.linewidth"] != 9,
     "pandas": pandas.get_option("display.precision") == 6,
     "torch": (torch.zeros(1).dtype, torch.zeros(1).device.type) == (torch.float32, "cpu"),
     "warnings": not any(kept[0] == "error" and kept[2].__module__ == "builtins" for kept in warnings.filters),
