@@ -6,7 +6,7 @@ import sys
 
 from common.lab.errors import LabError
 from common.lab.project import Project
-from common.lab.tracking import Store, store_uri
+from common.lab.tracking import Store
 
 LOOPBACK = "127.0.0.1"
 PORTS = {"ui": 5000, "lab": 8888}  # the usual ones of MLflow and Jupyter
@@ -16,13 +16,18 @@ def serve(project: Project, what: str, port: int | None = None) -> None:
     """Become the server; does not return. LabError where the port is taken."""
     port = port or PORTS[what]
     check_free(what, port)
+    page = ""
     if what == "ui":
-        Store(project).bury_the_dead()
+        store = Store(project)
+        store.bury_the_dead()
+        page = store.page()
         os.environ.setdefault(
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false"
         )  # eight processes that run no job of ours
         command = [sys.executable, "-m", "mlflow", "ui", "--host", LOOPBACK, "--port", str(port)]
-        command += ["--backend-store-uri", store_uri(project), "--workers", "1"]
+        command += ["--backend-store-uri", store.uri, "--workers", "1"]
+        if store.database:
+            command += ["--artifacts-destination", str(store.database.parent / "artifacts")]
     else:
         command = [
             sys.executable,
@@ -33,7 +38,7 @@ def serve(project: Project, what: str, port: int | None = None) -> None:
         ]
         command += ["--ServerApp.port_retries=0", f"--ServerApp.root_dir={project.root / 'notebooks'}"]
         command += ["--ServerApp.allow_root=True"] if os.geteuid() == 0 else []
-    print(f"http://{LOOPBACK}:{port} (Ctrl-C ends it)", flush=True)
+    print(f"http://{LOOPBACK}:{port}{page} (Ctrl-C ends it)", flush=True)
     os.chdir(project.root)
     os.execv(sys.executable, command)
 
