@@ -30,7 +30,9 @@ def warm_up(project: Project, slug: str) -> None:
     already stays as it is.
     """
     forkserver.set_forkserver_preload(["common.lab.preloaded"])
-    lasting = threading.current_thread() is threading.main_thread()  # Linux means the thread that started a process
+    lasting = (
+        threading.current_thread() is threading.main_thread()
+    )  # Linux means the thread that started a process
     preload = {PRELOAD: json.dumps(sorted(imported(project, slug))), KILLED: "1" if lasting else ""}
     with environment({**preload, **ONE_THREAD}):
         forkserver.ensure_running()
