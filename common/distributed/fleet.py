@@ -34,7 +34,7 @@ Plan = Callable[
 
 
 class RankFailed(RuntimeError):
-    """A rank raised, died or was late; the message names it.
+    """A rank raised, died or was late; the message names it, in the last line of its error; the cause is its Trace.
 
     rank: the first one to fail (None: time-out). died: all ranks whose process ended before it answered, by itself.
     """
@@ -46,6 +46,13 @@ class RankFailed(RuntimeError):
 
     def __reduce__(self) -> tuple:
         return type(self), (self.rank, str(self), self.died)
+
+
+class Trace(Exception):
+    """The whole trace of an error in another process: the cause of a RankFailed, shown where traces are."""
+
+    def __str__(self) -> str:
+        return f"in that process:\n{self.args[0]}"
 
 
 class Started:
@@ -179,6 +186,7 @@ def _collect(pipes: list[Connection], processes: list[Any], seconds: float) -> l
     deadline = time.monotonic() + seconds
     results: dict[int, Any] = {}
     failures: list[tuple[float, int, str]] = []  # when, which rank, how
+    traces: dict[int, str] = {}
     died: list[int] = []
     while len(results) + len(failures) < len(pipes):
         answered = results.keys() | {rank for _, rank, _ in failures}
@@ -207,12 +215,14 @@ def _collect(pipes: list[Connection], processes: list[Any], seconds: float) -> l
             if good:
                 results[rank] = value
             else:
-                failures.append((at, rank, f"raised:\n{value}"))
+                line, traces[rank] = value
+                failures.append((at, rank, f"raised {line}"))
         if failures:
             deadline = min(deadline, time.monotonic() + SECONDS_TO_BLAME)
     if failures:
         _, rank, how = min(failures)
-        raise RankFailed(rank, f"rank {rank} of {len(pipes)} {how}", tuple(sorted(died)))
+        failure = RankFailed(rank, f"rank {rank} of {len(pipes)} {how}", tuple(sorted(died)))
+        raise failure from (Trace(traces[rank]) if rank in traces else None)
     return [results[rank] for rank in range(len(pipes))]
 
 
@@ -260,9 +270,14 @@ def _rank(
         dist.barrier()
         dist.destroy_process_group()
         message = pickle.dumps((True, result, time.monotonic()))
-    except BaseException:
-        message = pickle.dumps((False, traceback.format_exc(), time.monotonic()))
+    except BaseException as error:
+        told = "".join(traceback.format_exception_only(error)).strip(), traceback.format_exc()
+        message = pickle.dumps((False, told, time.monotonic()))
     pipe.send_bytes(message)
+    if (
+        dist.is_initialized()
+    ):  # after a failure: where processes are not forked, its threads would abort this one
+        dist.destroy_process_group()
 
 
 def _torch_threads(threads: int) -> None:

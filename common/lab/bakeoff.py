@@ -125,14 +125,17 @@ def bake(project: Project, name: str, overrides: Sequence[str] = (), quiet: bool
     if not project.notebook(composed.slug).is_file():
         raise LabError(f"notebooks/{composed.slug}.ipynb is missing: bake-off {name} can't run without it")
 
-    def results(folder: Path, run: TrackedRun) -> Observations:
+    def results(folder: Path) -> tuple[Observations, str]:
         if not (folder / "observations.json").is_file():
             raise LabError(f"notebooks/{composed.slug}.ipynb wrote no observations: it has to call run()")
         seen = Observations.from_json((folder / "observations.json").read_text(encoding="utf-8"))
-        run.observations(seen, json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["code"])
-        return seen
+        return seen, json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["code"]
 
-    return execute(project, composed, project.outputs / "bakeoff" / name, results, quiet)
+    def track(run: TrackedRun, found: tuple[Observations, str]) -> None:
+        run.observations(*found)
+
+    seen, _ = execute(project, composed, project.outputs / "bakeoff" / name, results, track, quiet)
+    return seen
 
 
 def _experiment(project: Project, name: str) -> Any:

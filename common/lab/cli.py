@@ -53,19 +53,19 @@ def _say(line: str, code: int) -> int:
 
 
 def _reproduce(project: Project, asked: Arguments) -> int:
-    from common.lab.rerun import beside_the_record
-    from common.lab.runner import Request, reproduce
+    from common.lab.rerun import beside_the_record, whatever_tracked
+    from common.lab.runner import Request
 
     target = None if asked.target is None else Path(asked.target).resolve()
     request = Request(asked.slug, asked.profile, _overrides(asked), target, asked.quiet)
-    record = reproduce(project, request)
+    record, untracked = whatever_tracked(project, request)
     _print_report(project, record)
     agrees = beside_the_record(project, record)
     if agrees:
         print(agrees)
     place = target or project.outputs / asked.slug
     print(f"{_relative(place)}/: notebook.html, figures, results.json")
-    return 0
+    return _say(untracked, ERROR) if untracked else 0
 
 
 def _falsify(project: Project, asked: Arguments) -> int:
@@ -103,7 +103,7 @@ def _record(project: Project, asked: Arguments) -> int:
     place = _relative(project.record(asked.slug, whole.composed.profile))
     _print_report(project, record)
     print(f"recorded in {place}")
-    return 0
+    return _say(whole.untracked, ERROR) if whole.untracked else 0
 
 
 def _refresh(project: Project, asked: Arguments) -> int:

@@ -43,7 +43,10 @@ def locked(path: Path) -> Iterator[None]:
     except OSError as error:
         raise LabError(f"{path}: can't be written: {error.strerror}") from error
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            raise LabError(f"{path}: can't be locked: {error.strerror}") from error
         yield
     finally:
         os.close(handle)

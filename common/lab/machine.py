@@ -8,14 +8,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from common.lab.cores import allowed_cores, machine_cores
+
 
 def describe(device: str = "cpu") -> dict[str, Any]:
-    """Processor, cores, memory, system, torch and (for cuda) the GPU. No host name: records are committed."""
+    """Processor, cores (all, and those allowed), memory, system, torch and (for cuda) the GPU.
+
+    No host name: records are committed.
+    """
     known: dict[str, Any] = {
         "system": f"{platform.system()} {platform.release()}",
         "architecture": platform.machine(),
         "processor": _processor(),
-        "cores": os.cpu_count(),
+        "cores": machine_cores(),
+        "allowed_cores": allowed_cores(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "device": device,
     }

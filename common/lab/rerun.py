@@ -25,7 +25,7 @@ from common.lab.readme import write_page
 from common.lab.record import Record
 from common.lab.recording import check_recordable, judge_again, recorded, standing_record, state
 from common.lab.reuse import FRESH
-from common.lab.runner import Request, fetch_data, reproduce
+from common.lab.runner import NotTracked, Request, fetch_data, reproduce
 from common.lab.workers import environment
 
 BEYOND: tuple[Kind, ...] = ("placebo", "setting", "free")  # arms that `make reproduce` does not run
@@ -41,6 +41,7 @@ class Whole:
     composed: Composed
     arms: Arms
     known: dict[str, Any]
+    untracked: str = ""  # why the tracking store could not be told
 
     def record(self, project: Project) -> Record:
         """The record of this run alone, without earlier recordings."""
@@ -60,10 +61,19 @@ def reproduced(project: Project, slug: str, profile: str, quiet: bool = False) -
     composed = compose(project, slug, profile)
     card = Card.load(project.card(slug))
     with fresh():
-        known = reproduce(project, Request(slug, profile, quiet=quiet)).provenance
+        record, untracked = whatever_tracked(project, Request(slug, profile, quiet=quiet))
         arms = load_arms(project.outputs / slug / "arms.json.gz")
         arms |= run_arms(project, card, composed, arms[OURS], BEYOND, show_progress)
-    return Whole(composed, arms, {name: getattr(known, name) for name in KNOWN})
+    known = {name: getattr(record.provenance, name) for name in KNOWN}
+    return Whole(composed, arms, known, untracked)
+
+
+def whatever_tracked(project: Project, request: Request) -> tuple[Record, str]:
+    """Reproduce; the record, and why it could not be tracked where the store was lost on the way."""
+    try:
+        return reproduce(project, request), ""
+    except NotTracked as outage:
+        return outage.results, str(outage)
 
 
 def falsified(project: Project, slug: str, profile: str, overrides: Sequence[str]) -> Whole:
@@ -200,11 +210,11 @@ def confirm(project: Project, slug: str) -> str:
         raise LabError(f"{slug}: {why}, so there is nothing to confirm; make refresh PAPER={slug}")
     standing = Record.load(project.record(slug, profile))
     with fresh():
-        record = reproduce(project, Request(slug, profile))
+        record, untracked = whatever_tracked(project, Request(slug, profile))
     append(project, record, "confirmed", standing)
     judge_again(project, slug, profile)
     write_page(project, slug)
-    return agreement_line(record, standing)
+    return agreement_line(record, standing) + (f"; {untracked}" if untracked else "")
 
 
 def beside_the_record(project: Project, record: Record) -> str:

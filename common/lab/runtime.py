@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from common.lab.cores import workers as allowed_workers
 from common.lab.errors import LabError
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ class Runtime:
     ) -> None:
         self.seeds = tuple(seeds)
         self.device = device
-        self.workers = workers or int(os.environ.get("PAPERLAB_WORKERS") or os.cpu_count() or 1)
+        self.workers = workers or allowed_workers()
         self.data_used: dict[str, str] = {}
         self._progress = progress
         self._kept = {} if kept is None else kept

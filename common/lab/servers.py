@@ -11,7 +11,7 @@ from common.lab.execution import kernel_home
 from common.lab.files import write_atomically
 from common.lab.project import Project
 from common.lab.surroundings import clean
-from common.lab.tracking import Store, store_uri
+from common.lab.tracking import Store
 
 ANNOUNCEMENTS = (
     "@jupyterlab/apputils-extension:announcements"  # a question about news, over a corner of the page
@@ -35,13 +35,17 @@ def serve(project: Project, what: str, port: int | None = None) -> None:
 
 
 def _ui(project: Project, port: int) -> Server:
-    Store(project).bury_the_dead()
+    """MLflow's pages, opened at the runs of the paper that ran last."""
+    store = Store(project)
+    store.bury_the_dead()
     command = ["mlflow", "ui", "--host", LOOPBACK, "--port", str(port)]
-    command += ["--backend-store-uri", store_uri(project), "--workers", "1"]
+    command += ["--backend-store-uri", store.uri, "--workers", "1"]
+    if store.database:
+        command += ["--artifacts-destination", str(store.database.parent / "artifacts")]
     jobs = os.environ.get(
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false"
     )  # eight processes that run no job of ours
-    return f"http://{LOOPBACK}:{port}", command, {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": jobs}
+    return f"http://{LOOPBACK}:{port}{store.page()}", command, {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": jobs}
 
 
 def _lab(project: Project, port: int) -> Server:

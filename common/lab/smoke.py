@@ -13,8 +13,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from common.lab.cores import workers
 from common.lab.project import Project
 from common.lab.record import Record
+from common.lab.runner import ENDS_WITH
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ def smoke(project: Project, slugs: Sequence[str], profile: str = "smoke") -> lis
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
     with (
         Progress(*columns, console=Console(stderr=True), transient=True) as bar,
-        ThreadPoolExecutor(os.cpu_count()) as pool,
+        ThreadPoolExecutor(workers()) as pool,
     ):
         task = bar.add_task("papers", total=len(slugs))
         jobs = [pool.submit(_one, project, slug, profile) for slug in slugs]
@@ -49,6 +51,7 @@ def _one(project: Project, slug: str, profile: str) -> Outcome:
     target = project.outputs / "smoke" / slug
     command = [sys.executable, "-m", "common.lab", "reproduce", slug, "--profile", profile, "--quiet"]
     surroundings = {**os.environ, "PAPERLAB_ROOT": str(project.root), "PAPERLAB_WORKERS": "1"}
+    surroundings[ENDS_WITH] = str(os.getpid())
     clock = time.perf_counter()
     ended = subprocess.run(
         [*command, "--target", str(target)],

@@ -19,7 +19,6 @@ import secrets
 import shutil
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -46,14 +45,16 @@ from common.lab.config import (
     register_schema,
     split_overrides,
 )
+from common.lab.cores import allowed_cores, workers
 from common.lab.errors import LabError
 from common.lab.evaluate import assess, make_record, measure
 from common.lab.files import write_atomically
 from common.lab.machine import now
+from common.lab.orphans import follow_parent
 from common.lab.project import Project
 
 PARENT = "PAPERLAB_SWEEP_PARENT"  # the sweep's MLflow run, told to the points' processes
-ERROR_FILE = "error.json"
+ERROR_FILE, NOT_TRACKED_FILE = "error.json", "not_tracked.txt"
 OURS = ("paper", "launcher")  # overrides that the sweep makes itself
 POLL = 0.3  # seconds between two looks at which points are done
 
@@ -87,19 +88,28 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(project: Project, asked: argparse.Namespace) -> int:
-    """The command: sweep, print the summary; 1 where a point failed."""
+    """The command: sweep, print the summary; 1 where a point failed or was not tracked."""
     from rich.console import Console
 
+    from common.lab.runner import NotTracked
     from common.lab.sweep_summary import summary_table
 
-    folder, outcomes = sweep(project, asked.slug, asked.profile, split_overrides(asked.set), asked.launcher)
+    outages = []
+    try:
+        folder, outcomes = sweep(
+            project, asked.slug, asked.profile, split_overrides(asked.set), asked.launcher
+        )
+    except NotTracked as outage:
+        folder, outcomes = outage.results
+        outages.append(str(outage))
+    outages += [f"{outcome.name}: {outcome.not_tracked}" for outcome in outcomes if outcome.not_tracked]
     Console(width=None if sys.stdout.isatty() else 140).print(summary_table(asked.slug, outcomes))
-    for outcome in outcomes:
-        if outcome.error:
-            print(f"error: {outcome.name}: {outcome.error}", file=sys.stderr)
+    failed = [f"{outcome.name}: {outcome.error}" for outcome in outcomes if outcome.error]
+    for line in failed + outages:
+        print(f"error: {line}", file=sys.stderr)
     place = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     print(f"{place}/: summary.csv, summary.png, a folder a point")
-    return int(any(outcome.error for outcome in outcomes))
+    return int(bool(failed or outages))
 
 
 def sweep(
@@ -109,10 +119,11 @@ def sweep(
 
     LabError in one line for whatever is wrong before the first point starts.
     """
-    from common.lab.runner import fetch_data, terminable
+    from common.lab.runner import NotTracked, fetch_data, terminable
     from common.lab.sweep_summary import collect, write_summary
-    from common.lab.tracking import Store  # brings mlflow, which a wrong name should not wait for
+    from common.lab.tracking import Store, StoreError  # brings mlflow, which a wrong name should not wait for
 
+    workers()  # a wrong number of them is told before anything runs
     made = plan(project, slug, profile, overrides)
     _check_launcher(project, launcher)
     composed = [
@@ -123,15 +134,22 @@ def sweep(
     folder = _folder(project, slug)
     store = Store(project)
     store.bury_the_dead()
-    with terminable(), store.run(_as_a_whole(composed[0], made)) as parent:
-        with _surroundings(project, parent.id, launcher), _progress(folder, slug, len(composed)):
-            broken = _multirun(project, made, launcher, folder)
-        store.bury_the_dead()  # points whose process was killed
-        outcomes = collect(folder, made.points, broken or "did not finish")
-        if broken and not any(outcome.record for outcome in outcomes):
-            raise LabError(f"the sweep broke off: {broken}")
-        write_summary(folder, slug, outcomes)
-        parent.artifacts(folder)
+    outcomes: list[Any] = []
+    try:
+        with terminable(), store.run(_as_a_whole(composed[0], made)) as parent:
+            with _surroundings(project, parent.id, launcher), _progress(folder, slug, len(composed)):
+                broken = _multirun(project, made, launcher, folder)
+            found = collect(folder, made.points, broken or "did not finish")
+            if broken and not any(outcome.record for outcome in found):
+                raise LabError(f"the sweep broke off: {broken}")
+            write_summary(folder, slug, found)
+            outcomes = found
+            store.bury_the_dead()  # points whose process was killed
+            parent.artifacts(folder)
+    except StoreError as outage:
+        if outcomes:
+            raise NotTracked((folder, outcomes), outage) from outage
+        raise
     return folder, outcomes
 
 
@@ -246,6 +264,8 @@ def _surroundings(project: Project, parent: str, launcher: str) -> Iterator[None
     }
     if launcher == "joblib" and "PAPERLAB_WORKERS" not in os.environ:
         values["PAPERLAB_WORKERS"] = "1"  # points already fill the cores
+    if launcher == "joblib" and "LOKY_MAX_CPU_COUNT" not in os.environ:
+        values["LOKY_MAX_CPU_COUNT"] = str(allowed_cores())  # joblib's own limit
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -287,8 +307,6 @@ def _point(tree: DictConfig) -> None:
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
     overrides = [text for text in job.overrides.task if text.partition("=")[0] not in OURS]
-    if cores := os.environ.get("SLURM_CPUS_PER_TASK"):
-        os.environ.setdefault("PAPERLAB_WORKERS", cores)
     if job.runtime.choices["launcher"] == "joblib":
         _end_with_parent()
     try:
@@ -304,31 +322,28 @@ def _point(tree: DictConfig) -> None:
         write_atomically(folder / ERROR_FILE, json.dumps(content) + "\n")
 
 
-@functools.cache  # once a process, which may run several points
-def _end_with_parent() -> None:
-    """End this process when the sweep that started it is gone; it would go on for nobody."""
-    parent = os.getppid()
-
-    def follow() -> None:
-        while os.getppid() == parent:
-            time.sleep(POLL)
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+_end_with_parent = functools.cache(follow_parent)  # once a process, which may run several points
 
 
 def _measure(folder: Path, slug: str, profile: str, tree: dict[str, Any], overrides: Sequence[str]) -> None:
-    from common.lab.tracking import Store
+    from common.lab.staging import staging
+    from common.lab.tracking import Store, StoreError
 
     project = Project.current()
     composed = from_tree(project, slug, profile, tree, overrides)
-    with Store(project).run(composed, parent=os.environ.get(PARENT)) as run:
-        measurement = measure(project, composed)
-        write_atomically(folder / "config.yaml", yaml.safe_dump(tree, sort_keys=False))
-        write_atomically(folder / "observations.json", measurement.seen.to_json())
-        card = Card.load(project.card(slug))
-        claims = assess(card, composed, {arms.OURS: measurement.seen})
-        record = make_record(project, card, composed, claims, measurement.known)
-        run.results(record)
-        run.artifacts(folder)
-        record.save(folder / "results.json")  # last: it says that the point is done
+    record = None
+    try:
+        with staging(project, slug), Store(project).run(composed, parent=os.environ.get(PARENT)) as run:
+            measurement = measure(project, composed)
+            write_atomically(folder / "config.yaml", yaml.safe_dump(tree, sort_keys=False))
+            write_atomically(folder / "observations.json", measurement.seen.to_json())
+            card = Card.load(project.card(slug))
+            claims = assess(card, composed, {arms.OURS: measurement.seen})
+            record = make_record(project, card, composed, claims, measurement.known)
+            record.save(folder / "results.json")  # it says that the point is done
+            run.results(record)
+            run.artifacts(folder)
+    except StoreError as outage:
+        if record is None:
+            raise
+        write_atomically(folder / NOT_TRACKED_FILE, f"not tracked: {outage}\n")

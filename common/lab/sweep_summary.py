@@ -25,6 +25,7 @@ class Outcome:
     at: Mapping[str, str]
     record: Record | None
     error: str = ""
+    not_tracked: str = ""  # why the store does not know it
 
     @property
     def name(self) -> str:
@@ -41,7 +42,9 @@ def collect(
 def _outcome(folder: Path, at: Mapping[str, str], otherwise: str) -> Outcome:
     if (folder / "results.json").is_file():
         try:
-            return Outcome(at, Record.load(folder / "results.json"))
+            outage = folder / "not_tracked.txt"
+            told = outage.read_text().strip() if outage.is_file() else ""
+            return Outcome(at, Record.load(folder / "results.json"), not_tracked=told)
         except LabError as error:
             return Outcome(at, None, str(error))
     try:

@@ -8,13 +8,18 @@ has it import, once, what the experiment imports (common/lab/preloaded.py). Noth
 import contextlib
 import json
 import os
+import signal
+import tempfile
+import threading
 from collections.abc import Iterator
-from multiprocessing import forkserver
+from multiprocessing import current_process, forkserver
+from pathlib import Path
+from typing import Any
 
 from common.lab.closure import imported
 from common.lab.project import Project
 
-PRELOAD = "PAPERLAB_PRELOAD"
+PRELOAD, KILLED = "PAPERLAB_PRELOAD", "PAPERLAB_KILLED_WITH_PARENT"
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
@@ -25,7 +30,11 @@ def warm_up(project: Project, slug: str) -> None:
     already stays as it is.
     """
     forkserver.set_forkserver_preload(["common.lab.preloaded"])
-    with environment({PRELOAD: json.dumps(sorted(imported(project, slug))), **ONE_THREAD}):
+    lasting = (
+        threading.current_thread() is threading.main_thread()
+    )  # Linux means the thread that started a process
+    preload = {PRELOAD: json.dumps(sorted(imported(project, slug))), KILLED: "1" if lasting else ""}
+    with environment({**preload, **ONE_THREAD}):
         forkserver.ensure_running()
 
 
@@ -42,3 +51,31 @@ def environment(values: dict[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@contextlib.contextmanager
+def temporary_files(folder: Path) -> Iterator[None]:
+    """This process and those it starts have their temporary files in `folder`, the fork server's socket too.
+
+    A fork server that was started meanwhile ends with the block, for its socket goes.
+    """
+    before = tempfile.tempdir
+    try:
+        with environment({"TMPDIR": str(folder)}):
+            tempfile.tempdir = None  # the library looks up TMPDIR once
+            yield
+    finally:
+        tempfile.tempdir = before
+        kept: dict[str, object] = current_process()._config  # type: ignore[attr-defined]
+        if str(kept.get("tempdir", "")).startswith(str(folder)):
+            _end_fork_server()
+            del kept["tempdir"]
+
+
+def _end_fork_server() -> None:
+    """By the method that Python's own tests use, for there is no public one; without waiting for its workers."""
+    server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+    if server._forkserver_pid is not None:
+        with contextlib.suppress(OSError):
+            os.kill(server._forkserver_pid, signal.SIGKILL)
+            server._stop()

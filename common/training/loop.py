@@ -7,6 +7,8 @@ also `accelerate launch`, which starts several CPU processes through MPI alone) 
 parallelism: every process takes its rows of each batch, gradients are averaged.
 """
 
+import atexit
+import gc
 import json
 import math
 import shutil
@@ -94,9 +96,24 @@ def warmup_cosine(warmup: int, steps: int, last: float = 0.1) -> Callable[[int],
 
 
 def _accelerator(device: torch.device) -> "Accelerator":
+    """accelerate's view of this process. A process group that it makes is ended with the process, and by us."""
     from accelerate import Accelerator
 
-    return Accelerator(cpu=device.type == "cpu", mixed_precision="no")
+    before = torch.distributed.is_available() and torch.distributed.is_initialized()
+    made = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
+    if not before and torch.distributed.is_available() and torch.distributed.is_initialized():
+        atexit.register(_end_group)
+    return made
+
+
+def _end_group() -> None:
+    """End the process group while the interpreter stands: its threads abort a process that goes down around them.
+
+    Not at the end of `train`: the next call in the same process needs it, and a second one cannot be made.
+    """
+    gc.collect()  # models that still hold the group
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _share(batch: Batch, accelerator: "Accelerator") -> Batch:

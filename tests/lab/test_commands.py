@@ -27,8 +27,9 @@ from common.lab.recording import commit_record, judge_again, misjudged, problems
 from common.lab.runner import fetch_data
 from common.lab.runtime import Runtime
 from common.lab.servers import check_free
-from tests.lab.test_reproduce import error_line
-from tests.lab.toy import REPOSITORY, environment, lab, write, write_project
+from common.lab.tracking import Store
+from tests.lab.test_reproduce import descendants, error_line, runs, wait_for
+from tests.lab.toy import REPOSITORY, environment, lab, start, write, write_project
 
 # What experiments must run without; each import of one of them raises in the process of a bare run.
 BLOCKED = (
@@ -397,6 +398,20 @@ def test_smoke_runs_every_paper_and_shows_who_failed(tmp_path: Path) -> None:
     assert (root / "outputs" / "smoke" / "toy" / "results.json").is_file()
 
 
+def test_a_killed_smoke_leaves_no_reproduction_running(tmp_path: Path) -> None:
+    project = Project(write_project(tmp_path / "project"))
+    profile = project.root / "conf" / "paper" / "toy" / "smoke.yaml"
+    profile.write_text(profile.read_text() + "  wait: 600\n")
+    with start(project.root, "smoke", "toy") as process:
+        wait_for(lambda: list((project.outputs / ".staging").glob("*/progress")))
+        children = descendants(process.pid)
+        process.kill()
+        process.wait()
+    assert len(children) >= 2
+    wait_for(lambda: not any(child.is_running() and child.status() != "zombie" for child in children))
+    assert list((project.outputs / ".staging").iterdir()) == [] and len(runs(project, "KILLED")) == 1
+
+
 def test_a_busy_port_is_one_line(tmp_path: Path) -> None:
     root = write_project(tmp_path / "project")
     with socket.socket() as taken:
@@ -406,6 +421,15 @@ def test_a_busy_port_is_one_line(tmp_path: Path) -> None:
         for what in ("ui", "lab"):
             assert f"port {port} can't be used" in error_line(lab(root, what, "--port", str(port)))
     check_free("ui", port)
+
+
+def test_the_ui_is_opened_on_the_runs_of_the_paper_that_ran_last(toy: Project) -> None:
+    store = Store(toy)
+    assert store.page() == "/#/experiments"
+    for requests in ("paper.requests=3", "paper.requests=4"):
+        with store.run(compose(toy, "toy", "smoke", [requests])):
+            pass
+    assert store.page() == f"/#/experiments/{store.experiment('toy')}/runs"
 
 
 def test_a_paper_without_data_sets_has_none_to_fetch(toy: Project) -> None:

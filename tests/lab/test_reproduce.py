@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,10 +18,18 @@ import yaml
 from common.lab.project import Project
 from common.lab.record import Record
 from common.lab.staging import put_into_place, staging
-from common.lab.tracking import Store
-from tests.lab.toy import lab, start, write, write_project
+from common.lab.tracking import Store, database_of, store_uri
+from tests.lab.test_owned import NAMESPACE, needs_namespaces
+from tests.lab.toy import environment, lab, start, write, write_project
 
-FILES = ["config.yaml", "notebook.html", "notebook.ipynb", "observations.json", "results.json"]
+FILES = [
+    "arms.json.gz",
+    "config.yaml",
+    "notebook.html",
+    "notebook.ipynb",
+    "observations.json",
+    "results.json",
+]
 PATIENCE = 90.0  # seconds for a run to get as far as a test waits for
 
 
@@ -70,7 +80,7 @@ def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Proje
 
 def test_a_reproduction_prints_the_table_of_claims(reproduced: tuple[Project, str]) -> None:
     _, printed = reproduced
-    for row in ("simulated", "up to 3 ratio", "without holds", "not run, needs a GPU: kernel"):
+    for row in ("simulated", "up to 3 ratio", "without: 0% left, breaks it", "not run, needs a GPU: kernel"):
         assert row in printed
 
 
@@ -80,9 +90,11 @@ def test_a_reproduction_leaves_its_outputs_and_nothing_else(reproduced: tuple[Pr
     assert sorted(path.name for path in outputs.iterdir() if path.is_file()) == FILES
     assert [path.name for path in (outputs / "figures").iterdir()] == ["gain.png"]
     assert list((project.outputs / ".staging").iterdir()) == []
+    assert not (project.root / "mlruns").exists() and not (project.root / "mlartifacts").exists()
+    assert list((project.root / "mlflow" / ".mlflow.db.running").iterdir()) == []
     record = Record.load(outputs / "results.json")
-    assert [claim.verdict for claim in record.claims] == ["reproduced", "reproduced", "not run"]
-    assert all(claim.control is not None and claim.control.holds for claim in record.claims[:2])
+    assert [claim.verdict for claim in record.claims] == ["reproduced", "reproduced", "weaker", "not run"]
+    assert all(claim.broken_by == ["without"] for claim in record.claims[:3])
     assert yaml.safe_load((outputs / "config.yaml").read_text())["paper"]["requests"] == 20
     assert "not run, needs a GPU: kernel" in (outputs / "notebook.html").read_text()
 
@@ -97,8 +109,14 @@ def test_the_run_is_tracked_with_params_metrics_per_seed_tags_and_artifacts(
     assert run.data.params["requests"] == "20" and run.data.params["noise.scale"] == "0.05"
     history = client.get_metric_history(run.info.run_id, "gain")
     assert {entry.step: entry.value for entry in history} == dict(enumerate(record.claims[0].values))
-    assert run.data.tags["verdict.gain"] == "reproduced" and run.data.tags["control.gain"] == "holds"
-    assert run.data.tags["code"] == record.provenance.code
+    assert set(run.data.metrics) == {"gain", "gain_at", "seconds"}, "each metric stands once"
+    assert {name: tag for name, tag in run.data.tags.items() if "/" in name} == {
+        "verdict/gain": "reproduced",
+        "verdict/peak": "reproduced",
+        "verdict/slow": "weaker",
+        "verdict/kernel": "not run",
+    }
+    assert run.data.tags["observed"] == record.provenance.observed
     assert sorted(item.path for item in client.list_artifacts(run.info.run_id)) == sorted([*FILES, "figures"])
 
 
@@ -173,7 +191,7 @@ def test_four_reproductions_at_once_all_finish_and_never_mix(tmp_path: Path) -> 
     for process in started:
         _, err = process.communicate(timeout=240)
         assert process.returncode == 0 and err == "", err
-    for requests, target in {**asked, 10: project.outputs / "toy"}.items():
+    for requests, target in {**asked, 60: project.outputs / "toy"}.items():
         record = Record.load(target / "results.json")
         assert record.provenance.config["requests"] == requests
         assert yaml.safe_load((target / "config.yaml").read_text())["paper"]["requests"] == requests
@@ -181,7 +199,155 @@ def test_four_reproductions_at_once_all_finish_and_never_mix(tmp_path: Path) -> 
         assert [row["value"] for row in seen if row["metric"] == "gain"] == record.claims[0].values
         assert sorted(path.name for path in target.iterdir() if path.is_file()) == FILES
     finished = runs(project, "FINISHED")
-    assert sorted(run.data.params["requests"] for run in finished) == ["10", "11", "12", "13"]
+    assert sorted(run.data.params["requests"] for run in finished) == ["11", "12", "13", "60"]
+
+
+# --- several runs, and runs that end otherwise -----------------------------------------------------------------------
+
+
+def test_a_teams_new_sqlite_store_takes_four_reproductions_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project, team = Project(write_project(tmp_path / "project")), tmp_path / "team"
+    team.mkdir()
+    uri = f"sqlite:///{team}/new.db"
+    outs = [tmp_path / f"out{number}" for number in range(4)]
+    command = ("reproduce", "toy", "--profile", "smoke", "--quiet", "--target")
+    started = [start(project.root, *command, str(out), MLFLOW_TRACKING_URI=uri) for out in outs]
+    for process in started:
+        _, err = process.communicate(timeout=240)
+        assert process.returncode == 0 and err == "", err
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    tracked = runs(project, "FINISHED")
+    assert len(tracked) == 4
+    for run in tracked:
+        kept = team / "artifacts" / "toy" / run.info.run_id / "artifacts"
+        assert sorted(path.name for path in kept.iterdir()) == sorted([*FILES, "figures"])
+        assert run.info.artifact_uri == kept.as_uri()
+    assert not (project.root / "mlruns").exists() and not (project.root / "mlflow").exists()
+
+
+def test_the_place_of_a_sqlite_store_does_not_depend_on_where_one_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for uri in ("sqlite:///new.db", "sqlite+pysqlite:///new.db?timeout=9"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        assert database_of(store_uri(Project(tmp_path))) == tmp_path / "here" / "new.db"
+    assert database_of("sqlite://") is None and database_of("http://server:5000") is None
+
+
+@needs_namespaces
+def test_a_run_in_another_container_is_left_alone(tmp_path: Path) -> None:
+    project = Project(write_project(tmp_path / "project"))
+    command = [sys.executable, "-m", "common.lab", "reproduce", "toy", "--profile", "smoke", "--quiet"]
+    with subprocess.Popen(
+        [*NAMESPACE, *command, "--set", "paper.wait=15", "--target", str(tmp_path / "out")],
+        cwd=project.root, env=environment(project.root), stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        wait_for(lambda: list((project.outputs / ".staging").glob("*/progress")))
+        ended = lab(project.root, "reproduce", "toy", "--profile", "smoke", "--quiet")
+        assert ended.returncode == 0, ended.stderr
+        assert process.poll() is None, "the other one was to outlast this"
+        assert len(runs(project, "RUNNING")) == 1
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 0 and err == "", err
+    assert Record.load(tmp_path / "out" / "results.json").provenance.config["wait"] == 15
+    assert len(runs(project, "FINISHED")) == 2
+
+
+def test_a_store_that_goes_away_during_the_run_costs_no_output(tmp_path: Path) -> None:
+    project = Project(write_project(tmp_path / "project"))
+    with start(
+        project.root, "reproduce", "toy", "--profile", "smoke", "--quiet", "--set", "paper.wait=2"
+    ) as process:
+        wait_for(lambda: list((project.outputs / ".staging").glob("*/progress")))
+        (project.root / "mlflow" / "mlflow.db").write_text("this is no database any more")
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 1 and len(err.splitlines()) == 1
+    assert "not tracked: the MLflow store sqlite:///" in err and "can't be used" in err
+    assert sorted(path.name for path in (project.outputs / "toy").iterdir() if path.is_file()) == FILES
+    assert Record.load(project.outputs / "toy" / "results.json").claims[0].verdict == "reproduced"
+
+
+def test_a_store_that_goes_away_does_not_hide_why_a_run_failed(tmp_path: Path) -> None:
+    project = Project(write_project(tmp_path / "project"))
+    settings = "paper.wait=2 paper.rates=[]"
+    edit = (project.root / "papers" / "toy" / "experiment.py").read_text()
+    write(
+        project.root / "papers" / "toy" / "experiment.py",
+        edit.replace("    return seen\n", "    raise RuntimeError('too late')\n"),
+    )
+    with start(
+        project.root, "reproduce", "toy", "--profile", "smoke", "--quiet", "--set", settings
+    ) as process:
+        wait_for(lambda: list((project.outputs / ".staging").glob("*/progress")))
+        (project.root / "mlflow" / "mlflow.db").write_text("this is no database any more")
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 1 and err.strip().endswith("RuntimeError: too late")
+
+
+BUSY = """
+import subprocess, sys
+from pathlib import Path
+
+
+def work(item: int) -> int:
+    subprocess.Popen(["sleep", "600"])  # a child that nobody tells
+    sum(range(10**11))  # compiled code, which no thread interrupts
+    return item
+"""
+
+
+def test_a_killed_run_leaves_no_process_and_no_temporary_file_to_the_next(tmp_path: Path) -> None:
+    project, temporary = Project(write_project(tmp_path / "project")), tmp_path / "temporary"
+    temporary.mkdir()
+    paper = project.root / "papers" / "toy"
+    write(paper / "busy.py", BUSY)
+    quick = (paper / "experiment.py").read_text()
+    busy = quick.replace("    for seed in", "    lab.map(work, range(2), 'busy')\n    for seed in")
+    write(paper / "experiment.py", f"from papers.toy.busy import work\n{busy}")
+    surroundings = {"TMPDIR": str(temporary), "PAPERLAB_WORKERS": "2"}
+    with start(project.root, "reproduce", "toy", "--profile", "smoke", "--quiet", **surroundings) as process:
+        wait_for(lambda: [each for each in descendants(process.pid) if each.name() == "sleep"][1:])
+        children = descendants(process.pid)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()  # its pipes stay open as long as a child lives
+    assert len(children) >= 6, "kernel, fork server, two workers and what they started"
+    sleeping = [child for child in children if child.is_running() and child.name() == "sleep"]
+    gone = psutil.wait_procs([child for child in children if child not in sleeping], timeout=3)[0]
+    assert len(gone) == len(children) - 2, "each ends with its parent, whatever it is busy with"
+    assert len(list(temporary.glob("paperlab-*/*"))) >= 2 and links_to(temporary)
+    write(paper / "experiment.py", quick)
+    ended = lab(project.root, "reproduce", "toy", "--profile", "smoke", "--quiet", **surroundings)
+    assert ended.returncode == 0, ended.stderr
+    assert list(temporary.iterdir()) == [] and not links_to(temporary)
+    wait_for(lambda: not any(child.is_running() and child.status() != "zombie" for child in sleeping))
+
+
+def links_to(temporary: Path) -> list[Path]:
+    """Short names of temporary folders whose own are too long for sockets."""
+    links = [path for path in Path("/tmp").glob("paperlab-*") if path.is_symlink()]
+    return [link for link in links if link.readlink().is_relative_to(temporary)]
+
+
+def test_a_copied_checkout_shows_its_own_artifacts_and_leaves_the_first_ones_alone(
+    reproduced: tuple[Project, str], tmp_path: Path
+) -> None:
+    first, _ = reproduced
+    before = snapshot(first.root / "mlflow" / "artifacts")
+    shutil.copytree(first.root, tmp_path / "copy")
+    copy = Project(tmp_path / "copy")
+    here = (copy.root / "mlflow" / "artifacts" / "toy").as_uri()
+    for run in runs(copy, "FINISHED"):
+        assert run.info.artifact_uri.startswith(f"{here}/")
+        names = [item.path for item in Store(copy).client.list_artifacts(run.info.run_id)]
+        assert "results.json" in names
+    ended = lab(copy.root, "reproduce", "toy", "--profile", "smoke", "--quiet")
+    assert ended.returncode == 0, ended.stderr
+    assert snapshot(first.root / "mlflow" / "artifacts") == before
 
 
 @pytest.mark.parametrize("moved_in", [True, False])
@@ -226,6 +392,13 @@ def test_mistakes_are_one_line_and_leave_nothing(
     untouched: Path, arguments: tuple[str, ...], message: str
 ) -> None:
     assert message in error_line(lab(untouched, "reproduce", *arguments))
+    assert not (untouched / "outputs").exists() and not (untouched / "mlflow").exists()
+
+
+@pytest.mark.parametrize("asked", ["abc", "-1", "0"])
+def test_a_wrong_number_of_workers_is_told_before_anything_runs(untouched: Path, asked: str) -> None:
+    ended = lab(untouched, "reproduce", "toy", PAPERLAB_WORKERS=asked)
+    assert f"PAPERLAB_WORKERS={asked}: is no number of worker processes" in error_line(ended)
     assert not (untouched / "outputs").exists() and not (untouched / "mlflow").exists()
 
 

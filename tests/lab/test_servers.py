@@ -18,9 +18,6 @@ def started(monkeypatch: pytest.MonkeyPatch, toy: Project) -> list[Started]:
     """The servers that this process has become."""
     become: list[Started] = []
     monkeypatch.setattr(servers, "check_free", lambda what, port: None)
-    monkeypatch.setattr(
-        servers, "Store", lambda project: type("Store", (), {"bury_the_dead": lambda self: 0})()
-    )
     monkeypatch.setattr(os, "execve", lambda path, command, given: become.append((" ".join(command), given)))
     monkeypatch.setattr(os, "chdir", lambda path: None)
     return become
@@ -30,7 +27,8 @@ def test_the_servers_bind_to_loopback(started: list[Started], toy: Project) -> N
     servers.serve(toy, "ui", 5001)
     servers.serve(toy, "lab")
     (ui, given), (jupyter, _) = started
-    assert "--host 127.0.0.1 --port 5001" in ui and "mlflow.db" in ui
+    assert "--host 127.0.0.1 --port 5001" in ui and f"sqlite:///{toy.root}/mlflow/mlflow.db" in ui
+    assert f"--artifacts-destination {toy.root}/mlflow/artifacts" in ui
     assert given["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
     assert "--ServerApp.ip=127.0.0.1" in jupyter and "--ServerApp.port_retries=0" in jupyter
 

@@ -132,6 +132,32 @@ def test_a_killed_sweep_leaves_no_process_and_no_run_behind(tmp_path: Path) -> N
     )
 
 
+def test_a_store_that_goes_away_during_a_sweep_costs_no_point(tmp_path: Path) -> None:
+    root = write_project(tmp_path / "a project")
+    settings = ("--profile", "smoke", "--set", "paper.wait=4,5")
+    with start(root, "sweep", "toy", *settings, PAPERLAB_WORKERS="1", LOKY_MAX_CPU_COUNT="2") as process:
+        wait_for(lambda: len([run for run in runs(root) if run.data.tags.get(PARENT)]) == 2)
+        (root / "mlflow" / "mlflow.db").write_text("this is no database any more")
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 1 and "2 points" in out
+    assert err.count("not tracked: the MLflow store") == len(err.splitlines()) == 3, err
+    assert [row["verdict"] for row in rows(only_folder(root)) if row["claim"] == "gain"] == ["reproduced"] * 2
+
+
+def test_a_killed_sweep_leaves_no_temporary_file_to_the_next(tmp_path: Path) -> None:
+    root, temporary = write_project(tmp_path / "a project"), tmp_path / "temporary"
+    temporary.mkdir()
+    settings = ("--profile", "smoke", "--set")
+    surroundings = {"TMPDIR": str(temporary), "PAPERLAB_WORKERS": "2"}
+    with start(root, "sweep", "toy", *settings, "paper.wait=500,600", **surroundings) as process:
+        wait_for(lambda: list(temporary.glob("paperlab-*/pymp-*")))
+        process.kill()
+        process.wait()
+    ended = lab(root, "sweep", "toy", *settings, "seeds=2,3", **surroundings)
+    assert ended.returncode == 0, ended.stderr
+    assert list(temporary.iterdir()) == []
+
+
 def test_a_point_that_left_nothing_did_not_finish(tmp_path: Path) -> None:
     (outcome,) = collect(tmp_path, [{"seeds": "1"}])
     assert (outcome.name, outcome.error) == ("seeds=1", "did not finish")

@@ -4,11 +4,14 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from multiprocessing import current_process
 from pathlib import Path
 
 from common.lab.closure import imported
 from common.lab.project import Project
-from common.lab.workers import environment
+from common.lab.runtime import Runtime
+from common.lab.workers import _end_fork_server, environment, temporary_files
 from tests.lab.toy import REPOSITORY, write_project
 
 PROBE = """
@@ -49,6 +52,24 @@ def test_workers_have_what_the_experiment_imports_and_nothing_that_only_types_ne
         found[state] = json.loads(ended.stdout.replace("(", "[").replace(")", "]").lower())
     assert found["warm"] == [[True, 1], [False, 1]]
     assert [has for has, _ in found["cold"]] == [False, False]
+
+
+def test_a_fork_server_ends_with_its_temporary_folder_and_the_next_works(tmp_path: Path) -> None:
+    before, known = tempfile.gettempdir(), current_process()._config.pop("tempdir", None)  # type: ignore[attr-defined]
+    _end_fork_server()
+    try:
+        for name in ("first", "second"):
+            folder = tmp_path / name
+            folder.mkdir()
+            with temporary_files(folder):
+                assert Runtime([0], workers=2).map(loaded, ["colorsys", "sys"], "x")
+                assert tempfile.gettempdir() == os.environ["TMPDIR"] == str(folder)
+                assert [path.name[:5] for path in folder.iterdir()] == ["pymp-"]
+            assert tempfile.gettempdir() == before
+        assert Runtime([0], workers=2).map(loaded, ["colorsys", "sys"], "x")
+    finally:
+        if known:
+            current_process()._config["tempdir"] = known  # type: ignore[attr-defined]
 
 
 def test_imports_within_functions_are_seen_and_those_for_types_are_not(tmp_path: Path) -> None:

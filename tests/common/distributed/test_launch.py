@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 
 import psutil
 import pytest
@@ -77,10 +78,10 @@ def test_every_rank_answers_in_order():
 @pytest.mark.parametrize(
     "work,message",
     [
-        (fail_on_one, "rank 1 of 2 raised:\n.*no such luck"),
+        (fail_on_one, "rank 1 of 2 raised ValueError: no such luck"),
         (die_on_one, "rank 1 of 2 was killed by SIGKILL"),
         (die_while_the_other_waits, "rank 1 of 2 was killed by SIGKILL"),
-        (fail_while_the_other_waits, "rank 1 of 2 raised:\n.*no such luck"),
+        (fail_while_the_other_waits, "rank 1 of 2 raised ValueError: no such luck"),
     ],
 )
 def test_a_failing_rank_is_named_and_the_others_are_stopped(work, message):
@@ -92,8 +93,16 @@ def test_a_failing_rank_is_named_and_the_others_are_stopped(work, message):
     assert not children()
 
 
+def test_a_failure_is_one_line_and_its_cause_is_the_whole_trace():
+    with pytest.raises(RankFailed) as failed:
+        launch(fail_on_one, 2, seconds=60)
+    assert str(failed.value) == "rank 1 of 2 raised ValueError: no such luck"
+    shown = "".join(traceback.format_exception(failed.value))
+    assert "in fail_on_one" in shown and "Traceback" in str(failed.value.__cause__)
+
+
 def test_an_answer_that_cannot_be_sent_is_an_error_of_its_rank():
-    with pytest.raises(RankFailed, match=r"(?s)rank [01] of 2 raised:\n.*pickle"):
+    with pytest.raises(RankFailed, match=r"(?s)rank [01] of 2 raised .*pickle"):
         launch(answer_with_a_function, 2, seconds=60)
 
 
