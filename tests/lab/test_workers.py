@@ -5,8 +5,11 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from multiprocessing import current_process
 from pathlib import Path
+
+import pytest
 
 from common.lab.closure import imported
 from common.lab.project import Project
@@ -54,12 +57,19 @@ def test_workers_have_what_the_experiment_imports_and_nothing_that_only_types_ne
     assert [has for has, _ in found["cold"]] == [False, False]
 
 
-def test_a_fork_server_ends_with_its_temporary_folder_and_the_next_works(tmp_path: Path) -> None:
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A temporary folder whose sockets' paths stay under a hundred characters, as pytest's own may not."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def test_a_fork_server_ends_with_its_temporary_folder_and_the_next_works(short_path: Path) -> None:
     before, known = tempfile.gettempdir(), current_process()._config.pop("tempdir", None)  # type: ignore[attr-defined]
     _end_fork_server()
     try:
         for name in ("first", "second"):
-            folder = tmp_path / name
+            folder = short_path / name
             folder.mkdir()
             with temporary_files(folder):
                 assert Runtime([0], workers=2).map(loaded, ["colorsys", "sys"], "x")
