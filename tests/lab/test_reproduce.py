@@ -274,7 +274,7 @@ def test_a_store_that_goes_away_during_the_run_costs_no_output(tmp_path: Path) -
 
 def test_a_store_that_goes_away_does_not_hide_why_a_run_failed(tmp_path: Path) -> None:
     project = Project(write_project(tmp_path / "project"))
-    settings = "paper.wait=2 paper.rates=[]"
+    settings = "paper.wait=2"
     edit = (project.root / "papers" / "toy" / "experiment.py").read_text()
     write(
         project.root / "papers" / "toy" / "experiment.py",
