@@ -271,7 +271,7 @@ def _client(uri: str) -> Any:
     from mlflow import MlflowClient
 
     for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # an error is raised too, and becomes one line
     if uri.startswith("sqlite") and "?" not in uri:
         uri += f"?timeout={SECONDS_FOR_LOCK}"
     return MlflowClient(tracking_uri=uri)
