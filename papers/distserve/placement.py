@@ -29,7 +29,7 @@ UNLIMITED = float("inf")  # seconds; the objective of the phase that is not look
 
 @dataclass(frozen=True)
 class Objective:
-    """What a placement is judged by: a workload at unit rate, objectives, and the share of requests to meet them.
+    """What a system is judged by: a workload at unit rate, objectives, and the share of requests to meet them.
 
     A rate is tried for `seconds` of arrivals, and on at least `requests` requests: a fixed number would end before the
     batches of a large system have filled, and would let every system look better than it is.
@@ -88,14 +88,21 @@ def high_affinity(profile: Profile, cluster: Cluster, objective: Objective) -> l
     prefill = phase_goodputs(profile, feasible, objective, "prefill")
     decode = phase_goodputs(profile, feasible, objective, "decode")
     scored = [
-        Scored(placement, min(n * prefill[p], m * decode[d]) / placement.gpus)
-        for p in feasible
-        for d in feasible
-        for n in range(1, gpus // p.gpus + 1)
-        for m in range(1, (gpus - n * p.gpus) // d.gpus + 1)
-        for placement in [Placement(p, d, prefills=n, decodes=m)]
+        Scored(one, min(one.prefills * prefill[one.prefill], one.decodes * decode[one.decode]) / one.gpus)
+        for one in high_affinity_placements(profile, cluster)
     ]
     return sorted(scored, key=lambda one: (-one.per_gpu, one.placement.gpus, str(one.placement)))
+
+
+def high_affinity_placements(profile: Profile, cluster: Cluster) -> Iterator[Placement]:
+    """What Algorithm 1 chooses from: any parallelisms and numbers of instances that the GPUs hold."""
+    gpus = cluster.nodes * cluster.gpus_per_node
+    feasible = profile.parallelisms(list(cluster.tensor), list(cluster.stages), gpus - 1)
+    for prefill in feasible:
+        for decode in feasible:
+            for n in range(1, gpus // prefill.gpus + 1):
+                for m in range(1, (gpus - n * prefill.gpus) // decode.gpus + 1):
+                    yield Placement(prefill, decode, prefills=n, decodes=m)
 
 
 def phase_goodputs(
@@ -151,19 +158,6 @@ def low_affinity(profile: Profile, cluster: Cluster, objective: Objective) -> li
         best = max(best, per_gpu)
         scored.append(Scored(unit, per_gpu))
     return sorted(scored, key=lambda one: (one.pruned, -one.per_gpu, one.placement.gpus))
-
-
-def shifted(before: Workload, after: Workload, factor: float = 1.5) -> bool:
-    """Whether the mean prompt, the mean output or the rate moved by more than `factor`: time to plan anew.
-
-    The paper replans on "a significant shift" of these three (Section 4.3) and gives no number.
-    """
-    pairs = [
-        (before.prompt.mean(), after.prompt.mean()),
-        (before.output.mean(), after.output.mean()),
-        (len(before) / before.arrival[-1], len(after) / after.arrival[-1]),
-    ]
-    return any(max(a, b) > factor * min(a, b) for a, b in pairs)
 
 
 Sweep = dict[Placement, dict[float, Trace]]
