@@ -304,6 +304,8 @@ def check_simulator(config: Config, lab: Runtime, seen: Observations) -> None:
     """Serve for real in two processes, predict the same by simulation, and compare attainments."""
     key = ("distserve: real runs", config.real_requests, tuple(config.real_levels), lab.seeds)
     runs = lab.once(key, lambda: real_runs(config, lab))
+    seen.add("real_rates", len(config.real_levels))
+    seen.add("real_systems", len(SYSTEMS))
     for seed in lab.seeds:
         pairs, guesses, wrong = [], [], []
         for first in (run for run in runs if run.seed == seed and run.turn == 0):
