@@ -102,7 +102,7 @@ def search(job: Job) -> Plan:
 
 def _colocated_goodput(job: Job, parallelism: Parallelism) -> float:
     build, gpus = _rival(job, "vllm", parallelism)
-    return job.objective(gpus).goodput(build, start=float(gpus)) / gpus
+    return job.objective(gpus).goodput(build, gpus)
 
 
 def cluster(job: Job) -> Cluster:
@@ -160,7 +160,7 @@ def answer(job: Job) -> Answer:
     """Goodput, tightest objectives and counters of the job's system."""
     build, gpus = system_of(job)
     goal = job.objective(gpus)
-    rate = goal.goodput(build, start=float(gpus))
+    rate = goal.goodput(build, gpus) * gpus
     tightened = simulate(goal.at(job.scenario.slo_rate * job.config.slo_load * gpus), build)
     rows = [*_counters(build, goal, rate or job.scenario.slo_rate * gpus)]
     if job.system == "low" and job.config.disaggregate:

@@ -24,6 +24,7 @@ from papers.distserve.deployment import (
 )
 
 LOWEST_RATE = 0.01  # requests/s; a system that cannot sustain one request in 100 s is given up on
+HIGHEST_RATE = 128.0  # requests/s and GPU; a system that sustains it is limited by nothing
 UNLIMITED = float("inf")  # seconds; the objective of the phase that is not looked at
 
 
@@ -51,10 +52,17 @@ class Objective:
         trace = simulate(self.at(rate), build)
         return attainment(trace, slo or self.slo) >= self.target
 
-    def goodput(self, build: Build, start: float, slo: SLO | None = None) -> float:
-        """The highest rate that the system sustains, requests/s."""
-        return goodput(
-            lambda rate: self.sustains(build, rate, slo), start, self.resolution, lowest=LOWEST_RATE
+    def goodput(self, build: Build, gpus: int, slo: SLO | None = None, start: float = 1.0) -> float:
+        """The highest rate that the system on `gpus` GPUs sustains, requests/s and GPU; searched from `start`."""
+        return (
+            goodput(
+                lambda rate: self.sustains(build, rate, slo),
+                min(start, HIGHEST_RATE) * gpus,
+                self.resolution,
+                lowest=LOWEST_RATE,
+                highest=HIGHEST_RATE * gpus,
+            )
+            / gpus
         )
 
 
@@ -116,7 +124,7 @@ def phase_goodputs(
         return lambda loop: decode_only(profile, parallelism, loop)
 
     slo = SLO(objective.slo.ttft, UNLIMITED) if phase == "prefill" else SLO(UNLIMITED, objective.slo.tpot)
-    return {p: objective.goodput(build(p), start=float(p.gpus), slo=slo) for p in parallelisms}
+    return {p: objective.goodput(build(p), p.gpus, slo) * p.gpus for p in parallelisms}
 
 
 def replicate(rate: float, prefill: float, decode: float) -> tuple[int, int]:
@@ -150,11 +158,11 @@ def low_affinity(profile: Profile, cluster: Cluster, objective: Objective) -> li
     scored = []
     for unit in sorted(low_affinity_units(profile, cluster), key=lambda one: (one.gpus, str(one))):
         build = partial(disaggregated, profile, unit)
-        threshold = best * (1 + objective.resolution) * unit.gpus
-        if best and not objective.sustains(build, threshold):
+        threshold = best * (1 + objective.resolution)
+        if best and not objective.sustains(build, threshold * unit.gpus):
             scored.append(Scored(unit, best, pruned=True))
             continue
-        per_gpu = objective.goodput(build, start=threshold or float(unit.gpus)) / unit.gpus
+        per_gpu = objective.goodput(build, unit.gpus, start=threshold or 1.0)
         best = max(best, per_gpu)
         scored.append(Scored(unit, per_gpu))
     return sorted(scored, key=lambda one: (one.pruned, -one.per_gpu, one.placement.gpus))
