@@ -60,9 +60,6 @@ LADDER = tuple(2 ** (step / 2) for step in range(-4, 5))
 WRONG = 1.5  # times the prefill slope: a simulator that must be told from the fitted one
 GUESS = 50.0  # percent: who knows nothing says this of every run and objective
 CALIBRATION = -1  # in place of a seed: a load that only the fits see
-# A run during which a process was kept from its core is served again, and the quietest try counts. The choice looks at
-# the scheduler's clock alone, never at the requests. The threads that move caches take about a twentieth themselves.
-TRIES, DISTURBED = 3, 0.1  # share of the run's time
 SECONDS_A_REQUEST = 2.0  # far more than any takes: serving that is later than this hangs
 
 
@@ -102,7 +99,7 @@ def measure(loads: dict[int, Load], levels: tuple[float, ...]) -> list[RealRun]:
 
     loads: by seed; one under CALIBRATION joins the fits alone. Raises RankFailed naming the process that failed.
     """
-    requests = TRIES * sum(len(load.arrival) for load in loads.values()) * len(levels) * len(TURNS)
+    requests = sum(len(load.arrival) for load in loads.values()) * len(levels) * len(TURNS)
     first, second = launch(_both, 2, (loads, levels), seconds=60 + SECONDS_A_REQUEST * requests)
     runs = []
     for (system, level, seed, turn, load, ours, disturbed), theirs in zip(first, second, strict=True):
@@ -131,10 +128,7 @@ def _both(rank: int, world: int, loads: dict[int, Load], levels: tuple[float, ..
             for system, turn in TURNS:
                 rate = level * capacity(float(idle[0]), float(idle[1]), system)
                 timed = replace(load, arrival=[at / rate for at in load.arrival])
-                tries: list[tuple[float, Served]] = []
-                while len(tries) < TRIES and (not tries or tries[-1][0] > DISTURBED):
-                    tries.append(_serve(rank, system, model, timed, limits, channels))
-                disturbed, served = min(tries, key=lambda one: one[0])
+                disturbed, served = _serve(rank, system, model, timed, limits, channels)
                 answers.append((system, level, seed, turn, timed, served, disturbed) if rank == 0 else served)
     return answers
 

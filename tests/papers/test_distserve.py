@@ -35,6 +35,7 @@ from papers.distserve.deployment import (
 )
 from papers.distserve.disaggregation import DecodeBatches, Disaggregated, PrefillBatches
 from papers.distserve.evaluation import FLOOR, Job, random_placement, ratio, serving
+from papers.distserve.exercises import EXERCISES
 from papers.distserve.experiment import run
 from papers.distserve.placement import (
     HIGHEST_RATE,
@@ -98,7 +99,7 @@ def system(
     speed=st.sampled_from([64.0, 1024.0, 2.0**30]),
     stages=st.sampled_from([1, 1, 2]),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_disaggregated_time_stamps_equal_the_stepped_ones(requests, prefill, decode, counts, speed, stages):
     latency = replace(DYADIC, stages=stages)
     traces, seen = [], []
@@ -180,14 +181,14 @@ def objective(n=400, ttft=0.3, tpot=0.05, seed=0):
 
 
 def test_low_affinity_search_finds_what_exhaustive_simulation_finds():
-    cluster, goal = Cluster(1, 4, (1, 2), (1, 2)), objective()
+    cluster, goal = Cluster(1, 4, (1, 2), (1,)), objective(n=200)
     best = low_affinity(TOY, cluster, goal)[0]
     exhaustive = {
         unit: goal.goodput(lambda loop, u=unit: disaggregated(TOY, u, loop), unit.gpus)
         for unit in low_affinity_units(TOY, cluster)
     }
     assert best.per_gpu >= max(exhaustive.values()) * (1 - 3 * goal.resolution)
-    assert len(exhaustive) > 4
+    assert len(exhaustive) == 4
 
 
 def test_corresponding_stages_of_both_phases_fit_into_one_node():
@@ -201,7 +202,7 @@ def test_corresponding_stages_of_both_phases_fit_into_one_node():
 
 
 def test_high_affinity_balances_the_phases():
-    cluster, goal = Cluster(1, 8, (1, 2), (1,)), objective()
+    cluster, goal = Cluster(1, 8, (1, 2), (1,)), objective(n=200)
     best = high_affinity(TOY, cluster, goal)[0].placement
     feasible = TOY.parallelisms([1, 2], [1], 7)
     prefill = phase_goodputs(TOY, feasible, goal, "prefill")
@@ -303,7 +304,9 @@ def test_an_arm_shares_its_rival_and_computes_only_what_its_claims_read():
     assert len(kept["distserve: answers"]) == answers + 1, "DistServe's, not vLLM's"
     assert arm.values("goodput", system="vllm") == ours.values("goodput", system="vllm")
     assert arm.values("goodput", system="low") != ours.values("goodput", system="low")
-    assert not {"attainment", "goodput_by_lengths", "same_engine_rate_gain_summarisation_opt_66b"} & {*arm.metrics}
+    assert not {"attainment", "goodput_by_lengths", "same_engine_rate_gain_summarisation_opt_66b"} & {
+        *arm.metrics
+    }
 
 
 def test_every_field_of_the_config_has_its_bounds():
@@ -429,15 +432,15 @@ def test_committed_coefficients_are_the_published_ones():
 
 
 def test_moving_the_objectives_finds_the_best_swept_placement_within_two_seconds():
-    requests = objective(n=600).workload
-    units = list(low_affinity_units(TOY, Cluster(1, 4, (1, 2), (1, 2))))
-    rates = [0.5, 1.0, 2.0, 3.0, 4.0, 6.0]
+    requests = objective(n=200).workload
+    units = list(low_affinity_units(TOY, Cluster(1, 4, (1, 2), (1,))))
+    rates = [0.5, 1.0, 2.0, 4.0]
     swept = sweep(TOY, units, requests, rates)
     slo = SLO(0.3, 0.05)
     start = time.perf_counter()
     best, rate = best_under(swept, slo)[0]
     assert time.perf_counter() - start < 2.0
-    goal = Objective(requests, slo, requests=600, seconds=0.0)
+    goal = Objective(requests, slo, requests=200, seconds=0.0)
     sustained = {
         unit: max(
             (r for r in rates if goal.sustains(partial(disaggregated, TOY, unit), r * unit.gpus)), default=0.0
@@ -448,3 +451,8 @@ def test_moving_the_objectives_finds_the_best_swept_placement_within_two_seconds
     assert dict(best_under(swept, SLO(1e-6, 1e-6))) == dict.fromkeys(units, 0.0), (
         "nobody keeps an absurd promise"
     )
+
+
+def test_every_exercise_has_its_answer_and_the_link_of_the_paper_carries_about_90_gbit_a_second():
+    assert EXERCISES["exercise-2"].answer(None) == pytest.approx(64 * 9216 * 4 * 512 * 10 * 8 / 1e9)
+    assert all(0.05 < EXERCISES[name].answer(None) < 50 for name in ("exercise-1", "exercise-3"))
