@@ -7,7 +7,7 @@ import numpy as np
 
 from common.lab.exercises import Exercise
 from common.serving.models import model
-from common.serving.schedulers import ChunkedPrefill
+from common.serving.schedulers import ChunkedPrefill, PrefillFirst
 from common.serving.workload import Workload, draw_lengths, poisson
 from papers.distserve.deployment import Parallelism, colocated
 from papers.distserve.placement import Objective, phase_goodputs
@@ -42,8 +42,8 @@ def chunked_over_prompts_first(lab: Any) -> float:
     """Goodput of two colocated replicas on summarisation: prompts in chunks over prompts first."""
     long, aim = profile("opt-66b", Serving()), goal("summarisation-opt-66b")
     rates = [
-        aim.goodput(partial(colocated, long, Parallelism(4), 2, **how), 8)
-        for how in ({"scheduler": ChunkedPrefill}, {})
+        aim.goodput(partial(colocated, long, Parallelism(4), 2, scheduler=scheduler), 8)
+        for scheduler in (ChunkedPrefill, PrefillFirst)
     ]
     return rates[0] / rates[1]
 

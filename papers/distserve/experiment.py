@@ -113,9 +113,9 @@ def observe(seen: Observations, case: Case, seed: int, found: dict[str, Answer])
     seen.add(f"requests_finished_{slug}", min(one.requests for one in found.values()), seed)
     pairs = {f"rate_gain_{slug}": ("low", "vllm"), f"same_engine_rate_gain_{slug}": ("low", "same-engine")}
     pairs |= {"high_over_low": ("high", "low"), "low_over_vllm_plus": ("low", "vllm++")}
-    for metric, (one, other) in pairs.items():
-        if one in found and other in found:
-            gain, capped = ratio(found[one].goodput, found[other].goodput, case.scenario)
+    for metric, (better, rival) in pairs.items():
+        if better in found and rival in found:
+            gain, capped = ratio(found[better].goodput, found[rival].goodput, case.scenario)
             seen.add(metric, gain, seed, **({"capped": True} if capped else {}))
     if "vllm" in found:
         seen.add(f"slo_gain_{slug}", found["vllm"].scale / low.scale, seed)
