@@ -1,16 +1,22 @@
 """The two real processes, and the fit with which the simulator predicts them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from common.distributed.launch import launch
+from common.lab.runtime import Observations, Runtime
+from papers.distserve.config import Config
 from papers.distserve.simulator_check import (
     CALIBRATION,
+    LADDER,
     WRONG,
     Fit,
     RealRun,
     bias,
     capacity,
+    check_simulator,
     draw_load,
     fit_latency,
     fit_without,
@@ -79,6 +85,18 @@ def test_a_fit_to_other_runs_predicts_the_order_of_magnitude_of_a_run(measured):
 def test_a_run_never_fits_itself(measured):
     with pytest.raises(ValueError, match="CALIBRATION"):
         fit_without([measured[4]], measured[4])
+
+
+def test_a_run_is_judged_on_its_own_scatter_a_wrong_fit_and_a_guess(measured):
+    config, seen = Config(real_requests=20, real_levels=[0.5]), Observations()
+    kept = {("distserve: real runs", 20, (0.5,), (0,)): measured}
+    check_simulator(config, Runtime((0,), workers=1, kept=kept), seen)
+    for metric in ("simulator_bias", "repeat_scatter", "wrong_fit_bias", "constant_guess_bias"):
+        assert len(seen.values(metric)) == 1
+    assert len(seen.rows("real_attainment")) == 2 * len(seen.rows("predicted_attainment")) == 2 * 2 * len(LADDER)
+    wrong = Observations()
+    check_simulator(replace(config, perturb=WRONG), Runtime((0,), workers=1, kept=kept), wrong)
+    assert wrong.values("simulator_bias") == seen.values("wrong_fit_bias"), "the control is the wrong fit"
 
 
 def tight_memory(rank, world, load):
