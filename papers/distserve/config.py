@@ -75,8 +75,8 @@ class Config:
         60  # of each run of the two real processes; 0 leaves them out
     )
     real_levels: Annotated[list[float], Length(1), At(0.05, 1.5)] = field(
-        default_factory=lambda: [0.3, 0.5, 0.7, 0.9]
-    )  # rates of the real runs, over each system's capacity
+        default_factory=lambda: [0.5, 0.7, 0.9, 1.1]
+    )  # rates of the real runs over each system's capacity; the paper's reach past the knee too
     perturb: Annotated[float, At(0.1, 10)] = 1.0  # times the fitted prefill slope that predicts the real runs
 
 

@@ -329,8 +329,11 @@ def check_simulator(config: Config, lab: Runtime, seen: Observations) -> None:
 
 
 def real_runs(config: Config, lab: Runtime) -> list[RealRun]:
-    loads = {CALIBRATION: draw_load(lab.rng(0, "calibration"), config.real_requests)}
-    loads |= {seed: draw_load(lab.rng(seed, "real"), config.real_requests) for seed in lab.seeds}
+    """Serve the load of every seed; a single one gets a second load that only its fit sees."""
+    streams = {seed: lab.rng(seed, "real") for seed in lab.seeds}
+    if len(streams) == 1:
+        streams[CALIBRATION] = lab.rng(0, "calibration")
+    loads = {seed: draw_load(rng, config.real_requests) for seed, rng in streams.items()}
     return measure(loads, tuple(config.real_levels))
 
 
