@@ -7,6 +7,8 @@ from common.lab.bounds import At, Choice, Inferred, Length
 from papers.distserve.placement import Cluster, low_affinity_units
 from papers.distserve.scenarios import CHAT_LENGTHS, LINKS, SCENARIOS, Serving, profile
 
+REAL_LEVELS = (0.5, 0.7, 0.9, 1.1)
+
 
 @dataclass(frozen=True)
 class Config:
@@ -75,7 +77,7 @@ class Config:
         60  # of each run of the two real processes; 0 leaves them out
     )
     real_levels: Annotated[list[float], Length(1), At(0.05, 1.5)] = field(
-        default_factory=lambda: [0.5, 0.7, 0.9, 1.1]
+        default_factory=lambda: list(REAL_LEVELS)
     )  # rates of the real runs over each system's capacity; the paper's reach past the knee too
     perturb: Annotated[float, At(0.1, 10)] = 1.0  # times the fitted prefill slope that predicts the real runs
 
@@ -100,6 +102,8 @@ def check(config: Config) -> None:
                 raise ValueError(
                     f"{name}: {getattr(config, name)!r} means nothing with disaggregate=false; leave it"
                 )
+    if not config.real_requests and config.real_levels != list(REAL_LEVELS):
+        raise ValueError("real_levels: means nothing with real_requests=0; leave it, or serve 20 or more")
     chats = [name for name in config.scenarios if name.startswith("chat")]
     if not chats and config.chat_lengths != "sharegpt-joined":
         raise ValueError(f"chat_lengths: {config.chat_lengths!r} means nothing without a chat scenario")

@@ -348,6 +348,7 @@ def test_what_cannot_run_is_refused_in_one_line_before_it_runs(override, said):
         {"disaggregate": False, "overlap": 0.5},
         {"chat_lengths": "sharegpt"},
         {"chat_13b_ttft": 0.2},
+        {"real_levels": [0.5]},
     ],
 )
 def test_a_switch_that_a_run_would_ignore_is_refused(ignored):

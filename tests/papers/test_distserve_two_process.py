@@ -93,7 +93,9 @@ def test_a_run_is_judged_on_its_own_scatter_a_wrong_fit_and_a_guess(measured):
     check_simulator(config, Runtime((0,), workers=1, kept=kept), seen)
     for metric in ("simulator_bias", "repeat_scatter", "wrong_fit_bias", "constant_guess_bias"):
         assert len(seen.values(metric)) == 1
-    assert len(seen.rows("real_attainment")) == 2 * len(seen.rows("predicted_attainment")) == 2 * 2 * len(LADDER)
+    assert (
+        len(seen.rows("real_attainment")) == 2 * len(seen.rows("predicted_attainment")) == 2 * 2 * len(LADDER)
+    )
     wrong = Observations()
     check_simulator(replace(config, perturb=WRONG), Runtime((0,), workers=1, kept=kept), wrong)
     assert wrong.values("simulator_bias") == seen.values("wrong_fit_bias"), "the control is the wrong fit"
