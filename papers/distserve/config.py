@@ -19,9 +19,8 @@ class Config:
     )
     # Fewest requests of each trial of a rate: the 90% quantile needs ten beyond it.
     requests: Annotated[int, At(100, 100_000)] = 600
-    seconds: Annotated[float, At(0, 3600)] = (
-        120.0  # of arrivals in each trial, where that takes more requests
-    )
+    # Of arrivals in each trial, where that takes more requests than `requests`.
+    seconds: Annotated[float, At(0, 3600)] = 120.0
     most_requests: Annotated[int, At(100, 200_000)] = 20_000  # of each trial, whatever the rate
     # `steady`: as above. `artifact`: at every rate as many requests a GPU as the authors' scripts send.
     load: Annotated[str, Choice("steady", "artifact")] = "steady"
@@ -39,19 +38,16 @@ class Config:
     chat_13b_ttft: Annotated[float, At(0.05, 60)] = 0.25  # seconds; the artifact's, where the text says 0.2
     objectives: Annotated[float, At(0.05, 1e6)] = 1.0  # times both objectives of every scenario
     slo_load: Annotated[float, At(0.001, 4)] = 1.0  # times the rate at which objectives are tightened
-    other_lengths: Annotated[int, At(0, 1000)] = (
-        3  # seeds on which the goodputs are repeated with other lengths
-    )
+    # Seeds on which the goodputs are repeated with other lengths.
+    other_lengths: Annotated[int, At(0, 1000)] = 3
 
     # The method, and what of it is switched off.
     disaggregate: bool = True  # False: both phases on the same GPUs, in turn; nothing is placed or moved
-    engine: Annotated[str, Choice("distserve", "vllm")] = (
-        "distserve"  # whose coefficients its instances run on
-    )
+    # Whose coefficients its instances run on.
+    engine: Annotated[str, Choice("distserve", "vllm")] = "distserve"
     link: Annotated[str, Choice(*LINKS)] = "nvlink"  # between the phases
-    placement: Annotated[str, Choice("search", "random")] = (
-        "search"  # random: one with as many GPUs, a draw a seed
-    )
+    # `random`: a placement with as many GPUs, one draw a seed.
+    placement: Annotated[str, Choice("search", "random")] = "search"
     prefill_tokens: Annotated[
         int, Inferred(256, 8192, "L_m: Section 3.1 names 512 for a 13B model, the artifact starts with 8,192")
     ] = 512
@@ -68,14 +64,12 @@ class Config:
     vllm_prefill_tokens: Annotated[
         int, Inferred(2048, 16_384, "the artifact starts vLLM with 16,384; vLLM's own default was 2,560")
     ] = 16_384
-    vllm_instances: Annotated[str, Choice("fill", "one")] = (
-        "fill"  # as many GPUs as DistServe may use, or one plan
-    )
+    # `fill`: replicas on as many GPUs as DistServe may use. `one`: a single instance.
+    vllm_instances: Annotated[str, Choice("fill", "one")] = "fill"
 
     # The real run.
-    real_requests: Annotated[int, At(0, 5000)] = (
-        60  # of each run of the two real processes; 0 leaves them out
-    )
+    # Of each run of the two real processes; 0 leaves them out.
+    real_requests: Annotated[int, At(0, 5000)] = 20
     real_levels: Annotated[list[float], Length(1), At(0.05, 1.5)] = field(
         default_factory=lambda: list(REAL_LEVELS)
     )  # rates of the real runs over each system's capacity; the paper's reach past the knee too
