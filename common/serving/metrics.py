@@ -97,7 +97,10 @@ def goodput(
 
     Rates in requests per second. The answer is a rate that was accepted, at most `resolution` (relative) below one
     that was refused; 0 if even `lowest` is refused, `highest` if that is accepted (nothing limits the rate).
+    Raises ValueError for a resolution that no bisection reaches, and for a start outside of the bounds.
     """
+    if not resolution > 1e-9:
+        raise ValueError(f"a resolution of {resolution} is never reached; give a relative step such as 0.02")
     if not lowest <= start <= highest:
         raise ValueError(f"start rate {start} must lie between {lowest} and {highest} requests/s")
     low = high = start

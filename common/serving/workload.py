@@ -87,6 +87,8 @@ def gamma(rng: np.random.Generator, n: int, cv: float) -> np.ndarray:
 
 def replayed(timestamps: np.ndarray, n: int) -> np.ndarray:
     """The first `n` recorded arrival times, shifted to start at zero and scaled to one request a second on average."""
+    if n < 1:
+        raise ValueError(f"{n} arrivals were asked for; ask for at least one")
     if n > len(timestamps):
         raise ValueError(f"the trace holds {len(timestamps)} arrivals, {n} were asked for")
     times = np.sort(np.asarray(timestamps, dtype=float))[:n]
@@ -238,6 +240,9 @@ SYNTHETIC: dict[str, Callable[[np.random.Generator, int], Lengths]] = {
 }
 
 
+ROUNDS = 1000  # of drawing conversations, before a bound on their length counts as impossible
+
+
 def joined_turns(
     turns: Lengths, rng: np.random.Generator, n: int, most: int = 9, total: int = 2048
 ) -> Lengths:
@@ -247,10 +252,16 @@ def joined_turns(
     first k messages, k uniform in 1..most, are the prompt and the next message is the output; requests of `total`
     tokens or more are dropped. That is the preparation of ShareGPT in LLMServe/DistServe
     (simdistserve/prepare-dataset.py), on conversations of at most 10 messages; the means come out at about 765 and
-    217 tokens.
+    217 tokens. ValueError where (next to) no request is that short.
     """
+    if n < 1 or most < 1:
+        raise ValueError(f"{n} requests of up to {most} earlier messages were asked for; ask for at least one")
     kept: list[np.ndarray] = []
     while sum(len(rows) for rows in kept) < n:
+        if len(kept) == ROUNDS:
+            raise ValueError(
+                f"{ROUNDS} rounds of conversations gave too few requests below {total} tokens; allow longer ones"
+            )
         chosen = rng.integers(len(turns.prompt), size=(2 * n, most // 2 + 1))
         messages = np.stack([turns.prompt[chosen], turns.output[chosen]], axis=2).reshape(2 * n, -1)
         k = rng.integers(1, most + 1, 2 * n)

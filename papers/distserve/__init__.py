@@ -9,8 +9,9 @@ disaggregation.py   the two phases at run time, and the pull of KV caches betwee
 deployment.py       parallelism, placements, and the systems built from them (the colocated one as well)
 placement.py        the two placement algorithms, for fast and for slow networks between nodes
 scenarios.py        the paper's workloads and objectives
+evaluation.py       every system of a scenario on one seed's requests
 two_process.py      prefill and decode in two real processes
 simulator_check.py  whether the simulator predicts them
-evaluation.py       every system of a scenario on one seed's requests
-experiment.py       Config and run(): everything the claims in paper.yaml read
+config.py           what a run may be; cases.py what it compares; experiment.py all that the claims read
+exercises.py        the notebook's exercises, solved
 """

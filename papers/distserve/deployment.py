@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from common.serving.cluster import Dispatcher, LeastLoad, Replicas
+from common.serving.batch import Scheduler
+from common.serving.cluster import LeastLoad, Replicas
 from common.serving.engine import Instance, System
 from common.serving.latency import LatencyModel
 from common.serving.link import Link
@@ -12,7 +13,7 @@ from common.serving.memory import PagedMemory
 from common.serving.models import ModelShape
 from common.serving.schedulers import PrefillFirst
 from common.serving.sequence import Sequence
-from papers.distserve.disaggregation import DecodeBatches, Disaggregated, PrefillBatches
+from papers.distserve.disaggregation import DecodeBatches, Disaggregated, PrefillBatches, SharedGpus
 
 Build = Callable[[EventLoop], System]
 
@@ -67,11 +68,12 @@ class Profile:
     link_bytes_per_s: float
     shared_link: bool = False  # all decode instances pull over one wire (a node's network card)
     overlap: float = 0.0  # share of a prompt's prefill time that hides its copy (layer-wise streaming)
-    max_sequences: int = 256  # of a decode batch; vLLM's default max_num_seqs
+    max_sequences: int = (
+        1024  # of a decode batch, of either system (authors' artifact, 2-start-api-server.py)
+    )
     waiting_share: float = 0.05  # waiting_block_prop_threshold of the published engine
     block_tokens: int = 16
     host_gbytes_per_s: float = 25.0  # device to host, PCIe 4.0 x16 in practice; only swapping pays it
-    records_tokens: bool = False  # of every token when it came out, not only of the first and the last
 
     def parallelisms(self, tensor: list[int], stages: list[int], gpus: int) -> list[Parallelism]:
         """Those of tensor x stages that have published latencies, fit the model, and use at most `gpus`."""
@@ -115,7 +117,6 @@ def prefill_instance(
         PrefillBatches(profile.prefill_tokens),
         on_prefilled=on_prefilled,
         rank=UPSTREAM,
-        records_tokens=profile.records_tokens,
     )
 
 
@@ -132,7 +133,6 @@ def decode_instance(
         rank=DOWNSTREAM,
         host_blocks=UNBOUNDED_HOST,
         swap_seconds_per_block=profile.swap_seconds_per_block(parallelism),
-        records_tokens=profile.records_tokens,
     )
 
 
@@ -210,16 +210,33 @@ def colocated(
     parallelism: Parallelism,
     replicas: int,
     loop: EventLoop,
-    scheduler: Callable[[], PrefillFirst] = PrefillFirst,
-    dispatcher: Callable[[], Dispatcher] = LeastLoad,
+    scheduler: Callable[[], Scheduler] = PrefillFirst,
+    watermark: float = 0.01,
 ) -> Replicas:
-    """Both phases in one continuous batch on every replica, as vLLM serves (prompts first, recompute on overflow)."""
+    """Both phases on every replica, each new request on the one with the fewest.
+
+    By default as vLLM serves: prompts first and alone, recompute on overflow, a watermark of 0.01 (its default).
+    """
     return Replicas(
         [
             Instance(
-                loop, profile.latency(parallelism), profile.memory(parallelism, watermark=0.01), scheduler()
+                loop,
+                profile.latency(parallelism),
+                profile.memory(parallelism, watermark),
+                scheduler(),
+                host_blocks=UNBOUNDED_HOST,
+                swap_seconds_per_block=profile.swap_seconds_per_block(parallelism),
             )
             for _ in range(replicas)
         ],
-        dispatcher(),
+        LeastLoad(),
     )
+
+
+def shared_gpus(profile: Profile, parallelism: Parallelism, replicas: int, loop: EventLoop) -> Replicas:
+    """The method without its idea: its own batches of both phases, on the same GPUs."""
+
+    def scheduler() -> SharedGpus:
+        return SharedGpus(PrefillBatches(profile.prefill_tokens), profile.max_sequences)
+
+    return colocated(profile, parallelism, replicas, loop, scheduler, watermark=0.0)

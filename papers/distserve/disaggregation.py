@@ -20,16 +20,17 @@ from common.serving.schedulers import make_room, resume_swapped
 from common.serving.sequence import Sequence
 
 
-@dataclass(frozen=True)
+@dataclass
 class PrefillBatches:
     """First come, first served prompts, up to `max_tokens` together; a longer prompt runs alone.
 
     max_tokens is the paper's L_m, the shortest prompt that saturates the GPU (Section 4.3). Memory bounds a batch too,
-    and counts the caches that no decode instance has pulled yet.
+    and counts the caches that no decode instance has pulled yet. blocked: how often a prompt had to wait for that.
     """
 
     max_tokens: int
     head_only: bool = True
+    blocked: int = 0
 
     def plan(self, slot: Slot) -> Plan:
         waiting, memory = slot.instance.waiting, slot.instance.memory
@@ -37,9 +38,10 @@ class PrefillBatches:
         tokens = 0
         while waiting:
             sequence = waiting[0]
-            if (chunks and tokens + sequence.goal > self.max_tokens) or not memory.admits(
-                memory.needs(sequence)
-            ):
+            if chunks and tokens + sequence.goal > self.max_tokens:
+                break
+            if not memory.admits(memory.needs(sequence)):
+                self.blocked += not chunks
                 break
             chunks.append((slot.admit(), sequence.goal))
             tokens += sequence.goal
@@ -67,6 +69,32 @@ class DecodeBatches:
                 break
             slot.start_decoding(waiting.popleft())
         return Plan([], True, steady=False) if preempted else DECODE
+
+
+@dataclass
+class SharedGpus:
+    """The method with its phases on the same GPUs: a batch of prompts and an iteration of decodes take turns.
+
+    The phases interfere again, and share one parallelism; a request is decoded where it was prefilled, so that nothing
+    is moved. This is what the negative controls run.
+    """
+
+    prefill: PrefillBatches
+    max_sequences: int
+    head_only: bool = True
+    prompts_next: bool = True
+
+    def plan(self, slot: Slot) -> Plan:
+        if self.prompts_next or not slot.group.members:
+            prompts = self.prefill.plan(slot)
+            if prompts.chunks:
+                self.prompts_next = False
+                return prompts
+        self.prompts_next = True
+        preempted = make_room(slot, swap=True)
+        if slot.instance.swapped and not preempted:
+            resume_swapped(slot, self.max_sequences)
+        return Plan([], True, steady=not preempted and not slot.instance.waiting)
 
 
 @dataclass(slots=True)

@@ -1,273 +1,234 @@
-"""Every system of a scenario on the requests of one seed, and the searches that come before."""
+"""Every system of a scenario on one seed's requests, and the searches that come before.
 
-from __future__ import annotations
+vllm          colocated, vLLM's coefficients, the paper's parallelism
+vllm++        colocated, vLLM's coefficients, the best parallelism found by search
+same-engine   colocated, DistServe's coefficients: what is left of the gain when the engine is the same
+low, high     DistServe placed by Algorithm 2 (stages of both phases share a node) and by Algorithm 1
+"""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import numpy as np
 
-from common.serving.engine import System, simulate
+from common.serving.cluster import Replicas
+from common.serving.engine import Instance, System, simulate
 from common.serving.loop import EventLoop
-from common.serving.metrics import attainment, separate_attainment, smallest_scale
+from common.serving.metrics import SLO, attainment, separate_attainment, smallest_scale
+from common.serving.schedulers import PrefillFirst
+from common.serving.trace import Trace
 from common.serving.workload import Workload
-from papers.distserve.deployment import Build, Parallelism, Placement, Units, colocated, disaggregated
+from papers.distserve.config import Config
+from papers.distserve.deployment import (
+    Build,
+    Parallelism,
+    Placement,
+    Profile,
+    Units,
+    colocated,
+    disaggregated,
+    shared_gpus,
+)
+from papers.distserve.disaggregation import PrefillBatches
 from papers.distserve.placement import (
-    LOWEST_RATE,
     Cluster,
     Objective,
     fill,
     high_affinity,
+    high_affinity_placements,
     low_affinity,
     low_affinity_units,
 )
-from papers.distserve.scenarios import Scenario, profile
+from papers.distserve.scenarios import Scenario, Serving, profile
 
-if TYPE_CHECKING:
-    from papers.distserve.experiment import Config
+SCALES = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 8.0)  # of both objectives
+# A system that sustains less than this share of the rate at which the paper tightens objectives counts as sustaining
+# it, so that a gain over it is a lower bound and says so (capped).
+FLOOR = 0.1
+QUANTILES = (0.5, 0.9, 0.95, 0.99, 1.0)  # of the transfers' seconds
 
-SYSTEMS = ("low", "vllm", "same-engine")  # that every scenario compares
-PLANNING = -1  # in place of a seed: requests that only the searches see
-# Rates of the attainment curves, over DistServe's goodput.
-CURVE = (0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
-SCALES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0)  # of both objectives, for the SLO curves
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What the searches chose for a scenario."""
-
-    low: Placement
-    high: Placement
-    vllm_plus: Parallelism | None  # searched where the paper compares with vLLM++
+Row = tuple[str, float, dict[str, Any]]
+Plan = Placement | Parallelism
 
 
 @dataclass(frozen=True)
 class Job:
-    """A scenario on one draw of requests; what a worker process is given."""
+    """A scenario on one draw of requests, and the system that is asked for; what a worker process is given."""
 
     config: Config
-    name: str
     scenario: Scenario
     workload: Workload  # at one request a second
     seed: int
-    plan: Plan | None = None
-    systems: tuple[str, ...] = SYSTEMS  # those that somebody asks for
+    system: str
+    plan: Plan | None = None  # what the search chose for low, high and vllm++
     curves: bool = False  # attainment over rates and scales too
 
+    @property
+    def slo(self) -> SLO:
+        slo = self.scenario.slo
+        return slo.scaled(self.config.objectives) if self.config.objectives != 1 else slo
 
-def objective(job: Job) -> Objective:
+    def objective(self, gpus: int) -> Objective:
+        """What the system is judged by on so many GPUs."""
+        config, requests, seconds = self.config, self.config.requests, self.config.seconds
+        if config.load == "artifact":
+            requests, seconds = self.scenario.requests * gpus, 0.0
+        return Objective(self.workload, self.slo, config.target, config.resolution, requests, seconds)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a system does: goodput in requests/s and GPU, tightest scale of the objectives, and rows for figures."""
+
+    goodput: float
+    scale: float
+    requests: int  # of the trial that decided the goodput
+    rows: tuple[Row, ...]
+
+
+def search(job: Job) -> Plan:
+    """The plan of the job's system: Algorithm 2 (low), Algorithm 1 (high), vLLM's best parallelism (vllm++)."""
+    config, scenario = job.config, job.scenario
+    goal = job.objective(scenario.gpus)
+    if job.system == "vllm++":
+        candidates = serving(job, "vllm").parallelisms(config.tensor, [1], scenario.gpus)
+        return max({scenario.baseline, *candidates}, key=lambda p: (_colocated_goodput(job, p), -p.gpus))
+    if job.system == "high":
+        return high_affinity(serving(job), cluster(job), goal)[0].placement
+    return fill(low_affinity(serving(job), cluster(job), goal)[0].placement, scenario.gpus)
+
+
+def _colocated_goodput(job: Job, parallelism: Parallelism) -> float:
+    build, gpus = _rival(job, "vllm", parallelism)
+    return job.objective(gpus).goodput(build, gpus)
+
+
+def cluster(job: Job) -> Cluster:
+    return Cluster(1, job.scenario.gpus, tuple(job.config.tensor), tuple(job.config.stages))
+
+
+def serving(job: Job, engine: str = "") -> Profile:
+    """The job's model under its config, or under another engine's coefficients."""
     config = job.config
-    return Objective(
-        job.workload, job.scenario.slo, config.target, config.resolution, config.requests, config.seconds
+    how = Serving(
+        engine or config.engine, config.link, config.prefill_tokens, config.overlap, config.swap_gbytes_per_s
     )
+    return profile(job.scenario.model, how)
 
 
-def plan(job: Job) -> Plan:
-    """Run both placement algorithms, and the search for vLLM++'s parallelism."""
-    config, scenario = job.config, job.scenario
-    model = profile(scenario.model, config.engine, config.link)
-    cluster = Cluster(
-        nodes=-(-scenario.gpus // 8),
-        gpus_per_node=min(scenario.gpus, 8),
-        tensor=tuple(config.tensor),
-        stages=tuple(config.stages),
-    )
-    goal = objective(job)
-    low = fill(low_affinity(model, cluster, goal)[0].placement, scenario.gpus)
-    if not compares_placements(job.name):
-        return Plan(low, low, None)
-    high = high_affinity(model, cluster, goal)[0].placement
-    return Plan(low, high, best_colocated(scenario, config, goal))
+def system_of(job: Job) -> tuple[Build, int]:
+    """The system that the job asks for, and the GPUs it uses."""
+    if job.system in ("low", "high"):
+        return _distserve(job)
+    engine = "distserve" if job.system == "same-engine" else "vllm"
+    return _rival(job, engine, job.plan if isinstance(job.plan, Parallelism) else job.scenario.baseline)
 
 
-def compares_placements(name: str) -> bool:
-    """The paper compares its placements on OPT-13B chat (Section 6.4)."""
-    return name == "chat-opt-13b"
+def _distserve(job: Job) -> tuple[Build, int]:
+    model, scenario = serving(job), job.scenario
+    if not job.config.disaggregate:
+        replicas = scenario.gpus // scenario.baseline.gpus
+        return partial(shared_gpus, model, scenario.baseline, replicas), replicas * scenario.baseline.gpus
+    assert isinstance(job.plan, Placement)
+    chosen = random_placement(job, job.plan) if job.config.placement == "random" else job.plan
+    return partial(disaggregated, model, chosen), chosen.gpus
 
 
-def best_colocated(scenario: Scenario, config: Config, goal: Objective) -> Parallelism:
-    """vLLM++: the tensor parallelism with the highest goodput per GPU under vLLM's coefficients."""
-    model = profile(scenario.model, "vllm", config.link)
-    candidates = model.parallelisms(config.tensor, [1], scenario.gpus)
-    if scenario.baseline not in candidates:
-        candidates.append(scenario.baseline)
-    return max(candidates, key=lambda p: colocated_goodput("vllm", p, scenario, config, goal))
+def _rival(job: Job, engine: str, parallelism: Parallelism) -> tuple[Build, int]:
+    """vLLM's policy on an engine's coefficients."""
+    config = job.config
+    replicas = 1 if config.vllm_instances == "one" else max(1, job.scenario.gpus // parallelism.gpus)
+    model = serving(job, engine)
+    scheduler = partial(PrefillFirst, config.vllm_prefill_tokens, model.max_sequences)
+    return lambda loop: colocated(model, parallelism, replicas, loop, scheduler), replicas * parallelism.gpus
 
 
-def replicas_of(parallelism: Parallelism, gpus: int) -> int:
-    return max(1, gpus // parallelism.gpus)
+def random_placement(job: Job, chosen: Placement) -> Placement:
+    """Any placement on as many GPUs that the algorithm could have chosen, instead of the best; the seed decides."""
+    model, gpus = serving(job), job.scenario.gpus
+    if job.system == "high":
+        placements = high_affinity_placements(model, cluster(job))
+    else:
+        placements = (fill(unit, gpus) for unit in low_affinity_units(model, cluster(job)))
+    same = [placement for placement in placements if placement.gpus == chosen.gpus]
+    return same[int(np.random.default_rng([job.seed, 1]).integers(len(same)))]
 
 
-def colocated_build(
-    engine: str, parallelism: Parallelism, gpus: int, scenario: Scenario, config: Config
-) -> Build:
-    """Colocated replicas on as many of `gpus` GPUs as they fill."""
-    model = profile(scenario.model, engine, config.link)
-    return lambda loop: colocated(model, parallelism, replicas_of(parallelism, gpus), loop)
-
-
-def colocated_goodput(
-    engine: str, parallelism: Parallelism, scenario: Scenario, config: Config, goal: Objective
-) -> float:
-    """Requests/s and GPU of colocated replicas that fill the scenario's GPUs."""
-    gpus = replicas_of(parallelism, scenario.gpus) * parallelism.gpus
-    return (
-        goal.goodput(colocated_build(engine, parallelism, scenario.gpus, scenario, config), start=gpus) / gpus
-    )
-
-
-def distserve_build(placement: Placement, job: Job) -> tuple[Build, int]:
-    """DistServe on a placement, and the GPUs it uses."""
-    model = profile(job.scenario.model, job.config.engine, job.config.link)
-    return lambda loop: disaggregated(model, placement, loop), placement.gpus
-
-
-def undivided_build(job: Job) -> tuple[Build, int]:
-    """What is left of DistServe when its phases are not taken apart: its engine, colocated, on the same GPUs."""
-    scenario, config = job.scenario, job.config
-    gpus = replicas_of(scenario.baseline, scenario.gpus) * scenario.baseline.gpus
-    return colocated_build(config.engine, scenario.baseline, gpus, scenario, config), gpus
-
-
-def low_goodput(job: Job) -> float:
-    """Requests/s and GPU of the placement of Algorithm 2 in the job's plan."""
-    assert job.plan is not None
-    build, gpus = distserve_build(job.plan.low, job)
-    return objective(job).goodput(build, start=float(gpus)) / gpus
-
-
-def random_plan(job: Job, chosen: Plan) -> Plan:
-    """Any feasible placement on at most as many GPUs, instead of the best; the seed decides."""
-    config, scenario = job.config, job.scenario
-    rng = np.random.default_rng([job.seed, 1])
-    model = profile(scenario.model, config.engine, config.link)
-    cluster = Cluster(1, min(scenario.gpus, 8), tuple(config.tensor), tuple(config.stages))
-
-    def any_like(placement: Placement) -> Placement:
-        units = [unit for unit in low_affinity_units(model, cluster) if unit.gpus <= placement.gpus]
-        return fill(units[int(rng.integers(len(units)))], placement.gpus)
-
-    return Plan(any_like(chosen.low), any_like(chosen.high), chosen.vllm_plus)
-
-
-def ratio(per_gpu: dict[str, float], one: str, other: str) -> float:
-    """Goodput of one system over another's; a system that sustains nothing counts with the lowest rate tried.
-
-    Against such a system the ratio is a lower bound.
-    """
-    return max(per_gpu[one], LOWEST_PER_GPU) / max(per_gpu[other], LOWEST_PER_GPU)
-
-
-def gains(name: str, per_system: dict[str, float]) -> list[tuple[str, float]]:
-    """DistServe over vLLM, and over the same engine colocated, where these were evaluated."""
-    pairs = (("", "vllm"), ("same_engine_", "same-engine"))
-    return [
-        (prefix + name, ratio(per_system, "low", other)) for prefix, other in pairs if other in per_system
-    ]
-
-
-LOWEST_PER_GPU = LOWEST_RATE / 4  # requests/s and GPU; 4 is the fewest GPUs that a scenario's systems share
-
-Row = tuple[str, float, dict[str, Any]]
-
-
-def evaluate(job: Job) -> list[Row]:
-    """All metrics of a scenario on one seed's requests, as (metric, value, coordinates) rows."""
-    config, scenario, goal, plan = job.config, job.scenario, objective(job), job.plan
-    if plan and config.placement == "random":
-        plan = random_plan(job, plan)
-    systems = {"low": distserve_build(plan.low, job) if plan else undivided_build(job)}
-    gpus = replicas_of(scenario.baseline, scenario.gpus) * scenario.baseline.gpus
-    for name, engine in (("vllm", "vllm"), ("same-engine", "distserve")):
-        if name in job.systems:
-            build = colocated_build(engine, scenario.baseline, scenario.gpus, scenario, config)
-            systems[name] = (build, gpus)
-    if plan and plan.vllm_plus:
-        gpus = replicas_of(plan.vllm_plus, scenario.gpus) * plan.vllm_plus.gpus
-        systems["vllm++"] = (colocated_build("vllm", plan.vllm_plus, scenario.gpus, scenario, config), gpus)
-        systems["high"] = distserve_build(plan.high, job)
-
-    per_gpu = {name: goal.goodput(build, start=float(gpus)) / gpus for name, (build, gpus) in systems.items()}
-    name, _, lengths = job.name.partition("/")
-    if lengths:
-        at: dict[str, Any] = {"scenario": name, "lengths": lengths}
-        rows = [("goodput_by_lengths", value, at | {"system": system}) for system, value in per_gpu.items()]
-        return rows + [(f"{gain}_by_lengths", value, at) for gain, value in gains("rate_gain", per_gpu)]
-    slug = name.replace("-", "_")
-    rows = [("goodput", value, {"scenario": name, "system": system}) for system, value in per_gpu.items()]
-    rows += [(f"{gain}_{slug}", value, {}) for gain, value in gains("rate_gain", per_gpu)]
-    rows += slo_rows(job, systems, name, slug)
-    if "high" in per_gpu:
-        rows += [
-            ("high_over_low", ratio(per_gpu, "high", "low"), {}),
-            ("low_over_vllm_plus", ratio(per_gpu, "low", "vllm++"), {}),
-        ]
-    if name == "chat-opt-66b" and plan:
-        rows += transfer_rows(job, plan.low)
+def answer(job: Job) -> Answer:
+    """Goodput, tightest objectives and counters of the job's system."""
+    build, gpus = system_of(job)
+    goal = job.objective(gpus)
+    rate = goal.goodput(build, gpus) * gpus
+    tightened = simulate(goal.at(job.scenario.slo_rate * job.config.slo_load * gpus), build)
+    rows = [*_counters(build, goal, rate or job.scenario.slo_rate * gpus)]
+    if job.system == "low" and job.config.disaggregate:
+        rows += _transfers(build, goal.at(job.scenario.slo_rate * gpus))
     if job.curves:
-        rows += curve_rows(job, systems, per_gpu["low"], name)
-    return rows
+        rows += _curves(job, build, gpus, tightened)
+    requests = len(goal.at(rate)) if rate else goal.requests
+    return Answer(rate / gpus, smallest_scale(tightened, job.slo, job.config.target), requests, tuple(rows))
 
 
-def slo_rows(job: Job, systems: dict[str, tuple[Build, int]], name: str, slug: str) -> list[Row]:
-    """How tight the objectives may become at the scenario's rate: smallest scale of each system, and the ratios."""
-    scale = {}
-    rows: list[Row] = []
-    for system, (build, gpus) in systems.items():
-        trace = simulate(objective(job).at(job.scenario.rate_per_gpu * gpus), build)
-        scale[system] = smallest_scale(trace, job.scenario.slo, job.config.target)
-        at = {"scenario": name, "system": system}
-        rows.append(("slo_scale", scale[system], at))
-        if job.curves:
-            rows += [
-                (
-                    "attainment_at_scale",
-                    attainment(trace, job.scenario.slo.scaled(tight)),
-                    at | {"scale": tight},
-                )
-                for tight in SCALES
-            ]
-    tightness = {system: 1 / value for system, value in scale.items()}
-    return rows + [(f"{gain}_{slug}", value, {}) for gain, value in gains("slo_gain", tightness)]
+def _served(build: Build, workload: Workload) -> tuple[Trace, System]:
+    built: list[System] = []
+
+    def keep(loop: EventLoop) -> System:
+        built.append(build(loop))
+        return built[0]
+
+    return simulate(workload, keep), built[0]
 
 
-def transfer_rows(job: Job, placement: Placement) -> list[Row]:
-    """KV transfers at the scenario's rate: their share of all requests' latency, and the share that ends within 30 ms.
+def _counters(build: Build, goal: Objective, rate: float) -> Iterator[Row]:
+    """What speaks against a system at its goodput: idle GPUs of each phase, caches that wait, prompts held back."""
+    trace, system = _served(build, goal.at(rate))
+    elapsed = float(trace.finish.max())
+    if isinstance(system, Replicas):
+        yield "idle_share", _idle(list(system.instances), elapsed), {"phase": "both"}
+        return
+    assert isinstance(system, Units)
+    prefills = [instance for unit in system.units for instance in unit.prefills]
+    yield "idle_share", _idle(prefills, elapsed), {"phase": "prefill"}
+    decodes = [side.instance for unit in system.units for side in unit.decodes]
+    yield "idle_share", _idle(decodes, elapsed), {"phase": "decode"}
+    waits = [transfer.pulled - transfer.prefilled for unit in system.units for transfer in unit.transfers]
+    yield "pull_wait_seconds", float(np.mean(waits)), {}
+    blocked = sum(i.scheduler.blocked for i in prefills if isinstance(i.scheduler, PrefillBatches))
+    yield "prompts_held_back", blocked / len(trace.arrival), {}
+
+
+def _idle(instances: list[Instance], elapsed: float) -> float:
+    """Share of the time in which these instances (of a pipeline: its first stage) computed nothing."""
+    return 1 - sum(instance.busy_seconds for instance in instances) / (len(instances) * elapsed)
+
+
+def _transfers(build: Build, workload: Workload) -> Iterator[Row]:
+    """KV transfers: their share of all requests' latency, and quantiles of their seconds.
 
     Seconds from the pull to the end of the copy, waiting for the link included.
     """
-    model = profile(job.scenario.model, job.config.engine, job.config.link)
-    kept: list[Units] = []
-
-    def build(loop: EventLoop) -> System:
-        kept.append(disaggregated(model, placement, loop))
-        return kept[0]
-
-    trace = simulate(objective(job).at(job.scenario.rate_per_gpu * placement.gpus), build)
-    seconds = np.array([t.arrived - t.pulled for unit in kept[0].units for t in unit.transfers])
-    share = seconds.sum() / (trace.finish - trace.arrival).sum()
-    rows: list[Row] = [
-        ("transfer_share", float(share), {}),
-        ("transfers_under_30ms", float(np.mean(seconds < 0.030)), {}),
-    ]
-    return rows + [
-        ("transfer_seconds", float(np.quantile(seconds, q)), {"quantile": q})
-        for q in (0.5, 0.9, 0.95, 0.99, 1.0)
-    ]
+    trace, system = _served(build, workload)
+    assert isinstance(system, Units)
+    seconds = np.array([t.arrived - t.pulled for unit in system.units for t in unit.transfers])
+    yield "transfers", float(seconds.sum() / (trace.finish - trace.arrival).sum()), {}
+    for quantile in QUANTILES:
+        yield "transfer_seconds", float(np.quantile(seconds, quantile)), {"quantile": quantile}
 
 
-def curve_rows(job: Job, systems: dict[str, tuple[Build, int]], around: float, name: str) -> list[Row]:
-    """Attainment against rate per GPU, joint and separate, around DistServe's goodput."""
-    rows: list[Row] = []
-    for system, (build, gpus) in systems.items():
-        for factor in CURVE:
-            rate = round(factor * around, 4)
-            trace = simulate(objective(job).at(rate * gpus), build)
-            at = {"scenario": name, "system": system, "rate_per_gpu": rate, "factor": factor}
-            rows.append(("attainment", attainment(trace, job.scenario.slo), at))
-            for phase, share in zip(
-                ("ttft", "tpot"), separate_attainment(trace, job.scenario.slo), strict=True
-            ):
-                rows.append((f"attainment_{phase}", share, at))
-    return rows
+def _curves(job: Job, build: Build, gpus: int, tightened: Trace) -> Iterator[Row]:
+    """Attainment at the rates and under the scales of the paper's figures, jointly and of each objective alone."""
+    for rate in job.scenario.rates:
+        trace = simulate(job.objective(gpus).at(rate * gpus), build)
+        yield "attainment", attainment(trace, job.slo), {"rate_per_gpu": rate}
+        for phase, share in zip(("ttft", "tpot"), separate_attainment(trace, job.slo), strict=True):
+            yield f"attainment_{phase}", share, {"rate_per_gpu": rate}
+    for scale in SCALES:
+        yield "attainment_at_scale", attainment(tightened, job.slo.scaled(scale)), {"scale": scale}
+
+
+def ratio(ours: float, rival: float, scenario: Scenario) -> tuple[float, bool]:
+    """Goodput over goodput, and whether the rival sustains so little that the ratio is only a lower bound."""
+    floor = FLOOR * scenario.slo_rate
+    return max(ours, floor) / max(rival, floor), rival < floor

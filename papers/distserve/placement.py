@@ -24,12 +24,13 @@ from papers.distserve.deployment import (
 )
 
 LOWEST_RATE = 0.01  # requests/s; a system that cannot sustain one request in 100 s is given up on
+HIGHEST_RATE = 128.0  # requests/s and GPU; a system that sustains it is limited by nothing
 UNLIMITED = float("inf")  # seconds; the objective of the phase that is not looked at
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What a placement is judged by: a workload at unit rate, objectives, and the share of requests to meet them.
+    """What a system is judged by: a workload at unit rate, objectives, and the share of requests to meet them.
 
     A rate is tried for `seconds` of arrivals, and on at least `requests` requests: a fixed number would end before the
     batches of a large system have filled, and would let every system look better than it is.
@@ -51,10 +52,17 @@ class Objective:
         trace = simulate(self.at(rate), build)
         return attainment(trace, slo or self.slo) >= self.target
 
-    def goodput(self, build: Build, start: float, slo: SLO | None = None) -> float:
-        """The highest rate that the system sustains, requests/s."""
-        return goodput(
-            lambda rate: self.sustains(build, rate, slo), start, self.resolution, lowest=LOWEST_RATE
+    def goodput(self, build: Build, gpus: int, slo: SLO | None = None, start: float = 1.0) -> float:
+        """The highest rate that the system on `gpus` GPUs sustains, requests/s and GPU; searched from `start`."""
+        return (
+            goodput(
+                lambda rate: self.sustains(build, rate, slo),
+                min(start, HIGHEST_RATE) * gpus,
+                self.resolution,
+                lowest=LOWEST_RATE,
+                highest=HIGHEST_RATE * gpus,
+            )
+            / gpus
         )
 
 
@@ -88,14 +96,21 @@ def high_affinity(profile: Profile, cluster: Cluster, objective: Objective) -> l
     prefill = phase_goodputs(profile, feasible, objective, "prefill")
     decode = phase_goodputs(profile, feasible, objective, "decode")
     scored = [
-        Scored(placement, min(n * prefill[p], m * decode[d]) / placement.gpus)
-        for p in feasible
-        for d in feasible
-        for n in range(1, gpus // p.gpus + 1)
-        for m in range(1, (gpus - n * p.gpus) // d.gpus + 1)
-        for placement in [Placement(p, d, prefills=n, decodes=m)]
+        Scored(one, min(one.prefills * prefill[one.prefill], one.decodes * decode[one.decode]) / one.gpus)
+        for one in high_affinity_placements(profile, cluster)
     ]
     return sorted(scored, key=lambda one: (-one.per_gpu, one.placement.gpus, str(one.placement)))
+
+
+def high_affinity_placements(profile: Profile, cluster: Cluster) -> Iterator[Placement]:
+    """What Algorithm 1 chooses from: any parallelisms and numbers of instances that the GPUs hold."""
+    gpus = cluster.nodes * cluster.gpus_per_node
+    feasible = profile.parallelisms(list(cluster.tensor), list(cluster.stages), gpus - 1)
+    for prefill in feasible:
+        for decode in feasible:
+            for n in range(1, gpus // prefill.gpus + 1):
+                for m in range(1, (gpus - n * prefill.gpus) // decode.gpus + 1):
+                    yield Placement(prefill, decode, prefills=n, decodes=m)
 
 
 def phase_goodputs(
@@ -109,7 +124,7 @@ def phase_goodputs(
         return lambda loop: decode_only(profile, parallelism, loop)
 
     slo = SLO(objective.slo.ttft, UNLIMITED) if phase == "prefill" else SLO(UNLIMITED, objective.slo.tpot)
-    return {p: objective.goodput(build(p), start=float(p.gpus), slo=slo) for p in parallelisms}
+    return {p: objective.goodput(build(p), p.gpus, slo) * p.gpus for p in parallelisms}
 
 
 def replicate(rate: float, prefill: float, decode: float) -> tuple[int, int]:
@@ -143,27 +158,14 @@ def low_affinity(profile: Profile, cluster: Cluster, objective: Objective) -> li
     scored = []
     for unit in sorted(low_affinity_units(profile, cluster), key=lambda one: (one.gpus, str(one))):
         build = partial(disaggregated, profile, unit)
-        threshold = best * (1 + objective.resolution) * unit.gpus
-        if best and not objective.sustains(build, threshold):
+        threshold = best * (1 + objective.resolution)
+        if best and not objective.sustains(build, threshold * unit.gpus):
             scored.append(Scored(unit, best, pruned=True))
             continue
-        per_gpu = objective.goodput(build, start=threshold or float(unit.gpus)) / unit.gpus
+        per_gpu = objective.goodput(build, unit.gpus, start=threshold or 1.0)
         best = max(best, per_gpu)
         scored.append(Scored(unit, per_gpu))
     return sorted(scored, key=lambda one: (one.pruned, -one.per_gpu, one.placement.gpus))
-
-
-def shifted(before: Workload, after: Workload, factor: float = 1.5) -> bool:
-    """Whether the mean prompt, the mean output or the rate moved by more than `factor`: time to plan anew.
-
-    The paper replans on "a significant shift" of these three (Section 4.3) and gives no number.
-    """
-    pairs = [
-        (before.prompt.mean(), after.prompt.mean()),
-        (before.output.mean(), after.output.mean()),
-        (len(before) / before.arrival[-1], len(after) / after.arrival[-1]),
-    ]
-    return any(max(a, b) > factor * min(a, b) for a, b in pairs)
 
 
 Sweep = dict[Placement, dict[float, Trace]]

@@ -2,8 +2,10 @@
 
 The two-process system and its colocated rival run for real on this machine, and every iteration is logged. The
 paper's latency form is fitted to the log by least squares, and the simulator predicts each run with the fit to all
-*other* runs of its system, so that no run predicts itself. What is compared is attainment, in percentage points.
-Rates and objectives follow a fixed rule, whatever the real system does.
+*other* runs of its system, so that no run predicts itself. What is compared is attainment, in percentage points, over
+a ladder of objectives: at a single one, half of the requests may stand on one edge. Every load is served twice, since
+a simulator cannot be nearer to a real run than the real run is to itself. Rates and objectives follow a fixed rule,
+whatever the real system does.
 """
 
 import time
@@ -16,15 +18,17 @@ import torch
 import torch.distributed as dist
 
 from common.distributed.launch import launch
+from common.lab.runtime import Observations, Runtime
 from common.models.decoder import Decoder
 from common.serving.engine import Instance, System, simulate
 from common.serving.latency import FittedLatency
 from common.serving.loop import DOWNSTREAM, EventLoop
 from common.serving.memory import PagedMemory
-from common.serving.metrics import SLO, attainment, smallest_scale
+from common.serving.metrics import SLO, attainment
 from common.serving.schedulers import PrefillFirst
 from common.serving.trace import Trace
 from common.serving.workload import Workload
+from papers.distserve.config import Config
 from papers.distserve.disaggregation import DecodeBatches, Disaggregated, Link, PrefillBatches
 from papers.distserve.two_process import (
     MODEL,
@@ -41,6 +45,7 @@ from papers.distserve.two_process import (
 )
 
 SYSTEMS = ("colocated", "disaggregated")
+TURNS = (("colocated", 0), ("disaggregated", 0), ("disaggregated", 1), ("colocated", 1))
 KV_BYTES = 2 * MODEL.layers * MODEL.hidden * 4  # of one token, float32
 MEAN_PROMPT, MEAN_OUTPUT, BATCH = (
     128,
@@ -50,15 +55,11 @@ MEAN_PROMPT, MEAN_OUTPUT, BATCH = (
 # Shape of the objectives: the paper's chat objectives are 5 to 7 times what its coefficients give an idle OPT-13B or
 # OPT-66B for a mean prompt, and 3 to 4 times its decode iteration at BATCH; the tighter of each.
 TTFT_FACTOR, TPOT_FACTOR = 5.0, 3.0
-PREDICTED = (
-    0.5,
-    0.7,
-    0.9,
-)  # both are scaled until the simulator predicts these attainments, and can err both ways
+# Both objectives are scaled from a quarter to four times that, by the square root of two: the paper's scale axis.
+LADDER = tuple(2 ** (step / 2) for step in range(-4, 5))
+WRONG = 1.5  # times the prefill slope: a simulator that must be told from the fitted one
+GUESS = 50.0  # percent: who knows nothing says this of every run and objective
 CALIBRATION = -1  # in place of a seed: a load that only the fits see
-# A run during which a process was kept from its core is served again, and the quietest try counts. The choice looks at
-# the scheduler's clock alone, never at the requests. The threads that move caches take about a twentieth themselves.
-TRIES, DISTURBED = 3, 0.1  # share of the run's time
 SECONDS_A_REQUEST = 2.0  # far more than any takes: serving that is later than this hangs
 
 
@@ -78,6 +79,7 @@ class RealRun:
     system: str  # of SYSTEMS
     level: float  # of the system's capacity
     seed: int
+    turn: int  # every load is served twice, 0 and 1
     load: Load
     served: Served
     disturbed: float  # share of the time that a process was kept from its core
@@ -93,14 +95,14 @@ def draw_load(rng: np.random.Generator, requests: int) -> Load:
 
 
 def measure(loads: dict[int, Load], levels: tuple[float, ...]) -> list[RealRun]:
-    """Serve every load at every level of capacity on both systems, in turn, in two real processes.
+    """Serve every load twice at every level of capacity on both systems, in turn (A B B A), in two real processes.
 
     loads: by seed; one under CALIBRATION joins the fits alone. Raises RankFailed naming the process that failed.
     """
-    requests = TRIES * sum(len(load.arrival) for load in loads.values()) * len(levels) * len(SYSTEMS)
+    requests = sum(len(load.arrival) for load in loads.values()) * len(levels) * len(TURNS)
     first, second = launch(_both, 2, (loads, levels), seconds=60 + SECONDS_A_REQUEST * requests)
     runs = []
-    for (system, level, seed, load, ours, disturbed), theirs in zip(first, second, strict=True):
+    for (system, level, seed, turn, load, ours, disturbed), theirs in zip(first, second, strict=True):
         served = ours
         if system == "disaggregated":  # a request ends in one process; the other has -1, or no tokens, for it
             served = Served(
@@ -111,26 +113,23 @@ def measure(loads: dict[int, Load], levels: tuple[float, ...]) -> list[RealRun]:
                 theirs.decodes,
                 theirs.copies,
             )
-        runs.append(RealRun(system, level, seed, load, served, disturbed))
+        runs.append(RealRun(system, level, seed, turn, load, served, disturbed))
     return runs
 
 
 def _both(rank: int, world: int, loads: dict[int, Load], levels: tuple[float, ...]) -> list:  # type: ignore[type-arg]
-    """What each process does; a run, rank 0 answers (system, level, seed, load, served, disturbed), rank 1 served."""
+    """What each process does; of a run, rank 0 answers all of a RealRun, rank 1 what it served."""
     model, limits, channels = build_model(), Limits(), Channels()
     idle = torch.tensor([time_prefill(model, (MEAN_PROMPT,)), time_decode(model, BATCH, MEAN_PROMPT)])
     dist.broadcast(idle, 0)
     answers: list = []  # type: ignore[type-arg]
     for seed, load in loads.items():
         for level in levels:
-            for system in SYSTEMS:
+            for system, turn in TURNS:
                 rate = level * capacity(float(idle[0]), float(idle[1]), system)
                 timed = replace(load, arrival=[at / rate for at in load.arrival])
-                tries: list[tuple[float, Served]] = []
-                while len(tries) < TRIES and (not tries or tries[-1][0] > DISTURBED):
-                    tries.append(_serve(rank, system, model, timed, limits, channels))
-                disturbed, served = min(tries, key=lambda one: one[0])
-                answers.append((system, level, seed, timed, served, disturbed) if rank == 0 else served)
+                disturbed, served = _serve(rank, system, model, timed, limits, channels)
+                answers.append((system, level, seed, turn, timed, served, disturbed) if rank == 0 else served)
     return answers
 
 
@@ -267,21 +266,75 @@ def observed(run: RealRun) -> Trace:
     )
 
 
-def objectives(run: RealRun, fit: Fit) -> list[SLO]:
-    """The promises that a run is held to: of the paper's shape, at the scales that make the prediction PREDICTED."""
+def ladder(fit: Fit) -> list[SLO]:
+    """The promises that a run is held to: of the paper's shape on this machine, at each scale of LADDER."""
     prompt = fit.latency.iteration([(MEAN_PROMPT, 0)], 0, 0)[0]
     step = fit.latency.iteration([], BATCH, BATCH * MEAN_PROMPT)[0]
     shape = SLO(TTFT_FACTOR * prompt, TPOT_FACTOR * step)
-    trace = predict(run, fit)
-    return [shape.scaled(smallest_scale(trace, shape, share)) for share in PREDICTED]
+    return [shape.scaled(scale) for scale in LADDER]
 
 
-def compare(run: RealRun, fit: Fit, factor: float) -> list[tuple[float, float]]:
-    """Attainments of a run in percent under each promise: real, and predicted with the fit perturbed by `factor`."""
-    trace = predict(run, perturbed(fit, factor))
-    return [
-        (100 * attainment(observed(run), slo), 100 * attainment(trace, slo)) for slo in objectives(run, fit)
-    ]
+def percent(trace: Trace, promises: list[SLO]) -> np.ndarray:
+    """Attainment under each promise, percent."""
+    return np.array([100 * attainment(trace, slo) for slo in promises])
+
+
+def bias(guesses: list[np.ndarray], pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:
+    """By how much guesses are off in percentage points (root mean square), the real run's own scatter taken out.
+
+    guesses, pairs: of each load, level and system, what is guessed and what both its runs really did, a promise each.
+    With scatter of variance v, a guess is off by bias^2 + v on average and two runs differ by 2 v, squared.
+    """
+    off = np.mean([(guess - run) ** 2 for guess, pair in zip(guesses, pairs, strict=True) for run in pair])
+    return float(np.sqrt(max(0.0, off - scatter(pairs) ** 2)))
+
+
+def scatter(pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:
+    """How far a real run is from itself: standard deviation of its attainment, percentage points."""
+    return float(np.sqrt(np.mean([(one - other) ** 2 for one, other in pairs]) / 2))
+
+
+def check_simulator(config: Config, lab: Runtime, seen: Observations) -> None:
+    """Serve for real in two processes, predict the same by simulation, and compare attainments."""
+    key = ("distserve: real runs", config.real_requests, tuple(config.real_levels), lab.seeds)
+    runs = lab.once(key, lambda: real_runs(config, lab))
+    seen.add("real_rates", len(config.real_levels))
+    seen.add("real_systems", len(SYSTEMS))
+    for seed in lab.seeds:
+        pairs, guesses, wrong = [], [], []
+        for first in (run for run in runs if run.seed == seed and run.turn == 0):
+            place = (first.system, first.level, seed)
+            second = next(run for run in runs if run.turn == 1 and (run.system, run.level, run.seed) == place)
+            fit = fit_without(runs, first)
+            promises = ladder(fit)
+            pairs.append((percent(observed(first), promises), percent(observed(second), promises)))
+            guesses.append(percent(predict(first, perturbed(fit, config.perturb)), promises))
+            wrong.append(percent(predict(first, perturbed(fit, WRONG)), promises))
+            for scale, guess, *real in zip(LADDER, guesses[-1], *pairs[-1], strict=True):
+                at: dict[str, str | float] = {"system": first.system, "level": first.level, "scale": scale}
+                seen.add("predicted_attainment", guess, seed, **at)
+                for turn, value in enumerate(real):
+                    seen.add("real_attainment", value, seed, turn=turn, **at)
+            seen.add(
+                "disturbed",
+                max(first.disturbed, second.disturbed),
+                seed,
+                system=first.system,
+                level=first.level,
+            )
+        seen.add("simulator_bias", bias(guesses, pairs), seed)
+        seen.add("repeat_scatter", scatter(pairs), seed)
+        seen.add("wrong_fit_bias", bias(wrong, pairs), seed)
+        seen.add("constant_guess_bias", bias([np.full(len(LADDER), GUESS)] * len(pairs), pairs), seed)
+
+
+def real_runs(config: Config, lab: Runtime) -> list[RealRun]:
+    """Serve the load of every seed; a single one gets a second load that only its fit sees."""
+    streams = {seed: lab.rng(seed, "real") for seed in lab.seeds}
+    if len(streams) == 1:
+        streams[CALIBRATION] = lab.rng(0, "calibration")
+    loads = {seed: draw_load(rng, config.real_requests) for seed, rng in streams.items()}
+    return measure(loads, tuple(config.real_levels))
 
 
 def perturbed(fit: Fit, factor: float) -> Fit:

@@ -1,23 +1,32 @@
 """The two real processes, and the fit with which the simulator predicts them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from common.distributed.launch import launch
+from common.lab.runtime import Observations, Runtime
+from papers.distserve.config import Config
 from papers.distserve.simulator_check import (
     CALIBRATION,
-    PREDICTED,
+    LADDER,
+    WRONG,
     Fit,
     RealRun,
+    bias,
     capacity,
-    compare,
+    check_simulator,
     draw_load,
     fit_latency,
     fit_without,
+    ladder,
     measure,
     observed,
+    percent,
     perturbed,
     predict,
+    scatter,
 )
 from papers.distserve.two_process import (
     Beside,
@@ -37,9 +46,9 @@ from papers.distserve.two_process import (
 
 @pytest.fixture(scope="module")
 def measured():
-    load = draw_load(np.random.default_rng(0), 10)
+    load = draw_load(np.random.default_rng(0), 5)
     load.output[3] = 1  # ends with its prefill
-    return measure({CALIBRATION: draw_load(np.random.default_rng(1), 20), 0: load}, (0.5,))
+    return measure({CALIBRATION: draw_load(np.random.default_rng(1), 12), 0: load}, (0.5,))
 
 
 def alone(load, index):
@@ -54,8 +63,10 @@ def alone(load, index):
 
 
 def test_both_systems_give_every_request_the_tokens_it_would_get_alone(measured):
-    for run in measured[2:]:
-        assert run.served.tokens == [alone(run.load, index) for index in range(10)], run.system
+    load = measured[4].load
+    tokens = [alone(load, index) for index in range(len(load.prompt))]
+    for run in measured[4:]:
+        assert run.served.tokens == tokens, run.system
 
 
 def test_time_stamps_are_in_order(measured):
@@ -66,14 +77,28 @@ def test_time_stamps_are_in_order(measured):
 
 
 def test_a_fit_to_other_runs_predicts_the_order_of_magnitude_of_a_run(measured):
-    for run in measured[2:]:
+    for run in measured[4:]:
         ratio = np.median(observed(run).ttft) / np.median(predict(run, fit_without(measured, run)).ttft)
         assert 0.2 < ratio < 5, f"{run.system}: measured over predicted TTFT is {ratio:.2f} on a busy machine"
 
 
 def test_a_run_never_fits_itself(measured):
     with pytest.raises(ValueError, match="CALIBRATION"):
-        fit_without([measured[2]], measured[2])
+        fit_without([measured[4]], measured[4])
+
+
+def test_a_run_is_judged_on_its_own_scatter_a_wrong_fit_and_a_guess(measured):
+    config, seen = Config(real_requests=20, real_levels=[0.5]), Observations()
+    kept = {("distserve: real runs", 20, (0.5,), (0,)): measured}
+    check_simulator(config, Runtime((0,), workers=1, kept=kept), seen)
+    for metric in ("simulator_bias", "repeat_scatter", "wrong_fit_bias", "constant_guess_bias"):
+        assert len(seen.values(metric)) == 1
+    assert (
+        len(seen.rows("real_attainment")) == 2 * len(seen.rows("predicted_attainment")) == 2 * 2 * len(LADDER)
+    )
+    wrong = Observations()
+    check_simulator(replace(config, perturb=WRONG), Runtime((0,), workers=1, kept=kept), wrong)
+    assert wrong.values("simulator_bias") == seen.values("wrong_fit_bias"), "the control is the wrong fit"
 
 
 def tight_memory(rank, world, load):
@@ -120,16 +145,33 @@ FIT = Fit(
 
 
 @pytest.mark.parametrize("system", ["colocated", "disaggregated"])
-def test_a_system_that_does_as_predicted_has_no_error_and_a_wrong_fit_has_one(system):
+def test_a_system_that_does_as_predicted_has_no_bias_and_a_wrong_fit_has_one(system):
     load = draw_load(np.random.default_rng(1), 200)
     rate = 0.8 * capacity(0.02, 0.009, system)
     timed = Load([at / rate for at in load.arrival], load.prompt, load.output)
-    empty = RealRun(system, 0.8, 0, timed, Served([], []), 0.0)
-    trace = predict(empty, FIT)
-    ideal = RealRun(system, 0.8, 0, timed, Served(trace.first_token.tolist(), trace.finish.tolist()), 0.0)
-    for share, (really, simulated) in zip(PREDICTED, compare(ideal, FIT, 1.0), strict=True):
-        assert really == simulated == pytest.approx(100 * share, abs=1)
-    assert np.mean([abs(really - wrong) for really, wrong in compare(ideal, FIT, 1.5)]) > 10
+    empty = RealRun(system, 0.8, 0, 0, timed, Served([], []), 0.0)
+    promises, trace = ladder(FIT), predict(empty, FIT)
+    assert percent(trace, promises)[0] < 20 and percent(trace, promises)[-1] > 90, (
+        "the ladder spans the range"
+    )
+    pair = (percent(trace, promises), percent(trace, promises))
+    assert bias([percent(trace, promises)], [pair]) == scatter([pair]) == 0
+    assert bias([percent(predict(empty, perturbed(FIT, WRONG)), promises)], [pair]) > 5
+
+
+def test_the_scatter_of_the_real_run_is_no_bias_of_the_simulator():
+    """Runs about a truth with a standard deviation of 4 points, a guess of the truth, and one 6 points beside it."""
+    rng = np.random.default_rng(0)
+    truth = np.full(9, 60.0)
+    pairs = [(truth + 4 * rng.standard_normal(9), truth + 4 * rng.standard_normal(9)) for _ in range(2000)]
+    assert scatter(pairs) == pytest.approx(4, rel=0.05)
+    assert bias([truth] * 2000, pairs) < 1
+    assert bias([truth + 6] * 2000, pairs) == pytest.approx(6, rel=0.05)
+
+
+def test_loads_are_served_in_turn_and_every_run_twice(measured):
+    order = [(run.system, run.turn) for run in measured[:4]]
+    assert order == [("colocated", 0), ("disaggregated", 0), ("disaggregated", 1), ("colocated", 1)]
 
 
 def test_a_request_that_never_fits_is_refused():

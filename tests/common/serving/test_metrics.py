@@ -78,3 +78,9 @@ def test_goodput_finds_the_limit_from_any_start(limit, start):
 def test_goodput_says_when_nothing_or_everything_is_sustained():
     assert goodput(lambda rate: False, 1.0) == 0.0
     assert goodput(lambda rate: True, 1.0, highest=50.0) == 50.0
+
+
+@pytest.mark.parametrize("resolution", [0.0, -0.1, math.nan])
+def test_a_resolution_that_no_bisection_reaches_is_refused(resolution):
+    with pytest.raises(ValueError, match="never reached"):
+        goodput(lambda rate: rate <= 3, 1.0, resolution)

@@ -238,6 +238,21 @@ def test_synthetic_lengths_have_the_means_that_they_claim(name, prompt, output):
     assert drawn.output.mean() == pytest.approx(output, rel=0.1)
 
 
+@pytest.mark.parametrize("total", [2, 11])
+def test_a_bound_that_no_conversation_keeps_is_refused(total):
+    turns = Lengths(np.array([5, 90]), np.array([6, 90]))
+    with pytest.raises(ValueError, match=f"too few requests below {total} tokens"):
+        joined_turns(turns, rng(0), 10, total=total)
+    assert len(joined_turns(turns, rng(0), 10, total=12).prompt) == 10
+
+
+def test_no_arrivals_and_no_conversations_are_refused():
+    with pytest.raises(ValueError, match="ask for at least one"):
+        replayed(np.array([1.0, 2.0]), 0)
+    with pytest.raises(ValueError, match="ask for at least one"):
+        joined_turns(Lengths(np.array([5]), np.array([6])), rng(0), 0)
+
+
 def test_joined_turns_make_prompts_of_earlier_messages():
     turns = Lengths(np.array([10]), np.array([100]))  # every message known: human 10, answer 100
     joined = joined_turns(turns, rng(6), 5_000, most=3, total=10_000)
