@@ -79,7 +79,7 @@ def arms_of(card: Card, seen: Observations | None = None, kinds: Collection[Kind
         theirs = tuple(claim for claim in claims if end in claim.free.get(field, ()))
         value = int(end) if end == int(end) else end  # a field of whole numbers takes no 2.0
         arms.append(Arm(end_name(field, end), "free", {field: value}, theirs, where=f"{place}: free.{field}"))
-    return _merged([arm for arm in arms if arm.claims and arm.kind in kinds])
+    return [arm for arm in _merged([arm for arm in arms if arm.claims]) if arm.kind in kinds]
 
 
 def _merged(arms: list[Arm]) -> list[Arm]:

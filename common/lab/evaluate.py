@@ -50,12 +50,16 @@ def measure(
     return Measurement(*observe(project, composed.slug, experiment, composed.config, runtime))
 
 
-def claim_verdict(card: Card, claim: Claim, composed: Composed, seen: Observations) -> Verdict:
+def claim_verdict(
+    card: Card, claim: Claim, composed: Composed, seen: Observations, arm: str = OURS
+) -> Verdict:
     """The verdict on one claim; `not run` with its reason where its metric was not observed or a floor was missed.
 
-    LabError where a complete profile, as it stands, does not observe a metric and the card does not say why.
+    Of ours LabError where a complete profile, as it stands, does not observe a metric and the card does not say why.
     """
     samples = settings(claim, seen, composed.seeds)
+    if not samples and arm != OURS:
+        return not_run(f"{arm} does not observe it")
     if not samples:
         return not_run(_why_not_observed(card, claim, composed, seen))
     if missed := floors_missed(claim, seen):
@@ -115,7 +119,7 @@ def _assess(
     if ran and claim.reads_a_clock:
         ours = _over_recordings(claim, ours, hours, {k: v for k, v in points.items() if v["off"]})
     under = {
-        arm.name: claim_verdict(card, claim, arm.composed(composed), arms[arm.name])
+        arm.name: claim_verdict(card, claim, arm.composed(composed), arms[arm.name], arm.name)
         for arm in (arms_of(card, seen) if ran else [])
         if claim in arm.claims and arm.name in arms
     }
