@@ -96,6 +96,11 @@ def is_provisional(claim: ClaimRecord) -> bool:
     return any(mark.startswith("provisional") for mark in claim.marks)
 
 
+def _is_bound(claim: ClaimRecord) -> bool:
+    """Whether its value only bounds the true ratio, for the rival stood on a floor: no median takes it for a value."""
+    return any(mark.startswith("capped") for mark in claim.marks)
+
+
 def summarise(records: Sequence[Record]) -> Summary:
     """The summary of standing records, one a paper."""
     claims = [claim for record in records for claim in record.claims]
@@ -152,7 +157,11 @@ def _groups(records: Sequence[Record], name: str) -> tuple[Group, Group]:
 def _group(by_paper: Sequence[Sequence[ClaimRecord]]) -> Group:
     outcomes = [[float(claim.verdict in CAME_OUT) for claim in claims] for claims in by_paper]
     effects = [
-        [claim.effect for claim in claims if claim.effect is not None and claim.kind in GAINS]
+        [
+            claim.effect
+            for claim in claims
+            if claim.effect is not None and claim.kind in GAINS and not _is_bound(claim)
+        ]
         for claims in by_paper
     ]
     return Group(

@@ -255,7 +255,9 @@ def joined_turns(
     217 tokens. ValueError where (next to) no request is that short.
     """
     if n < 1 or most < 1:
-        raise ValueError(f"{n} requests of up to {most} earlier messages were asked for; ask for at least one")
+        raise ValueError(
+            f"{n} requests of up to {most} earlier messages were asked for; ask for at least one"
+        )
     kept: list[np.ndarray] = []
     while sum(len(rows) for rows in kept) < n:
         if len(kept) == ROUNDS:
