@@ -21,6 +21,8 @@ from common.lab.surroundings import around
 
 KERNEL = "python3"  # the name in every notebook; here always this very interpreter
 SLOWEST_START = 300  # seconds a kernel may take to start on a machine that is busy
+# Sockets in the file system, for runs could race for ports; a client that finds what it was not woken for.
+MANAGER = {"transport": "ipc", "client_factory": "common.lab.kernel_client.Client"}
 POLL = 0.3  # seconds between two looks at the notebook's progress
 # glibc gives large tensors back to the system when they are freed, which then has to map and clear pages for the next:
 # an eighth of the time of GPTQ. A gigabyte that was freed is kept instead. Other C libraries read none of this.
@@ -70,7 +72,7 @@ def execute_notebook(
                 cwd=str(folder),
                 start_timeout=SLOWEST_START,
                 relay=relay,
-                config=Config({"KernelManager": {"transport": "ipc"}}),  # no ports that runs could race for
+                config=Config({"KernelManager": MANAGER}),
             )
     except papermill.exceptions.PapermillExecutionError as error:
         place = f"notebooks/{slug}.ipynb, cell {error.cell_index}"
