@@ -18,6 +18,7 @@ from common.lab.card import Card
 from common.lab.config import Composed, compose
 from common.lab.errors import LabError
 from common.lab.evaluate import assess
+from common.lab.orphans import killed_with_parent
 from common.lab.project import Project
 from common.lab.runtime import Runtime
 
@@ -102,6 +103,7 @@ def tried(project: Project, card: Card, odd: Composed, said: str, seconds: float
 
 
 def _run(project: Project, card: Card, odd: Composed, answer: multiprocessing.connection.Connection) -> None:
+    killed_with_parent()  # an odd value may run for ever
     try:
         seen = project.experiment(odd.slug).run(odd.config, Runtime(odd.seeds, odd.device, workers=1))
         claims = assess(card, odd, {OURS: seen})

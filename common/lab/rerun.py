@@ -25,7 +25,8 @@ from common.lab.readme import write_page
 from common.lab.record import Record
 from common.lab.recording import check_recordable, judge_again, recorded, standing_record, state
 from common.lab.reuse import FRESH
-from common.lab.runner import NotTracked, Request, fetch_data, reproduce
+from common.lab.runner import ENDS_WITH, NotTracked, Request, fetch_data, reproduce, terminable
+from common.lab.staging import staging
 from common.lab.workers import environment
 
 BEYOND: tuple[Kind, ...] = ("placebo", "setting", "free")  # arms that `make reproduce` does not run
@@ -63,7 +64,8 @@ def reproduced(project: Project, slug: str, profile: str, quiet: bool = False) -
     with fresh():
         record, untracked = whatever_tracked(project, Request(slug, profile, quiet=quiet))
         arms = load_arms(project.outputs / slug / "arms.json.gz")
-        arms |= run_arms(project, card, composed, arms[OURS], BEYOND, show_progress)
+        with terminable(), staging(project, slug):
+            arms |= run_arms(project, card, composed, arms[OURS], BEYOND, show_progress)
     known = {name: getattr(record.provenance, name) for name in KNOWN}
     return Whole(composed, arms, known, untracked)
 
@@ -82,7 +84,7 @@ def falsified(project: Project, slug: str, profile: str, overrides: Sequence[str
     card = Card.load(project.card(slug))
     kept: dict[Any, Any] = {}
     fetch_data(card)
-    with fresh():
+    with fresh(), terminable(), staging(project, slug):
         ours = measure(project, composed, show_progress, kept)
         arms = run_arms(project, card, composed, ours.seen, ("control", *BEYOND), show_progress, kept)
     return Whole(composed, {OURS: ours.seen, **arms}, dict(ours.known))
@@ -175,7 +177,7 @@ def _here(project: Project, commands: list[list[str]]) -> Iterator[str]:
 
 def _ended(root: str, command: list[str]) -> str:
     """Run a command; the last line of its error, or nothing."""
-    surroundings = {**os.environ, "PAPERLAB_ROOT": root}
+    surroundings = {**os.environ, "PAPERLAB_ROOT": root, ENDS_WITH: str(os.getpid())}
     ended = subprocess.run(
         command, cwd=root, env=surroundings, stderr=subprocess.PIPE, text=True, check=False
     )

@@ -12,7 +12,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterator
-from multiprocessing import current_process, forkserver
+from multiprocessing import current_process, forkserver, util
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +67,13 @@ def temporary_files(folder: Path) -> Iterator[None]:
     finally:
         tempfile.tempdir = before
         kept: dict[str, object] = current_process()._config  # type: ignore[attr-defined]
-        if str(kept.get("tempdir", "")).startswith(str(folder)):
+        sockets = str(kept.get("tempdir") or "")
+        if Path(sockets).is_relative_to(folder):
             _end_fork_server()
-            del kept["tempdir"]
+            for at_exit in [*util._finalizer_registry.values()]:  # type: ignore[attr-defined]
+                if sockets in (at_exit._args or ()):
+                    at_exit()  # it removes the folder of the sockets, and would miss it later
+            kept.pop("tempdir", None)
 
 
 def _end_fork_server() -> None:

@@ -6,15 +6,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from multiprocessing import current_process
 from pathlib import Path
 
 import pytest
 
 from common.lab.closure import imported
 from common.lab.project import Project
-from common.lab.runtime import Runtime
-from common.lab.workers import _end_fork_server, environment, temporary_files
+from common.lab.workers import environment
 from tests.lab.toy import REPOSITORY, write_project
 
 PROBE = """
@@ -64,22 +62,29 @@ def short_path() -> Iterator[Path]:
         yield Path(folder)
 
 
-def test_a_fork_server_ends_with_its_temporary_folder_and_the_next_works(short_path: Path) -> None:
-    before, known = tempfile.gettempdir(), current_process()._config.pop("tempdir", None)  # type: ignore[attr-defined]
-    _end_fork_server()
-    try:
-        for name in ("first", "second"):
-            folder = short_path / name
-            folder.mkdir()
-            with temporary_files(folder):
-                assert Runtime([0], workers=2).map(loaded, ["colorsys", "sys"], "x")
-                assert tempfile.gettempdir() == os.environ["TMPDIR"] == str(folder)
-                assert [path.name[:5] for path in folder.iterdir()] == ["pymp-"]
-            assert tempfile.gettempdir() == before
+TWICE = """
+import os, sys, tempfile
+from pathlib import Path
+from common.lab.runtime import Runtime
+from common.lab.workers import temporary_files
+from tests.lab.test_workers import loaded
+before = tempfile.gettempdir()
+for name in ("first", "second"):
+    folder = Path(sys.argv[1]) / name
+    folder.mkdir()
+    with temporary_files(folder):
         assert Runtime([0], workers=2).map(loaded, ["colorsys", "sys"], "x")
-    finally:
-        if known:
-            current_process()._config["tempdir"] = known  # type: ignore[attr-defined]
+        assert tempfile.gettempdir() == os.environ["TMPDIR"] == str(folder)
+        assert [path.name[:5] for path in folder.iterdir()] == ["pymp-"]
+    assert tempfile.gettempdir() == before and not list(folder.iterdir())
+assert Runtime([0], workers=2).map(loaded, ["colorsys", "sys"], "x")
+"""
+
+
+def test_a_fork_server_ends_with_its_temporary_folder_and_the_next_works(short_path: Path) -> None:
+    command = [sys.executable, "-c", TWICE, str(short_path)]
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0 and ended.stderr == "", ended.stderr
 
 
 def test_imports_within_functions_are_seen_and_those_for_types_are_not(tmp_path: Path) -> None:
