@@ -165,6 +165,7 @@ def _assess(
         verdict=ours.verdict,
         note=ours.note,
         reason=ours.reason,
+        capped=ours.capped,
         marks=list(ours.marks),
         setting=quoted(claim.setting, composed),
         operating_point=points,

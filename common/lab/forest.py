@@ -22,7 +22,7 @@ from common.lab.files import write_atomically
 from common.lab.forest_plot import FILLS, Row, Rows, colours, plot
 from common.lab.project import Project
 from common.lab.record import ArmRecord, ClaimRecord
-from common.lab.report import ours_text, paper_text
+from common.lab.report import paper_text, value_text
 from common.lab.standing import Standing, standing
 from common.lab.verdict import band
 
@@ -202,7 +202,7 @@ def _listed(label: str, claim: ClaimRecord) -> Row:
     if claim.mean is None:
         return Row(label, claim.headline, claim.verdict, text=claim.reason)
     paper = f", paper {paper_text(claim)}" if claim.paper_value is not None else ""
-    ours = ours_text(claim.mean, claim.interval, claim.note)
+    ours = value_text(claim)
     return Row(label, claim.headline, claim.verdict, text=f"{ours}{paper}")
 
 

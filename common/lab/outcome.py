@@ -18,7 +18,8 @@ def control_outcome(
     """What a control did to a claim, and the share of our effect that is left under it (of a cost or count: None).
 
     Compared seed by seed where both have the same seeds. A placebo of a claim without chance takes 19 draws, none of
-    which may reach ours. Nothing can be said where this run itself saw no effect (a verdict over recordings may).
+    which may reach ours. What is capped is a bound from below: theirs breaks nothing, of ours it can't be said that
+    much of it is left. Nothing can be said where this run itself saw no effect (a verdict over recordings may).
     """
     if ours.verdict not in UPHELD:
         return "nothing to break", None
@@ -30,14 +31,14 @@ def control_outcome(
         return ("does not break it" if theirs.verdict in UPHELD else "could not tell"), None
     under, own = theirs.effects, ours.effects
     if all(abs(x) <= NOTHING for x in under):
-        return "identity", 0.0
+        return ("could not tell" if theirs.capped else "identity"), 0.0
     if _mean(own) <= NOTHING:
         return "could not tell", None
     left = _mean(under) / _mean(own)
     surely = _surely_less_than_half(ours, theirs) and not (placebo and _may_be_a_draw(ours, theirs))
-    if surely and (left <= QUARTER or control.partial):
+    if surely and (left <= QUARTER or control.partial) and not theirs.capped:
         return "breaks it", left
-    return ("does not break it" if left > HALF else "could not tell"), left
+    return ("does not break it" if left > HALF and not ours.capped else "could not tell"), left
 
 
 def _surely_less_than_half(ours: Verdict, theirs: Verdict) -> bool:

@@ -15,7 +15,7 @@ from common.lab.forest import caption, figure_path
 from common.lab.markdown import lines, plain, table
 from common.lab.project import Project
 from common.lab.record import ClaimRecord
-from common.lab.report import arm_text, number, off_text, ours_text, paper_text, verdict_text
+from common.lab.report import arm_text, number, off_text, ours_text, paper_text, value_text, verdict_text
 from common.lab.standing import Standing, standing
 
 WRITTEN = "<!-- written by `make scoreboard` from paper.yaml, the records and the package's docstrings -->"
@@ -148,7 +148,7 @@ def _row(paper: Standing, claim: ClaimRecord) -> tuple[str, ...]:
         plain(paper.statement(claim)),
         claim.evidence,
         plain(paper_text(claim)),
-        plain(ours_text(claim.mean, claim.interval, claim.note)),
+        plain(value_text(claim)),
         "<br>".join([f"**{plain(first)}**", *map(plain, [*more, *why, *where])]),
         lines("\n".join(arm_text(arm) for arm in claim.controls)) or "–",
     )

@@ -48,6 +48,7 @@ class ClaimRecord(Strict):
     verdict: Name
     note: str = ""
     reason: str = ""
+    capped: bool = False  # the rival stood on a floor: the value only bounds the true ratio from below
     marks: list[str] = []  # what a reader must know beside the verdict
     setting: str = ""
     operating_point: dict[str, dict[str, Any]] = {}

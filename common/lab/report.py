@@ -65,6 +65,13 @@ def ours_text(mean: float | None, interval: Sequence[float] | None, note: str = 
     return f"{number(mean)} [{number(interval[0])}, {number(interval[1])}]"
 
 
+def value_text(claim: ClaimRecord) -> str:
+    """Ours with its interval; of a ratio whose rival stands on a floor the bound that it is."""
+    if claim.capped and claim.mean is not None:
+        return f"≥ {number(claim.mean)} (a bound)"
+    return ours_text(claim.mean, claim.interval, claim.note)
+
+
 def verdict_text(claim: ClaimRecord) -> str:
     """The verdict, what it was judged as, and what a reader must know beside it."""
     judged = f" (as a {claim.judged_as})" if claim.judged_as and claim.judged_as != claim.kind else ""
@@ -131,7 +138,7 @@ class Report:
                 (
                     f"{self.statements.get(claim.id, claim.id)}\n{claim.id}, {claim.evidence}",
                     paper_text(claim),
-                    ours_text(claim.mean, claim.interval, claim.note),
+                    value_text(claim),
                     verdict_text(claim),
                     "\n".join(arm_text(arm) for arm in claim.controls) or "–",
                 ),

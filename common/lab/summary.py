@@ -96,11 +96,6 @@ def is_provisional(claim: ClaimRecord) -> bool:
     return any(mark.startswith("provisional") for mark in claim.marks)
 
 
-def _is_bound(claim: ClaimRecord) -> bool:
-    """Whether its value only bounds the true ratio, for the rival stood on a floor: no median takes it for a value."""
-    return any(mark.startswith("capped") for mark in claim.marks)
-
-
 def summarise(records: Sequence[Record]) -> Summary:
     """The summary of standing records, one a paper."""
     claims = [claim for record in records for claim in record.claims]
@@ -160,7 +155,7 @@ def _group(by_paper: Sequence[Sequence[ClaimRecord]]) -> Group:
         [
             claim.effect
             for claim in claims
-            if claim.effect is not None and claim.kind in GAINS and not _is_bound(claim)
+            if claim.effect is not None and claim.kind in GAINS and not claim.capped
         ]
         for claims in by_paper
     ]

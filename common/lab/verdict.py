@@ -12,6 +12,7 @@ With the effect's mean m, its 95% interval [a, b] (Student's t over seeds), its 
 
 Narrow enough means, for every kind, that half of what the paper says would not have been taken for it: the interval
 also lies above half of the band's nearest number. Directions, parities, costs and counts have rules of their own below.
+A ratio whose rival stands on a floor (capped) is a bound from below: only that it lies above nothing can be decided.
 """
 
 import math
@@ -45,6 +46,7 @@ class Verdict:
     effect_interval: tuple[float, float] | None = None
     half_width: float | None = None
     seeds_needed: int | None = None
+    capped: bool = False  # some of its values only bound the true ratio from below
     settings: int = 1  # of a maximum: among how many it was the best
     judged_as: str = ""
     note: str = ""  # "deterministic", "one seed"
@@ -68,7 +70,9 @@ def judge(claim: Claim, samples: Sequence[Sample], off: Mapping[str, object] | N
     best = max(samples, key=lambda sample: _mean_effect(scale, sample))
     verdict = _measured(claim, best, scale, confidence)
     a, b = verdict.effect_interval or (-math.inf, math.inf)
-    named = _name(claim, verdict, a, b, direction=bool(off))
+    named = _name(claim, verdict, a, b, direction=bool(off) or verdict.capped)
+    if verdict.capped and named in ("contradicted", "absent"):
+        named = "inconclusive"  # a bound from below never says that nothing is there
     verdict = replace(verdict, verdict=named, settings=len(samples))
     return _finished(claim, verdict, off or {}, confidence)
 
@@ -104,6 +108,7 @@ def _measured(claim: Claim, sample: Sample, scale: Scale, confidence: float) -> 
         half_width=(b - a) / 2 if seen else None,
         note="deterministic" if sample.deterministic else "one seed" if len(at) == 1 else "",
         marks=tuple(marks),
+        capped=bool(sample.capped),
         effects=scale.effects(sample),
     )
 
@@ -203,7 +208,7 @@ def _finished(claim: Claim, verdict: Verdict, off: Mapping[str, object], confide
     from common.stats.student import quantile, values_needed
 
     kind = claim.paper.kind
-    judged_as = "direction" if kind in PUBLISHED and off else kind
+    judged_as = "direction" if kind in PUBLISHED and (off or verdict.capped) else kind
     n = len(verdict.values)
     random = verdict.note != "deterministic" and kind not in ("exact", "invariant")
 
@@ -258,6 +263,8 @@ def _deciding_width(claim: Claim, verdict: Verdict, judged_as: str) -> float | N
 
 
 def _what_would_decide(verdict: Verdict, n: int, needed: int | None, random: bool) -> str:
+    if verdict.capped:
+        return "the rival stands on a floor: only a bound is known"
     if COARSE in verdict.marks:
         return "needs a metric of finer steps"
     if not random:

@@ -74,6 +74,7 @@ class Profile:
     waiting_share: float = 0.05  # waiting_block_prop_threshold of the published engine
     block_tokens: int = 16
     host_gbytes_per_s: float = 25.0  # device to host, PCIe 4.0 x16 in practice; only swapping pays it
+    records_tokens: bool = False  # of every token when it came out, not only of the first and the last
 
     def parallelisms(self, tensor: list[int], stages: list[int], gpus: int) -> list[Parallelism]:
         """Those of tensor x stages that have published latencies, fit the model, and use at most `gpus`."""
@@ -117,6 +118,7 @@ def prefill_instance(
         PrefillBatches(profile.prefill_tokens),
         on_prefilled=on_prefilled,
         rank=UPSTREAM,
+        records_tokens=profile.records_tokens,
     )
 
 
@@ -133,6 +135,7 @@ def decode_instance(
         rank=DOWNSTREAM,
         host_blocks=UNBOUNDED_HOST,
         swap_seconds_per_block=profile.swap_seconds_per_block(parallelism),
+        records_tokens=profile.records_tokens,
     )
 
 

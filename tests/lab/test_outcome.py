@@ -1,6 +1,7 @@
 """What controls, placebos, settings and free ends say of a claim."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -293,3 +294,19 @@ def test_a_claim_on_a_clock_is_provisional_below_three_recordings() -> None:
     assert _over_recordings(of, OURS, hours, {}).marks == ("provisional: 2 of 3 recordings",)
     three = _over_recordings(of, OURS, {**hours, "2026-12-01T09": 11.0}, {})
     assert (three.values, three.marks, three.effects) == ((9.0, 10.0, 11.0), (), OURS.effects)
+
+
+# ---- bounds from below
+
+
+def bounded(effect: float) -> Verdict:
+    """Five values whose rival stands on a floor."""
+    values = [10 * effect + 0.001 * seed for seed in range(5)]
+    return judge(claim(), [replace(sample(values), capped=1)])
+
+
+def test_what_is_capped_breaks_nothing_and_of_ours_it_cannot_be_said_that_much_is_left() -> None:
+    assert outcome(bounded(0.1)) == "could not tell"
+    assert outcome(bounded(0.9)) == "does not break it"
+    assert outcome(seen(claim(), 0.1, 0.01), bounded(1.0)) == "breaks it"
+    assert outcome(seen(claim(), 0.9, 0.01), bounded(1.0)) == "could not tell"

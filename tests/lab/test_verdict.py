@@ -412,6 +412,18 @@ def test_two_seeds_and_ten_settings_of_a_score_are_judged_at_all() -> None:
     assert judge(score, [sample([0.1, 1.0])] * 10).verdict == "inconclusive"
 
 
+@pytest.mark.parametrize(
+    ("bound", "verdict"),
+    [(1.5, "reproduced"), (2.0, "reproduced"), (20.0, "reproduced"), (0.5, "inconclusive")],
+)
+def test_of_a_ratio_over_a_floor_only_that_it_is_a_gain_can_be_decided(bound: float, verdict: str) -> None:
+    values = tuple(bound * (1 + 0.001 * seed) for seed in range(5))
+    found = judge(ratio(), [Sample(values, tuple(range(5)), capped=1)])
+    assert (found.verdict, found.judged_as, found.capped) == (verdict, "direction", True)
+    if verdict == "inconclusive":
+        assert found.reason == "the rival stands on a floor: only a bound is known"
+
+
 def test_capped_ratios_are_marked() -> None:
     found = judge(ratio(), [Sample((2.0, 2.0), (0, 1), capped=1)])
     assert found.marks == ("capped in 1 of 2: the true ratio is larger",)
