@@ -89,7 +89,7 @@ def arm_text(arm: ArmRecord) -> str:
 
 def because_text(claim: ClaimRecord) -> str:
     """The cause of a verdict, and what became of it under its test."""
-    if not claim.because:
+    if not claim.because or claim.verdict in ("reproduced", "not run"):
         return ""
     tested = f" ({claim.revived_by.outcome} by {claim.revived_by.name})" if claim.revived_by else ""
     return f"{claim.because}{tested}"

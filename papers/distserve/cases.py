@@ -43,7 +43,7 @@ def chosen(config: Config, lab: Runtime) -> list[Case]:
             "vllm": lab.wants(f"rate_gain_{slug}", f"slo_gain_{slug}"),
             "same-engine": lab.wants(f"same_engine_rate_gain_{slug}"),
             "high": placements and config.disaggregate and lab.wants("high_over_low"),
-            "vllm++": placements and lab.wants("low_over_vllm_plus"),
+            "vllm++": lab.wants("low_over_vllm_plus" if placements else f"over_vllm_plus_{slug}"),
         }
         systems = tuple(system for system, wanted in asked.items() if wanted)
         transfers = name == "chat-opt-66b" and lab.wants("transfer_share", "transfer_p95_seconds")

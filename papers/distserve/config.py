@@ -38,6 +38,9 @@ class Config:
     chat_13b_ttft: Annotated[float, At(0.05, 60)] = 0.25  # seconds; the artifact's, where the text says 0.2
     objectives: Annotated[float, At(0.05, 1e6)] = 1.0  # times both objectives of every scenario
     slo_load: Annotated[float, At(0.001, 4)] = 1.0  # times the rate at which objectives are tightened
+    # A rival that sustains less than this share of the rate at which the paper tightens objectives stands on a floor:
+    # the ratio is then a bound, says so (capped), and only its direction is judged.
+    floor_share: Annotated[float, Inferred(0.02, 0.5, "no source; it decides no number")] = 0.1
     # Seeds on which the goodputs are repeated with other lengths.
     other_lengths: Annotated[int, At(0, 1000)] = 3
 

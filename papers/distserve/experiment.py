@@ -14,7 +14,7 @@ from papers.distserve.config import Config
 from papers.distserve.evaluation import Answer, Job, Plan, answer, ratio, search
 
 # Fields that decide nothing of an answer, so that arms which differ in them alone share it.
-ELSEWHERE = {"scenarios", "other_lengths", "real_requests", "real_levels", "perturb"}
+ELSEWHERE = {"scenarios", "floor_share", "other_lengths", "real_requests", "real_levels", "perturb"}
 RIVALS = {"vllm_prefill_tokens", "vllm_instances"}
 OURS = {"disaggregate", "engine", "link", "placement", "prefill_tokens", "overlap", "swap_gbytes_per_s"}
 IGNORED = {
@@ -48,8 +48,8 @@ def run(config: Config, lab: Runtime) -> Observations:
             if "/" in case.name:
                 observe_lengths(seen, case, seed, found)
             else:
-                observe(seen, case, seed, found)
-                observe_requests(seen, case, seed, draw(config, lab, case, seed), config.objectives)
+                observe(seen, case, seed, found, config.floor_share * case.scenario.slo_rate)
+                observe_requests(seen, case, seed, draw(config, lab, case, seed), config)
     return seen
 
 
@@ -101,7 +101,7 @@ def decisive(job: Job, without: Iterable[str] = ()) -> str:
     )
 
 
-def observe(seen: Observations, case: Case, seed: int, found: dict[str, Answer]) -> None:
+def observe(seen: Observations, case: Case, seed: int, found: dict[str, Answer], floor: float) -> None:
     """A scenario's rows of one seed: every system's own, and DistServe's gains over the others."""
     slug, low = case.slug, found["low"]
     for system, one in found.items():
@@ -110,12 +110,13 @@ def observe(seen: Observations, case: Case, seed: int, found: dict[str, Answer])
         seen.add("slo_scale", one.scale, seed, **at)
         for metric, value, where in one.rows:
             seen.add(metric, value, seed, **at, **where)
-    seen.add(f"requests_finished_{slug}", min(one.requests for one in found.values()), seed)
     pairs = {f"rate_gain_{slug}": ("low", "vllm"), f"same_engine_rate_gain_{slug}": ("low", "same-engine")}
-    pairs |= {"high_over_low": ("high", "low"), "low_over_vllm_plus": ("low", "vllm++")}
+    placements = case.name == "chat-opt-13b"  # where the paper compares its algorithms (Section 6.4)
+    plus = "low_over_vllm_plus" if placements else f"over_vllm_plus_{slug}"
+    pairs |= {"high_over_low": ("high", "low"), plus: ("low", "vllm++")}
     for metric, (better, rival) in pairs.items():
         if better in found and rival in found:
-            gain, capped = ratio(found[better].goodput, found[rival].goodput, case.scenario)
+            gain, capped = ratio(found[better].goodput, found[rival].goodput, floor)
             seen.add(metric, gain, seed, **({"capped": True} if capped else {}))
     if "vllm" in found:
         seen.add(f"slo_gain_{slug}", found["vllm"].scale / low.scale, seed)
@@ -134,9 +135,10 @@ def observe_lengths(seen: Observations, case: Case, seed: int, found: dict[str, 
         seen.add("goodput_by_lengths", one.goodput, seed, scenario=name, lengths=lengths, system=system)
 
 
-def observe_requests(seen: Observations, case: Case, seed: int, requests: Workload, scale: float) -> None:
+def observe_requests(seen: Observations, case: Case, seed: int, requests: Workload, config: Config) -> None:
     """The operating point: what is served, and under which objectives."""
     seen.add(f"mean_prompt_tokens_{case.slug}", float(requests.prompt.mean()), seed)
     seen.add(f"mean_output_tokens_{case.slug}", float(requests.output.mean()), seed)
-    seen.add(f"ttft_objective_{case.slug}", case.scenario.slo.ttft * scale, seed)
-    seen.add(f"tpot_objective_{case.slug}", case.scenario.slo.tpot * scale, seed)
+    seen.add(f"ttft_objective_{case.slug}", case.scenario.slo.ttft * config.objectives, seed)
+    seen.add(f"tpot_objective_{case.slug}", case.scenario.slo.tpot * config.objectives, seed)
+    seen.add(f"slo_rate_{case.slug}", case.scenario.slo_rate * config.slo_load, seed)

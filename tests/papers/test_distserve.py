@@ -34,7 +34,7 @@ from papers.distserve.deployment import (
     shared_gpus,
 )
 from papers.distserve.disaggregation import DecodeBatches, Disaggregated, PrefillBatches
-from papers.distserve.evaluation import FLOOR, Job, random_placement, ratio, serving
+from papers.distserve.evaluation import NEXT_TO_NOTHING, Job, random_placement, ratio, serving
 from papers.distserve.exercises import EXERCISES
 from papers.distserve.experiment import run
 from papers.distserve.placement import (
@@ -372,11 +372,10 @@ def test_a_random_placement_has_as_many_gpus_and_comes_from_what_the_search_saw(
 
 
 def test_a_gain_over_a_system_that_sustains_almost_nothing_is_a_marked_bound():
-    scenario = SCENARIOS["code-opt-66b"]
-    floor = FLOOR * scenario.slo_rate
-    assert ratio(1.0, 0.5, scenario) == (2.0, False)
-    assert ratio(1.0, 0.0, scenario) == (1.0 / floor, True)
-    assert ratio(0.0, 0.0, scenario) == (1.0, True), "nobody sustains anything"
+    assert ratio(1.0, 0.5, floor=0.1) == (2.0, False)
+    assert ratio(1.0, 0.0, floor=0.1) == (10.0, True)
+    assert ratio(0.05, 0.2, floor=0.1) == (0.25, False), "ours is not lifted to the floor"
+    assert ratio(0.0, 0.0, floor=0.1) == (NEXT_TO_NOTHING / 0.1, True), "nobody sustains anything"
 
 
 def test_on_shared_gpus_a_prompt_delays_the_tokens_of_others_and_the_reverse():
