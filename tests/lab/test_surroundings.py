@@ -36,7 +36,7 @@ MINE = {
     "MKL_CBWR": "COMPATIBLE",
     "NUMBA_DISABLE_JIT": "1",
     "ONEDNN_DEFAULT_FPMATH_MODE": "BF16",
-    "OPENBLAS_CORETYPE": "Haswell",
+    "OPENBLAS_MAIN_FREE": "1",
     "PANDAS_COPY_ON_WRITE": "0",
     "ACCELERATE_USE_FSDP": "1",
     "RANK": "3",
@@ -48,6 +48,7 @@ MACHINES = {
     "HOME": "/home/me",
     "OMP_NUM_THREADS": "2",
     "MKL_NUM_THREADS": "2",
+    "OPENBLAS_CORETYPE": "Haswell",  # on processors that OpenBLAS takes for others
     "CUDA_VISIBLE_DEVICES": "1",
     "https_proxy": "http://proxy:1",
     "PIP_INDEX_URL": "http://index",
