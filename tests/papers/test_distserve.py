@@ -309,6 +309,22 @@ def test_an_arm_shares_its_rival_and_computes_only_what_its_claims_read():
     }
 
 
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_every_scenario_faces_a_vllm_that_searches_its_parallelism(name):
+    slug = name.replace("-", "_")
+    plus = "low_over_vllm_plus" if name == "chat-opt-13b" else f"over_vllm_plus_{slug}"
+    config = replace(SMALL, scenarios=[name], slo_load=0.5)
+    seen = run(config, Runtime((0,), workers=1, wanted=[plus]))
+    [(ours, rival)] = zip(
+        seen.values("goodput", system="low"), seen.values("goodput", system="vllm++"), strict=True
+    )
+    [row] = seen.rows(plus)
+    floor = config.floor_share * SCENARIOS[name].slo_rate
+    assert (row.value, row.at.get("capped", False)) == ratio(ours, rival, floor)
+    assert seen.values("goodput", system="vllm") == [], "the one that searches, and no other"
+    assert seen.values(f"slo_rate_{slug}") == [0.5 * SCENARIOS[name].slo_rate]
+
+
 def test_every_field_of_the_config_has_its_bounds():
     assert unbounded(Config) == []
     assert {"prefill_tokens", "overlap", "vllm_prefill_tokens"} <= set(inferred(Config))
