@@ -181,12 +181,14 @@ def _data(project: Project, asked: Arguments) -> int:
 
 
 def _check(project: Project, asked: Arguments) -> int:
-    from common.lab.recording import problems
+    from common.lab.recording import other_lock, problems
 
     slugs = [project.check_slug(slug) for slug in asked.slugs] or project.slugs
     found = [line for slug in slugs for line in problems(project, slug)]
     for line in found:
         _say(line, ERROR)
+    if lock := other_lock(project, slugs):
+        print(lock)
     if not found:
         print(f"{len(slugs)} papers: cards, configs, notebooks and records are in order")
     return ERROR if found else 0

@@ -12,7 +12,14 @@ from common.lab.closure import sources_digest
 from common.lab.config import Composed, compose
 from common.lab.confirmations import Confirmations, append, close
 from common.lab.errors import LabError
-from common.lab.evaluate import assess, judged_digest, make_record, observed_digest, quoted
+from common.lab.evaluate import (
+    assess,
+    judged_digest,
+    lock_digest,
+    make_record,
+    observed_digest,
+    quoted,
+)
 from common.lab.project import Project
 from common.lab.record import Record
 from common.lab.runtime import Observations
@@ -91,6 +98,21 @@ def state(project: Project, slug: str, profile: str) -> tuple[str, str]:
     if misjudged(project, slug, profile):
         return "judge", "its verdicts are not those that card, rows and recordings give"
     return "", ""
+
+
+def other_lock(project: Project, slugs: Sequence[str]) -> str:
+    """One line on records that were made with other versions of packages; empty where there are none.
+
+    Such a record holds: what a version changes shows when it is run again, and no run is asked for in advance.
+    """
+    now = lock_digest(project)
+    made = [
+        slug
+        for slug in slugs
+        for profile in recorded(project, slug)
+        if Record.load(project.record(slug, profile)).provenance.lock != now
+    ]
+    return f"recorded under another requirements.lock: {', '.join(dict.fromkeys(made))}" if made else ""
 
 
 def _data_now(used: dict[str, str]) -> dict[str, str]:

@@ -23,7 +23,14 @@ from common.lab.progress import show_progress
 from common.lab.project import Project
 from common.lab.readme import write_page
 from common.lab.record import Record
-from common.lab.recording import check_recordable, judge_again, recorded, standing_record, state
+from common.lab.recording import (
+    check_recordable,
+    judge_again,
+    other_lock,
+    recorded,
+    standing_record,
+    state,
+)
 from common.lab.reuse import FRESH
 from common.lab.runner import ENDS_WITH, NotTracked, Request, fetch_data, reproduce, terminable
 from common.lab.staging import staging
@@ -155,6 +162,8 @@ def refresh(project: Project, slugs: Sequence[str], launcher: str, accept: bool)
             check_recordable(profile, [])
             runs.append((slug, profile))
             print(f"{slug} ({profile}): to be run: {why}")
+    if lock := other_lock(project, slugs):
+        print(lock)
     if not runs:
         print(f"{len(todo)} records hold" if todo else "nothing is recorded")
     commands = [_command(slug, profile, accept) for slug, profile in runs]

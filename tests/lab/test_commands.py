@@ -145,6 +145,14 @@ def test_refresh_records_nothing_for_a_comment_and_stops_where_a_constant_moved_
     assert problems(toy, "toy") == []
 
 
+def test_a_changed_lock_is_reported_and_asks_for_no_run(toy: Project) -> None:
+    recorded(toy)
+    toy.lock.write_text("numpy==3\n")
+    ended = lab(toy.root, "refresh")
+    assert ended.returncode == 0 and "recorded under another requirements.lock: toy" in ended.stdout
+    assert "1 records hold" in ended.stdout and problems(toy, "toy") == []
+
+
 def test_refresh_judges_again_without_a_run_where_only_the_card_changed(toy: Project) -> None:
     recorded(toy)
     edit(toy.card("toy"), "value: 2.0, kind: value", "value: 4.0, kind: value")
@@ -460,6 +468,15 @@ def test_data_that_cannot_be_had_is_one_line(data_set: Path, capsys: pytest.Capt
     said = capsys.readouterr().err
     assert said == "data: stand-in for toy-lengths (not reachable); make data PAPER=toy says why\n"
     assert Runtime([0]).data("toy-lengths") is None
+
+
+def test_data_that_is_there_is_not_what_a_claim_lacks(data_set: Path, toy: Project) -> None:
+    edit(toy.card("toy"), "needs: a GPU", "needs: the data set toy-lengths")
+    kernel = Lab("toy", "smoke", project=toy).judge("skip").record.claim("kernel")
+    assert kernel.reason == "needs the data set toy-lengths"
+    write(data_set, "1")
+    kernel = Lab("toy", "smoke", project=toy).judge("skip").record.claim("kernel")
+    assert kernel.reason == "profile smoke does not observe it"
 
 
 def test_data_is_used_with_its_digest_or_not_at_all(
