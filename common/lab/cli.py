@@ -122,9 +122,12 @@ def _confirm(project: Project, asked: Arguments) -> int:
     named = [] if asked.slugs == ["all"] else asked.slugs
     if not asked.slugs:
         raise LabError(f"no paper is named: PAPER=all, or one of {', '.join(project.slugs)}")
+    code = 0
     for slug in [project.check_slug(slug) for slug in named] or project.slugs:
-        print(f"{slug}: {confirm(project, slug)}")
-    return 0
+        agrees, untracked = confirm(project, slug)
+        print(f"{slug}: {agrees}")
+        code = _say(f"{slug}: {untracked}", ERROR) if untracked else code
+    return code
 
 
 def _abuse(project: Project, asked: Arguments) -> int:

@@ -211,8 +211,11 @@ def _submitted(project: Project, commands: list[list[str]], launcher: str) -> It
             yield " ".join(str(error).split())[:300]
 
 
-def confirm(project: Project, slug: str) -> str:
-    """Run a paper beside its record on this machine, keep what came out, and say how it agrees in one line."""
+def confirm(project: Project, slug: str) -> tuple[str, str]:
+    """Run a paper beside its record on this machine and keep what came out.
+
+    How it agrees, in one line, and why it could not be tracked where the store was lost.
+    """
     if not recorded(project, slug):
         raise LabError(f"{slug} has no record to confirm; make record PAPER={slug}")
     profile = recorded(project, slug)[0]
@@ -225,7 +228,7 @@ def confirm(project: Project, slug: str) -> str:
     append(project, record, "confirmed", standing)
     judge_again(project, slug, profile)
     write_page(project, slug)
-    return agreement_line(record, standing) + (f"; {untracked}" if untracked else "")
+    return agreement_line(record, standing), untracked
 
 
 def beside_the_record(project: Project, record: Record) -> str:

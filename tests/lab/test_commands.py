@@ -178,6 +178,18 @@ def test_confirming_keeps_what_came_out_beside_the_record(toy: Project) -> None:
     assert "no paper is named: PAPER=all" in error_line(lab(toy.root, "confirm"))
 
 
+def test_a_confirmation_that_could_not_be_tracked_is_kept_and_ends_with_an_error(
+    toy: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PAPERLAB_ROOT", str(toy.root))
+    monkeypatch.setattr(
+        "common.lab.rerun.confirm", lambda project, slug: ("as recorded", "not tracked: gone")
+    )
+    assert main(["confirm", "toy"]) == 1
+    said = capsys.readouterr()
+    assert "toy: as recorded" in said.out and "error: toy: not tracked: gone" in said.err
+
+
 def test_a_claim_on_a_clock_is_judged_on_recordings_of_three_hours(toy: Project) -> None:
     edit(
         toy.card("toy"), "metric: seconds\n    evidence: simulated", "metric: seconds\n    evidence: measured"
