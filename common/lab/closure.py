@@ -1,8 +1,7 @@
 """The sources that an experiment rests on, found without running it, and their digests.
 
 From papers/<slug>/experiment.py every import inside papers/, bakeoffs/ and common/ is followed (also those within
-functions, not those under `if TYPE_CHECKING`), with the packages on the way and the tables (*.csv, *.json) beside the
-modules.
+functions, not those under `if TYPE_CHECKING`), with the packages on the way and their tables (*.csv, *.json).
 """
 
 import ast
@@ -105,14 +104,21 @@ def module_closure(project: Project, module: str) -> dict[str, Path]:
         if name in found:
             continue
         found[name] = path
-        for pattern in TABLES:
-            for table in path.parent.glob(pattern):
-                if not any(table.match(record) for record in RECORDS):
-                    found[str(Path(name).parent / table.name)] = table
+        for table in _tables(path.parent):
+            found[str(Path(name).parent / table.relative_to(path.parent))] = table
         package = module if path.name == "__init__.py" else module.rpartition(".")[0]
         todo += [".".join(module.split(".")[:i]) for i in range(1, module.count(".") + 1)]
         todo += _imports(ast.parse(path.read_bytes(), str(path)), package)
     return found
+
+
+def _tables(folder: Path) -> Iterator[Path]:
+    """The tables of a package: beside its modules, and in folders below it that are no packages of their own."""
+    for pattern in TABLES:
+        yield from (each for each in folder.glob(pattern) if not any(map(each.match, RECORDS)))
+    for below in folder.iterdir():
+        if below.is_dir() and not any(below.glob("*.py")):
+            yield from _tables(below)
 
 
 def _locate(roots: dict[str, Path], module: str) -> Path | None:

@@ -374,7 +374,9 @@ def test_the_digest_covers_what_is_imported_and_nothing_else(toy: Project) -> No
     write(folder / "results.json", "{}")
     assert sources_digest(toy, "toy") == before
     write(folder / "table.csv", "a,b\n")
-    assert sources_digest(toy, "toy") != before
+    beside = sources_digest(toy, "toy")
+    write(folder / "tables" / "gpu" / "below.csv", "a,b\n")
+    assert len({before, beside, sources_digest(toy, "toy")}) == 3
 
 
 @pytest.mark.parametrize(
