@@ -10,11 +10,12 @@ PORT     ?=
 OUT      ?=
 TESTS    ?= tests
 NAME     ?= serving
-export PAPER PROFILE SET LAUNCHER FROM TITLE PORT OUT TESTS NAME PYTHON
+RECORD   ?=
+export PAPER PROFILE SET LAUNCHER FROM TITLE PORT OUT TESTS NAME RECORD PYTHON
 
 # What is given stays as it was typed: SET='seeds=${paper.requests}' speaks to Hydra, and make, which would expand it on
 # its way to a recipe (and run a $(shell ...) within), must not touch it. Recipes take it from the environment, "$$SET".
-GIVEN := PAPER PROFILE SET LAUNCHER FROM TITLE PORT OUT TESTS NAME PYTHON
+GIVEN := PAPER PROFILE SET LAUNCHER FROM TITLE PORT OUT TESTS NAME RECORD PYTHON
 GIVEN += $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
 $(foreach name,$(sort $(GIVEN)),$(if $(filter undefined,$(origin $(name))),,$(eval override $(name) := $$(value $(name)))))
 
@@ -58,8 +59,8 @@ abuse: all-extras ## odd values for every field of PAPER's config (all papers wi
 sweep: paper-extras ## PAPER over lists of values: SET="paper.rate=1,2,4" LAUNCHER=joblib|slurm|local
 	@$(LAB) sweep $(PAPER_ARGUMENTS) --launcher "$$LAUNCHER"
 
-bakeoff: all-extras ## systems of several papers on equal terms, one table (NAME=serving)
-	@$(LAB) bakeoff "$$NAME" --set "$$SET"
+bakeoff: all-extras ## systems of several papers on equal terms, one table (NAME=serving; RECORD=1 keeps it)
+	@$(LAB) bakeoff "$$NAME" --set "$$SET" --record "$$RECORD"
 
 smoke: all-extras ## every paper under the smoke profile, in parallel, one table at the end
 	@$(LAB) smoke

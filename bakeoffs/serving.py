@@ -19,18 +19,29 @@ and the cost of a request is what the GPUs cost while it is served at the goodpu
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from bakeoffs.nanoflow_overlap import Overlap, plan_overlap
-from bakeoffs.serving_systems import SYSTEMS, Terms
+from bakeoffs.serving_systems import LONGEST, SYSTEMS, Terms
+from common.lab.bounds import At, Choice, Length
 from common.lab.runtime import Observations, Runtime
 from common.serving.engine import simulate
 from common.serving.metrics import SLO, attainment, goodput, keeps_pace, normalised_latency, token_gaps
+from common.serving.profiled import CARDS, SHAPES
 from common.serving.trace import Trace
-from common.serving.workload import Workload, draw_lengths, poisson
+from common.serving.workload import SYNTHETIC, Workload, draw_lengths, poisson
 
+LENGTHS = (
+    "azure-conversation",
+    "azure-code",
+    "sharegpt",
+    "sharegpt-joined",
+    "lmsys",
+    "arxiv-summarisation",
+    *SYNTHETIC,
+)
 TRACES = {"azure-conversation": "azure-2023-conversation", "sharegpt": "nanoflow-sharegpt-lengths"}
 LOWEST, LOW, HIGHEST = 0.005, 0.05, 100.0  # requests/s and GPU: where a search may end, begin, and end
 
@@ -39,27 +50,47 @@ LOWEST, LOW, HIGHEST = 0.005, 0.05, 100.0  # requests/s and GPU: where a search 
 class Config:
     """The terms, and how finely the rates are searched."""
 
-    systems: list[str] = field(default_factory=lambda: list(SYSTEMS))  # names in serving_systems.py
-    model: str = "llama-2-70b"
-    gpu: str = "a100"  # whose operator profile
-    tensor_parallel: int = 4  # GPUs of an instance
-    instances: int = 8
-    lengths: str = "azure-conversation"  # a trace or distribution of common/serving/workload.py
-    requests: int = 400  # fewest of each run
-    seconds: float = 120.0  # of arrivals in each run, where that takes more requests
-    most_requests: int = 8000  # of each run, whatever the rate
+    systems: Annotated[list[str], Length(1), Choice(*SYSTEMS)] = field(default_factory=lambda: list(SYSTEMS))
+    model: Annotated[str, Choice(*SHAPES)] = "llama-2-70b"
+    gpu: Annotated[str, Choice(*CARDS)] = "a100"  # whose operator profile
+    tensor_parallel: Annotated[int, Choice(1, 2, 4, 8)] = 4  # GPUs of an instance
+    instances: Annotated[int, At(1, 64)] = 8
+    lengths: Annotated[str, Choice(*LENGTHS)] = "azure-conversation"
+    # Fewest of each run: the 90% quantile needs ten beyond it.
+    requests: Annotated[int, At(100, 100_000)] = 400
+    seconds: Annotated[float, At(0, 3600)] = 120.0  # of arrivals in each run, where that takes more requests
+    most_requests: Annotated[int, At(100, 100_000)] = 8000  # of each run, whatever the rate
     # Objectives as multiples of an idle GPU's times. Sarathi-Serve (Section 5.1) sets its strict bound on token gaps at
     # 5 decode iterations of 32 sequences with 4k tokens each; the same bound serves as TPOT objective.
-    ttft_factor: float = 10.0  # of the prefill of a prompt of mean length
-    gap_factor: float = 5.0  # of a decode iteration of 32 sequences of 4,096 tokens
-    target: float = 0.9  # share of requests within both objectives
-    resolution: float = 0.03  # relative, of every rate that is searched
-    tight: float = (
-        0.1  # share of the KV memory that is left in a second comparison, where memory limits batches
-    )
-    loads: list[float] = field(
+    ttft_factor: Annotated[float, At(1, 1e6)] = 10.0  # of the prefill of a prompt of mean length
+    gap_factor: Annotated[float, At(1, 1e6)] = 5.0  # of a decode iteration of 32 sequences of 4,096 tokens
+    target: Annotated[float, At(0.5, 0.99)] = 0.9  # share of requests within both objectives
+    resolution: Annotated[float, At(0.001, 0.5)] = 0.03  # relative, of every rate that is searched
+    # Share of the KV memory that is left in a second comparison, where memory limits batches; 0: no comparison.
+    tight: Annotated[float, At(0, 1)] = 0.1
+    loads: Annotated[list[float], Length(1), At(0.01, 20)] = field(
         default_factory=lambda: [0.25, 0.5, 0.75, 1.0, 1.25, 1.5]
-    )  # rates of the curves, over vLLM's goodput
+    )  # rates of the curves, over the goodput of the first system
+
+
+def check(config: Config) -> None:
+    """ValueError in one line for terms that no system could serve on."""
+    if config.most_requests < config.requests:
+        raise ValueError(f"most_requests: {config.most_requests} is below requests ({config.requests})")
+    if len(set(config.systems)) < len(config.systems):
+        raise ValueError("systems: one of them is named twice")
+    if "DistServe" in config.systems and config.instances < 2:
+        raise ValueError("instances: DistServe needs two, one for each phase")
+    try:
+        tokens = terms_of(config).kv_tokens
+    except KeyError as error:
+        raise ValueError(f"model, gpu, tensor_parallel: {error.args[0]}") from None
+    for share in (1.0, config.tight):
+        if share > 0 and share * tokens < LONGEST:
+            raise ValueError(
+                f"{config.model} on {config.tensor_parallel} {config.gpu} leaves {max(0, int(share * tokens))} tokens "
+                f"of KV memory an instance; the longest request needs {LONGEST}: raise tensor_parallel or tight"
+            )
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 
 import numpy as np
 
@@ -58,7 +58,6 @@ class Terms:
         return self.tensor_parallel * self.instances
 
     @staticmethod
-    @cache
     def of(model: str, gpu: str, tensor_parallel: int, instances: int, kv_share: float = 1.0) -> "Terms":
         """The terms of a model on GPUs with an operator profile. kv_share: of what is free for KV caches."""
         shape, card = SHAPES[model], device(CARDS[gpu])

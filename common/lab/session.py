@@ -130,16 +130,7 @@ class Lab:
 
     def say(self, text: str, **numbers: Any) -> Any:
         """A sentence with its numbers computed, as Markdown: lab.say("gains {gain:.2f} times", gain=gain)."""
-        try:
-            said = text.format(**numbers)
-        except (KeyError, IndexError) as error:
-            raise LabError(f"{text!r} names {error}, which is not given") from error
-        if not in_notebook():
-            return said
-        from IPython.display import Markdown, display
-
-        display(Markdown(said))
-        return None
+        return say(text, **numbers)
 
     def check(self, exercise: str, value: Any) -> str:
         """What a reader's answer to an exercise is worth: 'right', or 'not yet' and a hint."""
@@ -164,6 +155,20 @@ def _composed(
         return compose(project, slug, profile, overrides)
     tree = {"seeds": len(record.provenance.seeds), "paper": record.provenance.config}
     return from_tree(project, slug, record.profile, tree)
+
+
+def say(text: str, **numbers: Any) -> Any:
+    """A sentence with its numbers filled in: shown as Markdown in a notebook, elsewhere returned."""
+    try:
+        said = text.format(**numbers)
+    except (KeyError, IndexError) as error:
+        raise LabError(f"{text!r} names {error}, which is not given") from error
+    if not in_notebook():
+        return said
+    from IPython.display import Markdown, display
+
+    display(Markdown(said))
+    return None
 
 
 def save_figure(figure: Any, output: Path, name: str) -> Path:

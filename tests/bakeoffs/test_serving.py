@@ -13,6 +13,8 @@ from bakeoffs.nanoflow_overlap import OverlappedLatency, plan_overlap
 from bakeoffs.serving import Config, Curve, Job, Search, objectives, requests, run, server, terms_of
 from bakeoffs.serving_systems import ABOUT, SYSTEMS
 from common.lab.bakeoff import compose_bakeoff
+from common.lab.bounds import unbounded
+from common.lab.errors import LabError
 from common.lab.project import Project
 from common.lab.runtime import Runtime
 from common.serving.metrics import attainment, keeps_pace
@@ -143,6 +145,38 @@ def test_same_config_and_seeds_give_the_same_bytes():
 def test_the_committed_config_composes_and_every_system_is_described():
     composed = compose_bakeoff(Project.current(), "serving")
     assert set(composed.config.systems) == set(SYSTEMS) == set(ABOUT)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "systems=[]",
+        "systems=[vllm]",
+        "systems=[vLLM,vLLM]",
+        "model=gpt5",
+        "tensor_parallel=3",
+        "tensor_parallel=1",
+        "instances=1",
+        "requests=1",
+        "requests=9000",
+        "seconds=-1",
+        "gap_factor=0",
+        "target=1.5",
+        "resolution=0",
+        "tight=0.001",
+        "loads=[]",
+        "loads=[-3]",
+        "lengths=foo",
+    ],
+)
+def test_terms_that_nobody_could_serve_on_are_refused_in_one_line(odd):
+    with pytest.raises(LabError) as error:
+        compose_bakeoff(Project.current(), "serving", [f"bakeoff.{odd}"])
+    assert "\n" not in str(error.value) and odd.partition("=")[0] in str(error.value)
+
+
+def test_every_field_of_the_terms_is_bounded():
+    assert unbounded(Config) == []
 
 
 def test_the_notebook_is_committed_without_outputs():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from common.lab.bakeoff import Bakeoff, compose_bakeoff
+from common.lab.bakeoff import Bakeoff, compose_bakeoff, record_path
 from common.lab.errors import LabError
 from common.lab.project import Project
 from tests.lab.toy import lab, write, write_project
@@ -14,14 +14,21 @@ EXPERIMENT = '''\
 """Two systems."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from common.lab.bounds import At
 from common.lab.runtime import Observations, Runtime
 from papers.toy.doubling import doubled
 
 
 @dataclass(frozen=True)
 class Config:
-    rate: float = 3.0  # of both
+    rate: Annotated[float, At(0, 100)] = 3.0  # of both
+
+
+def check(config: Config) -> None:
+    if config.rate == 13:
+        raise ValueError("rate: 13 is no rate here")
 
 
 def run(config: Config, lab: Runtime) -> Observations:
@@ -32,8 +39,8 @@ def run(config: Config, lab: Runtime) -> Observations:
     return seen
 '''
 CELLS = (
-    ("parameters", "profile = 'smoke'\noverrides = ['seeds=1']"),
-    ("", "from common.lab import Bakeoff\nbakeoff = Bakeoff('toys', overrides=overrides)"),
+    ("parameters", "profile = 'recorded'\noverrides = []"),
+    ("", "from common.lab import Bakeoff\nbakeoff = Bakeoff('toys', profile=profile, overrides=overrides)"),
     ("", "seen = bakeoff.run()"),
     ("", "print(bakeoff.claim('toy', 'gain').paper.number)"),
 )
@@ -87,6 +94,12 @@ def test_mistakes_are_one_line(toy: Project) -> None:
         compose_bakeoff(toy, "toys", ["bakeoff.rat=3"])
     with pytest.raises(LabError, match="rate"):
         compose_bakeoff(toy, "toys", ["bakeoff.rate=fast"])
+    with pytest.raises(LabError, match="rate"):
+        compose_bakeoff(toy, "toys", ["bakeoff.rate=-1"])
+    with pytest.raises(LabError, match="13 is no rate here"):
+        compose_bakeoff(toy, "toys", ["bakeoff.rate=13"])
+    with pytest.raises(LabError, match="no record yet; make bakeoff NAME=toys RECORD=1"):
+        Bakeoff("toys", project=toy)
     with pytest.raises(LabError, match="number of seeds"):
         compose_bakeoff(toy, "toys", ["seeds=0"])
     (toy.root / "bakeoffs" / "toys.py").unlink()
@@ -96,7 +109,23 @@ def test_mistakes_are_one_line(toy: Project) -> None:
 
 def test_the_notebook_sees_the_config_and_runs_once(toy: Project) -> None:
     add_bakeoff(toy.root)
-    bakeoff = Bakeoff("toys", "seeds=1", project=toy)
+    bakeoff = Bakeoff("toys", "default", "seeds=1", project=toy)
     assert bakeoff.config.rate == 5.0 and bakeoff.seeds == (0,)
     assert bakeoff.run() is bakeoff.run()
     assert bakeoff.claim("toy", "peak").paper.number == 3.0
+
+
+def test_what_was_recorded_is_shown_without_a_run(toy: Project) -> None:
+    root = add_bakeoff(toy.root)
+    assert "leave SET out" in lab(root, "bakeoff", "toys", "--record", "1", "--set", "bakeoff.rate=7").stderr
+    ended = lab(root, "bakeoff", "toys", "--record", "1")
+    assert ended.returncode == 0, ended.stderr
+    write(root / "conf" / "bakeoff" / "toys.yaml", CONFIG.replace("rate: 5.0", "rate: 6.0"))
+    shown = Bakeoff("toys", project=toy)
+    assert shown.config.rate == 5.0 and shown.seeds == (0, 1)
+    assert shown.run().values("rate", system="doubled") == [10.0, 12.0]
+    with pytest.raises(LabError, match="choose default"):
+        Bakeoff("toys", overrides="seeds=1", project=toy)
+    record_path(toy, "toys").write_bytes(b"broken")
+    with pytest.raises(LabError, match="no record of a bake-off"):
+        Bakeoff("toys", project=toy)
