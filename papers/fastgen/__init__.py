@@ -6,5 +6,6 @@ generation) make passes of one token and passes of thousands. Dynamic SplitFuse 
 passes and fuses short ones, so that every pass is filled to the budget where the curve bends (token_curve.py).
 
 closed_loop.py draws the paper's load and serves it in simulation; agreement.py counts the requests that were served as
-agreed; replicas.py puts several engines behind a load balancer; live_comparison.py runs the policies for real on a CPU.
+agreed; load_sweep.py compares schedules over the number of clients; replicas.py puts several engines behind a load
+balancer; real_runs.py times passes and runs the policies for real on a CPU.
 """

@@ -12,7 +12,7 @@ import numpy as np
 
 from common.serving.batch import Plan, Scheduler, Slot
 from common.serving.clients import ClosedLoop
-from common.serving.cluster import LeastLoad, Replicas, RoundRobin
+from common.serving.cluster import Dispatcher, LeastLoad, Replicas, RoundRobin
 from common.serving.engine import Instance, simulate
 from common.serving.latency import INFINITY, LatencyModel, Line
 from common.serving.loop import EventLoop
@@ -38,10 +38,14 @@ POLICIES: dict[str, Callable[[int], Scheduler]] = {
 
 @dataclass(frozen=True)
 class Load:
-    """Lengths in tokens: means of the prompt and of what is generated."""
+    """Lengths in tokens: means of the prompt and of what is generated. ValueError for less than a token."""
 
     prompt: float
     output: float
+
+    def __post_init__(self) -> None:
+        if not (self.prompt >= 1 and self.output >= 1):
+            raise ValueError(f"a request has a token each way at least, not {self.prompt} and {self.output}")
 
     def __str__(self) -> str:
         return f"{self.prompt:g}/{self.output:g}"
@@ -49,8 +53,21 @@ class Load:
 
 def draw(rng: np.random.Generator, n: int, load: Load) -> Workload:
     """`n` requests with normal lengths of at least one token; the clients decide when they are sent."""
+    if n < 1:
+        raise ValueError(f"{n} requests were asked for; ask for at least one")
     prompt, output = (rng.normal(mean, SPREAD * mean, n) for mean in (load.prompt, load.output))
     return Workload(np.zeros(n), *(np.maximum(1, np.rint(x)).astype(np.int64) for x in (prompt, output)))
+
+
+@dataclass
+class OneByOne(ClosedLoop):
+    """A closed loop whose clients don't begin at once: each sends its first request `apart` seconds after the last."""
+
+    apart: float = 0.0
+
+    def first(self, workload: Workload) -> list[tuple[float, int]]:
+        """See Clients."""
+        return [(self.apart * index, index) for _, index in super().first(workload)]
 
 
 def serve(
@@ -59,11 +76,12 @@ def serve(
     policy: Scheduler,
     latencies: Sequence[LatencyModel],
     kv_tokens: int,
-    least_loaded: bool = False,
+    balancer: str = "round robin",
+    apart: float = 0.0,
 ) -> Trace:
     """Simulate the clients on one replica for each latency model, behind a balancer, with the time of every token.
 
-    Requests go to the replicas in turn, or to the one with the fewest (`least_loaded`).
+    balancer: a name of BALANCERS. apart: seconds between the clients' first requests.
     """
 
     def build(loop: EventLoop) -> Replicas:
@@ -71,9 +89,24 @@ def serve(
             Instance(loop, latency, PagedMemory(kv_tokens, BLOCK_TOKENS, 0.0), policy, records_tokens=True)
             for latency in latencies
         ]
-        return Replicas(replicas, LeastLoad() if least_loaded else RoundRobin())
+        return Replicas(replicas, BALANCERS[balancer]())
 
-    return simulate(workload, build, ClosedLoop(clients))
+    return simulate(workload, build, OneByOne(clients, apart))
+
+
+class First:
+    """The load balancer switched off: everything goes to the first replica."""
+
+    def choose(self, instances: Sequence[Instance], sequence: object) -> Instance:
+        """See Dispatcher."""
+        return instances[0]
+
+
+BALANCERS: dict[str, Callable[[], Dispatcher]] = {
+    "round robin": RoundRobin,  # the authors' (Section 4.E)
+    "least loaded": LeastLoad,
+    "first": First,
+}
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,10 @@
 """Models on the GPUs of one replica: latencies and room for keys and values."""
 
 from dataclasses import dataclass
-from functools import cache
 
 from common.hardware.specs import gpu as device
 from common.serving.latency import LatencyModel
-from common.serving.profiled import CARDS, SHAPES, profiled_latency
+from common.serving.profiled import CARDS, HOST_SECONDS, SHAPES, profiled_latency
 
 MEMORY_SHARE = (
     0.9  # of GPU memory for weights and KV cache: vLLM's gpu_memory_utilization, for every policy here
@@ -23,13 +22,17 @@ class Deployment:
     model: str = "llama-2-70b"
     gpu: str = "a100"
     tensor_parallel: int = 4
+    host_seconds: float = HOST_SECONDS  # of every pass
 
     def __str__(self) -> str:
         return f"{self.model} {self.tensor_parallel}x{self.gpu}"
 
     def latency(self) -> LatencyModel:
         """Seconds of an iteration, from measured operators."""
-        return _latency(self)
+        network, host = NETWORKS[self.gpu], self.host_seconds
+        return profiled_latency(
+            self.model, self.gpu, self.tensor_parallel, network=network, host_seconds=host
+        )
 
     @property
     def kv_tokens(self) -> int:
@@ -37,13 +40,6 @@ class Deployment:
         shape = SHAPES[self.model]
         memory = self.tensor_parallel * MEMORY_SHARE * device(CARDS[self.gpu]).memory_bytes
         return int((memory - shape.weight_bytes()) / shape.kv_bytes_per_token())
-
-
-@cache
-def _latency(deployment: Deployment) -> LatencyModel:
-    """One model for all runs: it remembers the pass sizes that it has been asked about."""
-    network = NETWORKS[deployment.gpu]
-    return profiled_latency(deployment.model, deployment.gpu, deployment.tensor_parallel, network=network)
 
 
 LLAMA_70B = Deployment()

@@ -41,9 +41,9 @@ def run_policy(model: Decoder, requests: Requests, policy: str, budget: int) -> 
     return serve(model, requests.prompts, requests.outputs, scheduler, memory, clients=ClosedLoop(CLIENTS))
 
 
-def tail(run: LiveRun) -> float:
-    """P95 of all gaps between tokens, seconds."""
-    return float(np.quantile(token_gaps(run.trace), 0.95))
+def tail(runs: list[LiveRun]) -> float:
+    """P95 of all gaps between tokens of all runs, seconds."""
+    return float(np.quantile(np.concatenate([token_gaps(run.trace) for run in runs]), 0.95))
 
 
 def same_answers(one: LiveRun, other: LiveRun) -> float:

@@ -8,6 +8,8 @@ at the front"), generating requests (those stalled for want of a KV block first)
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from common.serving.batch import Plan, Slot
 from common.serving.memory import blocks_of
 from common.serving.sequence import Sequence
@@ -75,6 +77,28 @@ class DynamicSplitFuse:
             yield sequence, tokens
             left -= tokens
             sequences += 1
+
+
+class RandomFill:
+    """The placebo: all of SplitFuse, but every pass that takes prompts gets a budget drawn anew around the same mean.
+
+    Uniform from 1 to 2 budget - 1 tokens: prompts are still split and fused, only not to one size.
+    """
+
+    head_only = True
+
+    def __init__(
+        self, rng: np.random.Generator, budget: int = BUDGET, max_sequences: int = MAX_SEQUENCES
+    ) -> None:
+        self.rng, self.budget, self.max_sequences = rng, budget, max_sequences
+
+    def plan(self, slot: Slot) -> Plan:
+        """See Scheduler."""
+        drawn = int(self.rng.integers(1, 2 * self.budget))
+        # a pass holds every generation that it can: a smaller budget takes no prompt beside them, and no token away
+        budget = max(drawn, len(slot.group) + sum(map(is_generating, slot.prefilling)), 1)
+        plan = DynamicSplitFuse(budget, self.max_sequences).plan(slot)
+        return plan._replace(steady=plan.steady and not slot.instance.waiting)
 
 
 @dataclass(frozen=True)

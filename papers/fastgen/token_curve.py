@@ -1,69 +1,21 @@
-"""The three insights behind the schedule, on a forward pass that really runs (Section 3.A).
+"""The three insights behind the schedule, as questions to the seconds of a pass over its tokens (Section 3.A).
 
 The seconds of a pass follow its tokens and hardly their sequences; tokens a second first rise with the tokens of a pass
 and then stop; and the curve is concave, 2 f(x) >= f(x + h) + f(x - h), so that equal passes are the best use of
-it. Here a decoder runs on this machine's CPU, on one thread.
+it. real_runs.py asks them of a forward pass that runs on this machine.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
-import torch
 
-from common.models.decoder import Decoder, DecoderConfig, KVCache
-
-SMALL = DecoderConfig(vocab=512, hidden=256, layers=4, heads=4, intermediate=704, positions=1024)
-COMPOSITIONS = (1, 4, 16)  # sequences that share the tokens of a pass
+A100_CURVE = (1, 16, 32, 64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)  # tokens of a pass
+SPLITS = A100_CURVE[2:-1]  # tokens of an equal pass, below, at and beyond the bend
 KNEE = 0.9  # of the highest throughput: where more tokens a pass no longer pay
-WARM_UP = 2
+IRREGULAR = 0.5  # share of a pass's tokens that the unequal split moves to its neighbour
 
 Seconds = Callable[[int], float]
-
-
-def forward(model: Decoder, tokens: int, sequences: int = 1) -> Callable[[], object]:
-    """A forward pass over `tokens` new tokens, as equal a share in each of `sequences` sequences as can be."""
-    share, over = divmod(tokens, sequences)
-    lengths = [share + (index < over) for index in range(sequences)]
-    feeds = [torch.arange(length) % model.config.vocab for length in lengths if length]
-    caches = [KVCache(model.config, len(feed)) for feed in feeds]
-
-    def run() -> object:
-        for cache in caches:
-            cache.length = 0
-        return model(feeds, caches)
-
-    return run
-
-
-def fastest(passes: Sequence[Callable[[], object]], turns: int) -> list[float]:
-    """Seconds of each pass, its fastest of several turns; they take turns, so that a slow moment hits all alike."""
-    taken = [[0.0] * turns for _ in passes]
-    for turn in range(-WARM_UP, turns):
-        for place, run in enumerate(passes):
-            begun = time.perf_counter()
-            run()
-            if turn >= 0:
-                taken[place][turn] = time.perf_counter() - begun
-    return [min(row) for row in taken]
-
-
-def measured_curve(model: Decoder, tokens: Sequence[int], turns: int = 5) -> np.ndarray:
-    """Seconds of a pass over one sequence, shape (len(tokens),)."""
-    return np.array(fastest([forward(model, count) for count in tokens], turns))
-
-
-def by_composition(model: Decoder, tokens: int, wrong: float = 0.0, turns: int = 5) -> list[float]:
-    """Seconds of passes over the same number of tokens in 1, 4 and 16 sequences.
-
-    wrong: share of its tokens that the first pass hands to the last, so that they are not the same number.
-    """
-    counts = [tokens] * len(COMPOSITIONS)
-    counts[0] -= round(wrong * tokens)
-    counts[-1] += round(wrong * tokens)
-    passes = [forward(model, count, parts) for count, parts in zip(counts, COMPOSITIONS, strict=True)]
-    return fastest(passes, turns)
 
 
 def variation(values: Sequence[float]) -> float:
