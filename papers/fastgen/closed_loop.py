@@ -36,7 +36,7 @@ POLICIES: dict[str, Callable[[int], Scheduler]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Load:
     """Lengths in tokens: means of the prompt and of what is generated. ValueError for less than a token."""
 

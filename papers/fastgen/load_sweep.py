@@ -182,8 +182,9 @@ def compare(config: Config, rows: dict[Job, Row], seed: int, seen: Observations)
         seen.add("slowdown_for_gain", slowdown_for(config.gain, mine, other, AT_SECONDS), seed)
     tails = [series(TAIL, system) for system in (config.system, "vllm")]
     if all(tails):
-        (mine,), (other,) = tails
-        tail, median = other.tail_gap / mine.tail_gap, other.median_gap / mine.median_gap
+        (ours_row,), (theirs_row,) = tails
+        tail = theirs_row.tail_gap / ours_row.tail_gap
+        median = theirs_row.median_gap / ours_row.median_gap
         seen.add("tail_ratio", tail, seed)
         seen.add("median_ratio", median, seed)
         seen.add("tail_over_median", tail / median, seed)

@@ -1,5 +1,6 @@
 """The agreement, the closed loop, the token curve and the replicas against closed forms; the experiment on little."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -7,6 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.lab.config import compose
+from common.lab.errors import LabError
+from common.lab.project import Project
 from common.lab.runtime import Runtime
 from common.models.decoder import Decoder, DecoderConfig
 from common.serving.metrics import slowest_running_rate, token_gaps
@@ -26,10 +30,12 @@ from papers.fastgen.closed_loop import (
 )
 from papers.fastgen.config import Config
 from papers.fastgen.deployments import Deployment
-from papers.fastgen.experiment import CURVE, LOOPS, run
+from papers.fastgen.experiment import run
 from papers.fastgen.latency_curve import LatencyCurve, slowdown_for
-from papers.fastgen.splitfuse import DynamicSplitFuse
+from papers.fastgen.load_sweep import AS_AGREED, AT_EQUAL
+from papers.fastgen.splitfuse import DynamicSplitFuse, RandomFill
 from papers.fastgen.token_curve import (
+    A100_CURVE,
     concave_fit,
     concave_share,
     concavity,
@@ -214,8 +220,8 @@ def test_the_profiled_pass_has_two_regions() -> None:
     seconds = partial(pass_seconds, LLAMA.latency())
     assert seconds(64) < 1.5 * seconds(1), "the weights are read either way"
     assert seconds(4096) == pytest.approx(2 * seconds(2048), rel=0.05), "twice the work, twice the time"
-    rate = [tokens / seconds(tokens) for tokens in CURVE]
-    assert knee(CURVE, np.array([seconds(tokens) for tokens in CURVE])) == 768 and max(rate) < 6000
+    rate = [tokens / seconds(tokens) for tokens in A100_CURVE]
+    assert knee(A100_CURVE, np.array([seconds(tokens) for tokens in A100_CURVE])) == 768 and max(rate) < 6000
 
 
 # The real engine and the experiment ---------------------------------------------------------------------------------
@@ -247,10 +253,100 @@ def test_the_same_config_and_seeds_give_the_same_bytes() -> None:
 def test_a_control_computes_only_what_its_claims_read() -> None:
     seen = run(SHORT, Runtime((0,), workers=1, wanted=["tail_ratio"]))
     assert {row.at["clients"] for row in seen.rows("throughput")} == {16}
-    assert "scaling" not in seen.metrics and "tail_ratio" in seen.metrics
+    assert "scaling_per_replica" not in seen.metrics and "tail_ratio" in seen.metrics
 
 
 def test_the_same_policy_on_both_sides_gains_nothing() -> None:
-    seen = run(Config(requests=32, system="vllm", pass_tokens=0), Runtime((0,), workers=1, wanted=LOOPS))
+    loops = [*AS_AGREED, *AT_EQUAL]
+    seen = run(Config(requests=32, system="vllm", pass_tokens=0), Runtime((0,), workers=1, wanted=loops))
     for metric in ("effective_throughput_gain_4", "throughput_gain_at_latency", "latency_gain_at_rate"):
         assert seen.values(metric) == [1.0]
+
+
+def test_arms_that_share_loops_see_what_they_would_alone() -> None:
+    shared = Runtime((0,), workers=1, wanted=["effective_throughput_gain_4"])
+    for alpha in (0.2, 0.5):
+        config = replace(SHORT, alpha=alpha)
+        alone = Runtime((0,), workers=1, wanted=["effective_throughput_gain_4"])
+        assert run(config, shared).to_json() == run(config, alone).to_json()
+
+
+def test_passes_of_the_placebo_vary_about_the_budget_and_no_request_waits_for_ever() -> None:
+    watched = PassSizes(RandomFill(np.random.default_rng(0), 768))
+    workload = draw(np.random.default_rng(3), 100, Load(2600, 16))
+    trace = serve(workload, 32, watched, [LLAMA.latency()], LLAMA.kv_tokens)
+    assert np.all(trace.finish > 0)
+    sizes = np.array([prompt + generation for prompt, generation in watched.passes])
+    sizes = sizes[: len(sizes) // 2]  # while prompts wait
+    assert sizes.max() < 2 * 768 and sizes.mean() == pytest.approx(768, rel=0.1) and sizes.std() > 300
+
+
+def test_clients_that_begin_one_by_one_are_a_closed_loop_all_the_same() -> None:
+    workload = draw(np.random.default_rng(6), 60, Load(1200, 60))
+    trace = serve(workload, 8, default_policy("fastgen"), [LLAMA.latency()], LLAMA.kv_tokens, apart=0.5)
+    np.testing.assert_allclose(np.sort(trace.arrival)[:3], [0.0, 0.5, 1.0])
+    for moment in trace.arrival:
+        under_way = np.sum((trace.arrival <= moment) & (moment < trace.finish))
+        assert 1 <= under_way <= 8
+
+
+def test_without_a_balancer_one_replica_does_everything() -> None:
+    workload = draw(np.random.default_rng(7), 64, Load(600, 30))
+    policy = default_policy("fastgen")
+    alone, none, turns = (
+        throughput(serve(workload, 16, policy, [LLAMA.latency()] * n, LLAMA.kv_tokens, balancer))
+        for n, balancer in ((1, "round robin"), (4, "first"), (4, "round robin"))
+    )
+    assert none == pytest.approx(alone) and turns > 1.5 * alone
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "requests=1",
+        "replicas=[]",
+        "replicas=[4]",
+        "replicas=[1,4,2]",
+        "models=0",
+        "models=8",
+        "wrong=2.0",
+        "wrong=-1",
+        "clients=[]",
+        "clients=[16,4]",
+        "clients=[0]",
+        "budget=1",
+        "alpha=0.9",
+        "alpha=.nan",
+        "system=orca",
+        "ablations=[foo]",
+        "rival_host_seconds=-1",
+        "turns=0",
+        "live_requests=-5",
+        "gain=0",
+    ],
+)
+def test_an_odd_value_is_refused_in_one_line(odd: str) -> None:
+    with pytest.raises(LabError) as error:
+        compose(Project.current(), "fastgen", "smoke", [f"paper.{odd}"])
+    assert "\n" not in str(error.value) and odd.partition("=")[0] in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("odd", "says"),
+    [
+        ("system=vllm split=false", "splits nothing"),
+        ("system=vllm fill=random", "fill"),
+        ("requests=32 clients=[64]", "without one"),
+        ("pass_tokens=0", "live_requests"),
+    ],
+)
+def test_a_switch_that_a_run_would_ignore_is_refused(odd: str, says: str) -> None:
+    with pytest.raises(LabError, match=says):
+        compose(Project.current(), "fastgen", "smoke", [f"paper.{each}" for each in odd.split()])
+
+
+def test_a_load_without_tokens_and_a_draw_of_nothing_are_refused() -> None:
+    with pytest.raises(ValueError, match="a token each way"):
+        Load(0, 60)
+    with pytest.raises(ValueError, match="at least one"):
+        draw(np.random.default_rng(0), 0, Load(1, 1))
