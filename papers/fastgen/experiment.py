@@ -10,7 +10,16 @@ from papers.fastgen.config import Config
 from papers.fastgen.deployments import LLAMA_70B
 from papers.fastgen.load_sweep import AS_AGREED, AT_EQUAL, GAPS, compare_closed_loops
 from papers.fastgen.replicas import compare_deployments, scale
-from papers.fastgen.token_curve import A100_CURVE, IRREGULAR, SPLITS, concavity, knee, makespan, split
+from papers.fastgen.token_curve import (
+    A100_CURVE,
+    IRREGULAR,
+    MADE_UP,
+    SPLITS,
+    concavity,
+    knee,
+    makespan,
+    split,
+)
 
 PASSES = 4  # over which the tokens of SPLITS are divided
 REAL = ("composition_variation", "concavity_cpu", "equal_split_gain_cpu", "live_tail_ratio")
@@ -40,7 +49,7 @@ def run(config: Config, lab: Runtime) -> Observations:
 
 def analyse_profile(config: Config, lab: Runtime, seen: Observations) -> None:
     """Throughput over the tokens of a pass on the profiled A100s, and what equal passes gain: without a seed."""
-    seconds = partial(pass_seconds, LLAMA_70B.latency()) if config.measured else falling
+    seconds = MADE_UP.get(config.curve, partial(pass_seconds, LLAMA_70B.latency()))
     curve = np.array([seconds(tokens) for tokens in A100_CURVE])
     for tokens, taken in zip(A100_CURVE, curve, strict=True):
         seen.add("pass_seconds", float(taken), tokens=tokens)
@@ -52,8 +61,3 @@ def analyse_profile(config: Config, lab: Runtime, seen: Observations) -> None:
         gains.append(makespan(seconds, unequal) / makespan(seconds, ours))
         seen.add("equal_split_gain_by_pass", gains[-1], tokens=tokens)
     seen.add("equal_split_gain", float(np.exp(np.mean(np.log(gains)))))
-
-
-def falling(tokens: int) -> float:
-    """Made-up seconds of a pass, of which throughput grows with the square of the tokens."""
-    return 1.0 / tokens

@@ -50,8 +50,8 @@ def draw_curve(config: Config, model: Decoder, seen: Observations, seed: int) ->
     """Seconds over the tokens of a pass, how concave the throughput is, and where it bends: the budget, tokens."""
     seconds = measured_curve(model, CURVE, config.turns)
     budget = token_curve.knee(CURVE, seconds)
-    if not config.measured:
-        seconds = 1.0 / np.array(CURVE)
+    if config.curve != "measured":
+        seconds = np.array([token_curve.MADE_UP[config.curve](tokens) for tokens in CURVE])
     rate = np.array(CURVE) / seconds
     for tokens, taken in zip(CURVE, seconds, strict=True):
         seen.add("pass_seconds_cpu", float(taken), seed, tokens=tokens)

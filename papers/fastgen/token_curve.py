@@ -16,6 +16,12 @@ KNEE = 0.9  # of the highest throughput: where more tokens a pass no longer pay
 IRREGULAR = 0.5  # share of a pass's tokens that the unequal split moves to its neighbour
 
 Seconds = Callable[[int], float]
+MADE_UP: dict[str, Seconds] = {
+    "square throughput": lambda tokens: 1.0 / tokens,  # neither concave in throughput
+    "root seconds": lambda tokens: float(
+        np.sqrt(tokens)
+    ),  # nor convex in seconds, where equal passes are the worst
+}
 
 
 def variation(values: Sequence[float]) -> float:

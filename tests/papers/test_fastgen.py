@@ -36,6 +36,7 @@ from papers.fastgen.load_sweep import AS_AGREED, AT_EQUAL
 from papers.fastgen.splitfuse import DynamicSplitFuse, RandomFill
 from papers.fastgen.token_curve import (
     A100_CURVE,
+    MADE_UP,
     concave_fit,
     concave_share,
     concavity,
@@ -211,6 +212,14 @@ def test_equal_passes_are_best_where_the_seconds_of_a_pass_are_convex(sizes: lis
     assert equal <= sum(roof(4 * size) for size in (*sizes, 0)) + 1e-12
 
 
+def test_equal_passes_are_the_worst_where_seconds_grow_with_the_root() -> None:
+    seconds = MADE_UP["root seconds"]
+    # sqrt(1.5) + sqrt(0.5) = 1.9319 of 2
+    assert makespan(seconds, split(4096, 2, 0.5)) / makespan(seconds, split(4096, 2)) == pytest.approx(
+        0.96593, rel=1e-4
+    )
+
+
 def test_tokens_that_do_not_divide_are_refused() -> None:
     with pytest.raises(ValueError, match="even number of equal passes"):
         split(100, 3)
@@ -323,6 +332,7 @@ def test_without_a_balancer_one_replica_does_everything() -> None:
         "turns=0",
         "live_requests=-5",
         "gain=0",
+        "curve=foo",
     ],
 )
 def test_an_odd_value_is_refused_in_one_line(odd: str) -> None:
