@@ -38,7 +38,7 @@ def run(config: Config, lab: Runtime) -> Observations:
             seeds = [(seed, lab.rng(seed, label)) for seed in lab.seeds]
             for rows in lab.map(partial(study, config), seeds, label):
                 seen.extend(rows)
-    if lab.wants("equal_split_gain"):
+    if lab.wants("equal_split_gain_all_sizes"):
         analyse_profile(config, lab, seen)
     if config.pass_tokens and lab.wants(*REAL):
         from papers.fastgen.real_runs import run_here  # brings torch, which the simulations do without
@@ -60,4 +60,4 @@ def analyse_profile(config: Config, lab: Runtime, seen: Observations) -> None:
         ours, unequal = (split(PASSES * tokens, PASSES, share) for share in (config.wrong, IRREGULAR))
         gains.append(makespan(seconds, unequal) / makespan(seconds, ours))
         seen.add("equal_split_gain_by_pass", gains[-1], tokens=tokens)
-    seen.add("equal_split_gain", float(np.exp(np.mean(np.log(gains)))))
+    seen.add("equal_split_gain_all_sizes", float(np.exp(np.mean(np.log(gains)))))

@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 
 A100_CURVE = (1, 16, 32, 64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)  # tokens of a pass
-SPLITS = A100_CURVE[2:-1]  # tokens of an equal pass, below, at and beyond the bend
+SPLITS = range(32, 3073, 32)  # tokens of an equal pass, below, at and beyond the bend, on all steps of the tiles
 KNEE = 0.9  # of the highest throughput: where more tokens a pass no longer pay
 IRREGULAR = 0.5  # share of a pass's tokens that the unequal split moves to its neighbour
 
