@@ -30,6 +30,8 @@ def slowest_rates(trace: Trace, alpha: float = ALPHA) -> np.ndarray:
 
     As `common.serving.metrics.slowest_running_rate` has it for one stream, for all streams at once.
     """
+    if not 0 < alpha <= 1:
+        raise ValueError(f"the newest gap has a weight above 0 and up to 1, not {alpha}")
     if len(trace.token_times) != len(trace.arrival):
         raise ValueError("the agreement needs every token's time: build instances with records_tokens=True")
     longest = max((len(times) for times in trace.token_times), default=1)

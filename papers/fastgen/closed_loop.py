@@ -20,11 +20,18 @@ from common.serving.memory import PagedMemory
 from common.serving.schedulers import IterationLevel, PrefillFirst
 from common.serving.trace import Trace
 from common.serving.workload import Workload
-from papers.fastgen.splitfuse import BUDGET, MAX_SEQUENCES, WHOLE, DynamicSplitFuse, SplitWithoutFuse
+from papers.fastgen.splitfuse import (
+    BUDGET,
+    MAX_SEQUENCES,
+    WHOLE,
+    DynamicSplitFuse,
+    RandomFill,
+    SplitWithoutFuse,
+)
 
 SPREAD = 0.3  # standard deviation over the mean (Section 4.A says "30% variance")
 BLOCK_TOKENS = 16  # vLLM's default
-VLLM_TOKENS = 4096  # prompt tokens of one pass: vLLM of November 2023, max(2560, the model's length)
+VLLM_TOKENS = 4096  # prompt tokens of one pass: vLLM of November 2023, max(2048, the model's length)
 VLLM_SEQUENCES = 256  # vLLM's default max_num_seqs
 
 POLICIES: dict[str, Callable[[int], Scheduler]] = {
@@ -83,6 +90,11 @@ def serve(
 
     balancer: a name of BALANCERS. apart: seconds between the clients' first requests.
     """
+    if balancer not in BALANCERS or not latencies or not 0 <= apart < np.inf:
+        raise ValueError(
+            f"replicas need a latency each, clients begin 0 s apart or more (not {apart}), and a balancer is one of "
+            f"{', '.join(BALANCERS)} (not {balancer!r})"
+        )
 
     def build(loop: EventLoop) -> Replicas:
         replicas = [
@@ -167,8 +179,17 @@ def pass_seconds(latency: LatencyModel, tokens: int) -> float:
     return latency.iteration([(tokens, 0)], 0, 0)[0]
 
 
-def default_policy(name: str, budget: int = BUDGET) -> Scheduler:
-    """A policy of POLICIES; KeyError naming them for another."""
+def default_policy(
+    name: str, budget: int = BUDGET, fill: str = "budget", rng: np.random.Generator | None = None
+) -> Scheduler:
+    """A policy of POLICIES; KeyError naming them for another.
+
+    fill: "random" gives SplitFuse a budget for every pass that `rng` draws; the others have none to draw.
+    """
+    if name == "fastgen" and fill == "random":
+        if rng is None:
+            raise ValueError("a budget drawn at random needs a generator")
+        return RandomFill(rng, budget, MAX_SEQUENCES)
     if name not in POLICIES:
         raise KeyError(f"no policy {name!r}; there is {', '.join(POLICIES)}")
     return POLICIES[name](budget)

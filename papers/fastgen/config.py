@@ -9,6 +9,7 @@ from papers.fastgen.deployments import DEPLOYMENTS
 from papers.fastgen.splitfuse import BUDGET
 
 ABLATIONS = ("orca", "no-fuse", "no-split")
+FLEET_REQUESTS = 50_000  # of all replicas together
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,12 @@ class Config:
             0.1, 0.5, "weight of the newest gap in the generation rate; the paper averages and gives none"
         ),
     ] = 0.2
+    prompt_tokens: Annotated[int, At(1, 8192)] = 2600  # mean of a prompt (Section 4)
     requests: Annotated[int, At(32, 10_000)] = 512  # of each closed loop (Section 4.A)
     clients: Annotated[list[int], Length(1), At(1, 256)] = field(
         default_factory=lambda: [1, 2, 4, 8, 12, 16, 24, 32]
     )  # Section 4.A: 1 to 32
+    tail_clients: Annotated[int, At(1, 256)] = 16  # where the time between tokens is compared (Section 4.D)
     start: Annotated[str, Choice("together", "one by one")] = "together"  # the clients' first requests
 
     # The rival, and what is compared besides.
@@ -60,9 +63,17 @@ class Config:
 
 def check(config: Config) -> None:
     """ValueError in one line for combinations that cannot run, or of which a run would ignore a part."""
-    if config.requests < max(config.clients):
+    most = max(*config.clients, config.tail_clients)
+    if config.requests < most:
+        raise ValueError(f"requests: {config.requests} leave some of {most} clients without one")
+    if len({config.budget, *config.budgets}) <= len(config.budgets):
         raise ValueError(
-            f"requests: {config.requests} leave some of {max(config.clients)} clients without one"
+            f"budgets: each is tried once, and {config.budget} is tried anyway: {config.budgets}"
+        )
+    if max(config.replicas) * config.replica_requests > FLEET_REQUESTS:
+        raise ValueError(
+            f"replica_requests: {config.replica_requests} for each of {max(config.replicas)} replicas are "
+            f"more than {FLEET_REQUESTS:,}, which take minutes"
         )
     if sorted(set(config.clients)) != config.clients:
         raise ValueError(

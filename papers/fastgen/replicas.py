@@ -1,5 +1,7 @@
 """More replicas behind the load balancer (Section 4.E), and the schedule on other models and GPUs (Section 4.F)."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from common.lab.runtime import Observations
@@ -9,9 +11,10 @@ from papers.fastgen.agreement import throughput
 from papers.fastgen.closed_loop import Slower, WithoutKnee, default_policy, draw, pass_seconds, serve
 from papers.fastgen.config import Config
 from papers.fastgen.deployments import DEPLOYMENTS, LLAMA_70B, Deployment
-from papers.fastgen.load_sweep import AGREED, TAIL_CLIENTS
+from papers.fastgen.load_sweep import loads
 from papers.fastgen.splitfuse import WHOLE
 
+CLIENTS = 16  # of a replica
 SLOW = 3.0  # the slow replica of the control takes three times as long: any factor that is plainly slow
 FLAT = 4096  # tokens of a pass at which the throughput of every deployment is flat
 
@@ -20,11 +23,9 @@ def scale(config: Config, job: tuple[int, np.random.Generator]) -> Observations:
     """Throughput of a growing number of replicas, 16 clients each; also sent where the fewest requests are."""
     seed, rng = job
     seen = Observations()
-    latency, policy = (
-        LLAMA_70B.latency(),
-        default_policy(config.system, config.budget if config.split else WHOLE),
-    )
-    whole = draw(rng, max(config.replicas) * config.replica_requests, AGREED)
+    latency = LLAMA_70B.latency()
+    whole = draw(rng, max(config.replicas) * config.replica_requests, loads(config)[0])
+    policy = default_policy(config.system, config.budget if config.split else WHOLE, config.fill, rng)
     for balancer in (config.balancer, "least loaded"):
         alone = 0.0
         for replicas in config.replicas:
@@ -32,7 +33,7 @@ def scale(config: Config, job: tuple[int, np.random.Generator]) -> Observations:
             if config.slow_replica and replicas > 1:
                 fleet[-1] = Slower(latency, SLOW)
             first = whole.first(replicas * config.replica_requests)
-            trace = serve(first, replicas * TAIL_CLIENTS, policy, fleet, LLAMA_70B.kv_tokens, balancer)
+            trace = serve(first, replicas * CLIENTS, policy, fleet, LLAMA_70B.kv_tokens, balancer)
             rate = throughput(trace)
             alone = alone or rate
             seen.add("replica_throughput", rate, seed, replicas=replicas, balancer=balancer)
@@ -45,14 +46,15 @@ def compare_deployments(config: Config, job: tuple[int, np.random.Generator]) ->
     """Throughput and token tail under 16 clients for each model and GPU, ours over vLLM's schedule."""
     seed, rng = job
     seen = Observations()
-    workload = draw(rng, max(config.requests // 2, TAIL_CLIENTS), AGREED)
+    workload = draw(rng, max(config.requests // 2, CLIENTS), loads(config)[0])
     gains, tails = [], []
     for deployment in DEPLOYMENTS[: config.models]:
-        latency = device(config, deployment)
         found = []
         for system in (config.system, "vllm"):
-            policy = default_policy(system, config.budget if config.split else WHOLE)
-            trace = serve(workload, TAIL_CLIENTS, policy, [latency], deployment.kv_tokens)
+            host_seconds = config.rival_host_seconds if system == "vllm" else deployment.host_seconds
+            latency = device(config, replace(deployment, host_seconds=host_seconds))
+            policy = default_policy(system, config.budget if config.split else WHOLE, config.fill, rng)
+            trace = serve(workload, CLIENTS, policy, [latency], deployment.kv_tokens)
             found.append((throughput(trace), float(np.quantile(token_gaps(trace), 0.95))))
         gains.append(found[0][0] / found[1][0])
         tails.append(found[1][1] / found[0][1])

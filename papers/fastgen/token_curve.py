@@ -11,7 +11,9 @@ from itertools import pairwise
 import numpy as np
 
 A100_CURVE = (1, 16, 32, 64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)  # tokens of a pass
-SPLITS = range(32, 3073, 32)  # tokens of an equal pass, below, at and beyond the bend, on all steps of the tiles
+SPLITS = range(
+    32, 3073, 32
+)  # tokens of an equal pass, below, at and beyond the bend, on all steps of the tiles
 KNEE = 0.9  # of the highest throughput: where more tokens a pass no longer pay
 IRREGULAR = 0.5  # share of a pass's tokens that the unequal split moves to its neighbour
 
@@ -24,6 +26,16 @@ MADE_UP: dict[str, Seconds] = {
 }
 
 
+def rates(tokens: Sequence[int], seconds: np.ndarray, least: int = 1) -> np.ndarray:
+    """Tokens/s of passes of a rising number of tokens; ValueError for fewer than `least` and for what is no such curve."""
+    x, y = np.asarray(tokens, dtype=float), np.asarray(seconds, dtype=float)
+    if x.ndim != 1 or x.shape != y.shape or len(x) < least:
+        raise ValueError(f"{x.shape} tokens and {y.shape} seconds are no curve of at least {least} passes")
+    if not (x[0] > 0 and np.all(np.diff(x) > 0) and np.all(np.isfinite(y) & (y > 0))):
+        raise ValueError("the tokens of passes must rise from one, and their seconds be finite and positive")
+    return x / y
+
+
 def variation(values: Sequence[float]) -> float:
     """Standard deviation over the mean."""
     return float(np.std(values) / np.mean(values))
@@ -31,7 +43,7 @@ def variation(values: Sequence[float]) -> float:
 
 def knee(tokens: Sequence[int], seconds: np.ndarray) -> int:
     """The smallest pass that reaches 90% of the highest throughput: the token budget to choose."""
-    rate = np.asarray(tokens) / seconds
+    rate = rates(tokens, seconds)
     return int(tokens[int(np.argmax(rate >= KNEE * rate.max()))])
 
 
@@ -41,16 +53,14 @@ def concavity(tokens: Sequence[int], seconds: np.ndarray) -> float:
     The mean over measured x of f(x) / ((1 - w) f(left) + w f(right)) with the neighbours left and right, where w places
     x between them: the paper's inequality, on a grid that need not be even.
     """
-    x = np.asarray(tokens, dtype=float)
-    f = x / seconds
+    x, f = np.asarray(tokens, dtype=float), rates(tokens, seconds, least=3)
     weight = (x[1:-1] - x[:-2]) / (x[2:] - x[:-2])
     return float(np.mean(f[1:-1] / ((1 - weight) * f[:-2] + weight * f[2:])))
 
 
 def concave_share(tokens: Sequence[int], seconds: np.ndarray) -> float:
     """Share of neighbouring slopes of the throughput that do not rise."""
-    x = np.asarray(tokens, dtype=float)
-    slopes = np.diff(x / seconds) / np.diff(x)
+    slopes = np.diff(rates(tokens, seconds, least=3)) / np.diff(np.asarray(tokens, dtype=float))
     return float(np.mean([after <= before for before, after in pairwise(slopes)]))
 
 
@@ -61,8 +71,7 @@ def concave_fit(tokens: Sequence[int], seconds: np.ndarray) -> np.ndarray:
     """
     from scipy.optimize import nnls
 
-    x = np.asarray(tokens, dtype=float)
-    rate = x / seconds
+    x, rate = np.asarray(tokens, dtype=float), rates(tokens, seconds)
     hinges = [-np.maximum(0.0, x - point) for point in x[1:-1]]
     ones = np.ones_like(x)
     columns = np.stack([ones, -ones, x, -x, *hinges], axis=1)
@@ -80,9 +89,12 @@ def explained(values: np.ndarray, fitted: np.ndarray) -> float:
 def split(tokens: int, passes: int, wrong: float = 0.0) -> list[int]:
     """Tokens of each of an even number of passes; every second one hands `wrong` of its own to the one before.
 
-    0 is the equal split. Raises ValueError for an odd number of passes, and where they can't be of equal size.
+    0 is the equal split. Raises ValueError for an odd number of passes, where they can't be of equal size, and for a
+    share that is none.
     """
-    if passes % 2 or tokens % passes:
+    if not 0 <= wrong <= 1:
+        raise ValueError(f"a pass hands over a share of its tokens from 0 to 1, not {wrong}")
+    if passes < 2 or tokens < passes or passes % 2 or tokens % passes:
         raise ValueError(f"{tokens} tokens do not split into an even number of equal passes ({passes})")
     each = tokens // passes
     moved = round(wrong * each)

@@ -47,6 +47,7 @@ from papers.fastgen.token_curve import (
 )
 
 LLAMA = Deployment()
+SHORT_GAPS = Config(requests=256, pass_tokens=0, live_requests=0)
 SHORT = Config(
     requests=32,
     clients=[4, 16],
@@ -165,6 +166,45 @@ def test_an_unknown_policy_is_named() -> None:
         default_policy("triton")
 
 
+def test_a_fleet_of_nothing_and_an_unknown_balancer_are_refused() -> None:
+    workload, latency = draw(np.random.default_rng(0), 4, Load(100, 4)), LLAMA.latency()
+    for latencies, balancer, apart in (
+        ([], "first", 0.0),
+        ([latency], "nobody", 0.0),
+        ([latency], "first", np.nan),
+    ):
+        with pytest.raises(ValueError, match="replicas need"):
+            serve(workload, 2, default_policy("fastgen"), latencies, LLAMA.kv_tokens, balancer, apart)
+
+
+def test_a_prompt_that_stops_all_lengthens_few_gaps_by_much_and_splitfuse_many_by_little() -> None:
+    """Section 4.D at 16 clients: below a tenth of vLLM's gaps hold a prompt, and its P90 is a plain decode."""
+    seen = run(SHORT_GAPS, Runtime((0,), workers=1, wanted=["tail_ratio_90"]))
+    ours, theirs = (seen.values("long_gaps", system=system)[0] for system in ("fastgen", "vllm"))
+    assert theirs < 0.1 < 3 * theirs < ours
+    assert seen.values("tail_ratio")[0] > 2
+    # a decode of 16 sequences over a full pass
+    seconds = LLAMA.latency()
+    decode = seconds.iteration([], 16, 16 * 2664)[0]
+    assert seen.values("tail_ratio_90")[0] == pytest.approx(decode / pass_seconds(seconds, 768), rel=0.1)
+    crowd = run(replace(SHORT_GAPS, tail_clients=24), Runtime((0,), workers=1, wanted=["tail_ratio_90"]))
+    assert crowd.values("long_gaps", system="vllm")[0] > 0.1 and crowd.values("tail_ratio_90")[0] > 1
+
+
+def test_prompts_of_a_few_tokens_leave_nothing_to_split() -> None:
+    seen = run(replace(SHORT_GAPS, prompt_tokens=16), Runtime((0,), workers=1, wanted=["tail_ratio"]))
+    assert seen.values("tail_ratio_90") == [pytest.approx(1, abs=0.01)]
+    assert seen.values("long_gaps", system="fastgen") == [0.0]
+
+
+@pytest.mark.parametrize(("clients", "inside"), [([1], 0), ([32], 0), ([30, 31, 32], 0), ([2, 4, 16, 32], 1)])
+def test_a_peak_at_the_edge_of_the_clients_is_not_judged(clients: list[int], inside: int) -> None:
+    config = Config(requests=256, clients=clients, pass_tokens=0, live_requests=0)
+    seen = run(config, Runtime((0,), workers=1, wanted=[*AS_AGREED, *AT_EQUAL]))
+    assert seen.values("peaks_inside") == [inside]
+    assert len(seen.values("throughput_gain_at_latency")) == inside, "9 s lie outside of what was tried"
+
+
 # Curves -------------------------------------------------------------------------------------------------------------
 
 
@@ -172,9 +212,30 @@ def test_a_curve_is_read_between_its_points_and_a_slowdown_undoes_a_gain() -> No
     curve = LatencyCurve(np.array([2.0, 4.0, 10.0]), np.array([0.5, 1.0, 1.2]))
     assert curve.throughput_at(3.0) == pytest.approx(0.75)
     assert curve.latency_at(1.1) == pytest.approx(7.0)
-    assert curve.latency_at(5.0) == 10.0, "a rate that is never reached"
+    assert np.isnan(curve.latency_at(5.0)), "a rate that is never reached"
+    assert np.isnan([curve.latency_at(0.4), curve.throughput_at(1.9), curve.throughput_at(10.1)]).all()
+    assert np.isnan(slowdown_for(16.0, curve, curve, 4.0)), (
+        "2.0 times slower at most, which 16 needs more than"
+    )
     times = slowdown_for(1.5, curve, curve, 4.0)
     assert curve.throughput_at(4.0) / curve.slower(times).throughput_at(4.0) == pytest.approx(1.5, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "pair", [([], []), ([1.0], [1.0, 2.0]), ([1.0, np.nan], [1.0, 2.0]), ([1.0, 2.0], [0.0, 1.0])]
+)
+def test_what_is_no_curve_is_refused(pair: tuple[list[float], list[float]]) -> None:
+    with pytest.raises(ValueError, match="curve needs|must be finite"):
+        LatencyCurve(*map(np.array, pair))
+
+
+def test_what_is_no_token_curve_is_refused() -> None:
+    for tokens, seconds in (([1, 2, 4], [1.0, 2.0]), ([1, 2], [1.0, 2.0]), ([], [])):
+        with pytest.raises(ValueError, match="no curve of at least"):
+            concavity(tokens, np.array(seconds))
+    for tokens, seconds in (([2, 1, 4], [1.0] * 3), ([0, 1, 2], [1.0] * 3), ([1, 2, 4], [1.0, np.nan, 1.0])):
+        with pytest.raises(ValueError, match="must rise"):
+            knee(tokens, np.array(seconds))
 
 
 def test_concavity_is_above_one_on_a_roof_one_on_a_line_and_below_one_on_a_bowl() -> None:
@@ -223,6 +284,14 @@ def test_equal_passes_are_the_worst_where_seconds_grow_with_the_root() -> None:
 def test_tokens_that_do_not_divide_are_refused() -> None:
     with pytest.raises(ValueError, match="even number of equal passes"):
         split(100, 3)
+    for tokens, passes, wrong, says in (
+        (400, 4, 2.0, "a share"),
+        (400, 4, np.nan, "a share"),
+        (400, 0, 0.0, "even number"),
+        (0, 4, 0.0, "even number"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            split(tokens, passes, wrong)
 
 
 def test_the_profiled_pass_has_two_regions() -> None:
@@ -332,6 +401,8 @@ def test_without_a_balancer_one_replica_does_everything() -> None:
         "turns=0",
         "live_requests=-5",
         "gain=0",
+        "prompt_tokens=0",
+        "tail_clients=0",
         "curve=foo",
     ],
 )
@@ -348,6 +419,9 @@ def test_an_odd_value_is_refused_in_one_line(odd: str) -> None:
         ("system=vllm fill=random", "fill"),
         ("requests=32 clients=[64]", "without one"),
         ("pass_tokens=0", "live_requests"),
+        ("budgets=[768]", "tried anyway"),
+        ("tail_clients=64", "without one"),
+        ("replicas=[1,64] replica_requests=10000", "take minutes"),
     ],
 )
 def test_a_switch_that_a_run_would_ignore_is_refused(odd: str, says: str) -> None:
