@@ -143,9 +143,10 @@ def closed_loop(work: tuple[Job, Workload, np.random.Generator]) -> Row:
             agreement = Agreement(rate, alpha=alpha)
             effective[rate, alpha] = effective_throughput(trace, agreement, slowest)
             failed[rate, alpha] = 1.0 - float(np.mean(successful(trace, agreement, slowest)))
-    served = throughput(trace), float(np.mean(trace.finish - trace.arrival))
-    quantiles = np.quantile(gaps, (0.5, 0.9, 0.95)).tolist()
-    return Row(*served, effective, failed, *quantiles, float(np.mean(gaps > LONG * gaps.min())))
+    latency_seconds = float(np.mean(trace.finish - trace.arrival))
+    median, ninety, tail = np.quantile(gaps, (0.5, 0.9, 0.95)).tolist()
+    long = float(np.mean(gaps > LONG * gaps.min()))
+    return Row(throughput(trace), latency_seconds, effective, failed, median, ninety, tail, long)
 
 
 def observe(config: Config, job: Job, row: Row, seen: Observations) -> None:

@@ -27,7 +27,7 @@ MADE_UP: dict[str, Seconds] = {
 
 
 def rates(tokens: Sequence[int], seconds: np.ndarray, least: int = 1) -> np.ndarray:
-    """Tokens/s of passes of a rising number of tokens; ValueError for fewer than `least` and for what is no such curve."""
+    """Tokens/s of passes whose tokens rise; ValueError for fewer than `least`, and for what is no such curve."""
     x, y = np.asarray(tokens, dtype=float), np.asarray(seconds, dtype=float)
     if x.ndim != 1 or x.shape != y.shape or len(x) < least:
         raise ValueError(f"{x.shape} tokens and {y.shape} seconds are no curve of at least {least} passes")
