@@ -56,9 +56,9 @@ class Config:
     pass_tokens: Annotated[int, At(0, 512)] = 128  # of the real passes; 0 leaves out all that is timed
     turns: Annotated[int, At(1, 100)] = 3  # of each timing
     wrong: Annotated[float, At(0, 0.9)] = 0.0  # share of a pass's tokens that ends up in another pass
-    # Made-up curves instead of the measured ones: throughput that grows with the square of the tokens, or seconds that
-    # grow with their root.
-    curve: Annotated[str, Choice("measured", "square throughput", "root seconds")] = "measured"
+    # Made-up curves instead of the measured ones: throughput that grows with the square of the tokens, seconds that
+    # grow with their root, or a roof that bends at the budget.
+    curve: Annotated[str, Choice("measured", "square throughput", "root seconds", "roof")] = "measured"
 
 
 def check(config: Config) -> None:

@@ -19,10 +19,13 @@ IRREGULAR = 0.5  # share of a pass's tokens that the unequal split moves to its 
 
 Seconds = Callable[[int], float]
 MADE_UP: dict[str, Seconds] = {
-    "square throughput": lambda tokens: 1.0 / tokens,  # neither concave in throughput
+    "square throughput": lambda tokens: 1.0 / tokens,  # not concave in throughput
     "root seconds": lambda tokens: float(
         np.sqrt(tokens)
-    ),  # nor convex in seconds, where equal passes are the worst
+    ),  # not convex in seconds: equal passes are the worst
+    "roof": lambda tokens: max(
+        1.0, tokens / 768
+    ),  # memory-bound up to the default budget, compute-bound beyond
 }
 
 

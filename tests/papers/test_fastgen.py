@@ -281,6 +281,20 @@ def test_equal_passes_are_the_worst_where_seconds_grow_with_the_root() -> None:
     )
 
 
+def test_equal_passes_win_on_a_roof_and_on_a_staircase_no_more_than_the_tables_can_tell() -> None:
+    """Section 3.A on profiled operators: 1.005 on average, half of the sizes below 1; the tables are good to 2%."""
+    found = {}
+    for curve in ("measured", "roof"):
+        config = Config(pass_tokens=0, live_requests=0, curve=curve)
+        seen = run(config, Runtime((0,), workers=1, wanted=["equal_split_gain_all_sizes"]))
+        found[curve] = seen.values("equal_split_gain_all_sizes")[0]
+        by_size = np.array([row.value for row in seen.rows("equal_split_gain_by_pass")])
+        assert np.all(by_size >= 1) == (curve == "roof")
+    assert abs(found["measured"] - 1) < 0.02 < found["roof"] - 1
+    # at the bend itself: (1.5 + 1) / 2
+    assert makespan(MADE_UP["roof"], split(4 * 768, 4, 0.5)) / makespan(MADE_UP["roof"], [768] * 4) == 1.25
+
+
 def test_tokens_that_do_not_divide_are_refused() -> None:
     with pytest.raises(ValueError, match="even number of equal passes"):
         split(100, 3)
