@@ -10,6 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.lab.config import compose
+from common.lab.errors import LabError
+from common.lab.project import Project
 from common.lab.runtime import Runtime
 from common.serving.profiled import profiled_latency
 from common.serving.workload import Lengths
@@ -17,7 +20,7 @@ from papers.vattention import virtual_memory
 from papers.vattention.allocator import Allocator, Counted, Layout, OutOfPages, allocator
 from papers.vattention.config import Config
 from papers.vattention.deployments import DEPLOYMENTS
-from papers.vattention.driver_calls import call_seconds
+from papers.vattention.driver_calls import call_seconds, gathering_ratio, published
 from papers.vattention.experiment import run
 from papers.vattention.fragmentation import occupancy
 from papers.vattention.long_prompts import serve
@@ -188,6 +191,39 @@ def test_pages_are_conserved_and_every_step_maps_what_it_needs(data: st.DataObje
     assert backing.maps == backing.unmaps
 
 
+@pytest.mark.parametrize("tokens", [0, -1, 33, 200])
+def test_a_request_that_a_slot_cannot_hold_gets_none(tokens: int) -> None:
+    with allocator(SMALL, 32, Pages()) as memory:
+        with pytest.raises(ValueError, match="1 to 32 tokens"):
+            memory.alloc_reqid(tokens)
+        assert memory.lengths == [0, 0, 0, 0] and len(memory.pool) == 32
+
+
+def test_lengths_that_are_none_are_refused_before_anything_is_mapped() -> None:
+    with allocator(SMALL, 32, Pages()) as memory:
+        for lengths in ([-1, 0, 0, 0], [0, 0, 0], [0, 0, 0, 33], []):
+            for step in (memory.step, memory.step_async):
+                with pytest.raises(ValueError, match="4 slots"):
+                    step(lengths)
+        assert [memory.mapped(slot) for slot in range(4)] == [0, 0, 0, 0]
+
+
+def test_only_a_request_that_runs_can_end() -> None:
+    with allocator(SMALL, 32, Pages()) as memory:
+        slot = memory.alloc_reqid(3)
+        memory.free_reqid(slot)
+        for other in (slot, 7, -1):
+            with pytest.raises(ValueError, match="no request"):
+                memory.free_reqid(other)
+
+
+def test_a_page_that_holds_no_token_is_refused() -> None:
+    with pytest.raises(ValueError, match="holds no token"):
+        Layout(1, 1, 32, 8, 128, 2, 1024)
+    with pytest.raises(ValueError, match="one at least"):
+        Layout(1, 0, 32, 1, 4, 4, 64)
+
+
 # Real pages ---------------------------------------------------------------------------------------------------------
 
 
@@ -246,6 +282,16 @@ def test_calls_cost_what_was_measured_on_the_h100() -> None:
     assert call_seconds(2 << 20) == pytest.approx((2.538 + 31.032) * 1e-6, rel=1e-3)
 
 
+def test_inputs_are_the_papers_and_the_h100s() -> None:
+    assert call_seconds(64 << 10) == 65536 / published("patched_driver_bandwidth")
+    with pytest.raises(KeyError):
+        published("luck")
+    # 2,048 queries over 65,536 tokens: 3.594 ms gathered from blocks of 256, 3.171 ms contiguous
+    assert gathering_ratio(2048, 65536) == pytest.approx(3.59376 / 3.17117, rel=1e-5)
+    assert Config().kernel_ratio == pytest.approx(gathering_ratio(2048, 65536), abs=0.005)
+    assert gathering_ratio(2048, 65536, 0) == 1.0
+
+
 def test_synchronous_spikes_are_pages_times_calls_and_overlap_hides_them() -> None:
     layout = DEPLOYMENTS["llama-3-8b"].layout(4, 8192, 2 << 20)
     lengths = Lengths(np.array([2000, 2000, 2030, 1990]), np.full(4, 100))
@@ -296,3 +342,31 @@ def test_equal_kernels_serve_equally_and_a_slower_one_serves_less() -> None:
 def test_simulated_evidence_repeats_byte_for_byte() -> None:
     config = Config(requests=80, iterations=60, long_requests=10, models=["llama-3-8b"], layers=0)
     assert run(config, Runtime((0, 1))).to_json() == run(config, Runtime((0, 1))).to_json()
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "pages=[65536]",
+        "iterations=0",
+        "models=[]",
+        "models=[yi-6b,yi-6b]",
+        "models=[gpt5]",
+        "prefills=[]",
+        "prefills=[0]",
+        "block_tokens=3",
+        "kernel_ratio=9",
+        "kernel_ratio=.nan",
+        "length_scale=0",
+        "online_load=2",
+        "long_requests=1",
+        "layers=-1",
+        "live_iterations=1",
+        "context=7",
+        "rounds=0",
+    ],
+)
+def test_an_odd_value_is_refused_in_one_line(odd: str) -> None:
+    with pytest.raises(LabError) as error:
+        compose(Project.current(), "vattention", "smoke", [f"paper.{odd}"])
+    assert "\n" not in str(error.value) and odd.partition("=")[0] in str(error.value)
