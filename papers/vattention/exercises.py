@@ -54,8 +54,8 @@ EXERCISES = {
     ),
     "exercise-2": Exercise(
         question=(
-            "Slicing puts all layers into one tensor, so that a page of 2 MB holds fewer tokens of each. How many times "
-            "as many chat requests of Llama-3-8B fit at once?"
+            "Slicing puts all layers into one tensor, so that a page of 2 MB holds fewer tokens of each. How many "
+            "times as many chat requests of Llama-3-8B fit at once?"
         ),
         hint="`largest_batch` takes `sliced`; pages are in two tensors then, instead of 64.",
         answer=gain_of_slicing,

@@ -167,7 +167,8 @@ def test_pages_are_conserved_and_every_step_maps_what_it_needs(data: st.DataObje
                     lengths[memory.alloc_reqid(tokens)] = tokens
             elif action == "free":
                 slot = data.draw(st.integers(0, SMALL.slots - 1))
-                memory.free_reqid(slot)
+                if lengths[slot]:
+                    memory.free_reqid(slot)
                 lengths[slot] = 0
             else:
                 grown = [min(length + 1, SMALL.longest) if length else 0 for length in lengths]
