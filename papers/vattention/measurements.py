@@ -30,7 +30,7 @@ def run(config: Config, lab: Runtime, seen: Observations) -> None:
             if lab.wants("differing_tokens"):
                 correctness(config, seen, seed, model, generator)
             if lab.wants("overlap_excess_share"):
-                overlap(config, seen, seed, model, generator)
+                overlap(config, seen, seed, model, generator, not seed and lab.wants("injected_step_ms"))
             if lab.wants("deferred_map_share"):
                 deferred(config, seen, seed, model)
             if lab.wants("prefill_gain_cpu", "prefill_kernel_ratio_cpu"):
@@ -65,7 +65,7 @@ def correctness(
 
 
 def overlap(
-    config: Config, seen: Observations, seed: int, model: Decoder, generator: torch.Generator
+    config: Config, seen: Observations, seed: int, model: Decoder, generator: torch.Generator, injected: bool
 ) -> None:
     """What real mappings add to an iteration, with overlap over without; and with a GPU driver's call times added."""
     prompts = [torch.randint(512, (64 + 17 * index,), generator=generator) for index in range(8)]
@@ -79,7 +79,7 @@ def overlap(
     for system, steps in runs.items():
         seen.add("mapping_excess_us", 1e6 * added[system], seed, system=system)
         seen.add("step_us", 1e6 * float(torch.tensor(steps.step).median()), seed, system=system)
-    if seed:
+    if not injected:
         return
     for system, mode in (("sync", "sync"), ("async", ahead)):  # shown, no claim reads it
         slowed = measured_steps(model, prompts, config.live_iterations, PAGE, mode, call_seconds(LARGE_PAGE))
