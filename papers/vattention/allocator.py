@@ -178,11 +178,11 @@ class Allocator:
             running.result()
 
     def close(self) -> None:
-        """End the background thread and unmap everything."""
-        self.wait()
+        """End the background thread and unmap everything; what the thread raised last is raised at the end."""
         self._thread.shutdown()
         for slot in range(self.layout.slots):
             self._shrink(slot, 0)
+        self.wait()
 
     def _need(self, slot: int) -> int:
         return self.layout.pages(self.lengths[slot])
@@ -253,9 +253,8 @@ class Allocator:
 
     def _grow(self, slot: int, blocks: int) -> None:
         for _ in range(blocks):
-            block = self.pool.pop()
-            self.backing.map(slot, self.mapped(slot), block)
-            self.held[slot].append(block)
+            self.backing.map(slot, self.mapped(slot), self.pool[-1])  # where it fails, the block stays free
+            self.held[slot].append(self.pool.pop())
 
     def _shrink(self, slot: int, keep: int) -> None:
         while self.mapped(slot) > keep:

@@ -25,6 +25,7 @@ from papers.vattention.experiment import run
 from papers.vattention.fragmentation import occupancy
 from papers.vattention.long_prompts import serve
 from papers.vattention.overlap import decode_series, prefill_ratio
+from papers.vattention.paged_attention import Paged, in_turn
 from papers.vattention.virtual_memory import PagePool, Reservation, process_memory
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mmap and memfd of Linux")
@@ -218,6 +219,31 @@ def test_only_a_request_that_runs_can_end() -> None:
                 memory.free_reqid(other)
 
 
+@pytest.mark.parametrize("ahead", [False, True], ids=["critical", "background"])
+def test_a_mapping_that_fails_loses_no_block_and_leaves_no_thread(ahead: bool) -> None:
+    class Failing(Pages):
+        def map(self, slot: int, index: int, block: int) -> None:
+            if self.maps >= (4 if ahead else 2):  # the second page, or the third
+                raise OSError("no more mappings")
+            super().map(slot, index, block)
+
+    backing = Failing()
+    memory = Allocator(SMALL, 32, backing)
+    if ahead:
+        memory.step_async([8, 0, 0, 0])  # two pages at once, a third in the background
+    else:
+        with pytest.raises(OSError, match="no more mappings"):
+            memory.step([8, 0, 0, 0])
+        assert memory.mapped(0) == 1 and len(memory.pool) == 31
+    if ahead:
+        with pytest.raises(OSError, match="no more mappings"):
+            memory.close()
+    else:
+        memory.close()
+    assert sorted(memory.pool) == list(range(32)) and backing.where == {}
+    assert not any(thread.name.startswith("kv-mapper") for thread in memory._thread._threads if thread.is_alive())
+
+
 def test_a_page_that_holds_no_token_is_refused() -> None:
     with pytest.raises(ValueError, match="holds no token"):
         Layout(1, 1, 32, 8, 128, 2, 1024)
@@ -273,6 +299,20 @@ def test_another_system_gets_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(virtual_memory.sys, "platform", "darwin")
     with pytest.raises(OSError, match=r"^vattention maps memory with Linux's .* this is darwin$"):
         Reservation(1 << 20)
+
+
+def test_of_two_calls_that_are_timed_neither_is_always_the_second() -> None:
+    torch = pytest.importorskip("torch")
+    said: list[str] = []
+    in_turn(lambda: said.append("a"), lambda: said.append("b"), 4)
+    assert "".join(said) == "ba" + "ab" + "ba" + "ab" + "ba"
+    with pytest.raises(ValueError, match="1 rounds"):
+        in_turn(list, list, 1)
+    # the control of the two kernel ratios: one block of the whole context leaves the same work on both sides
+    keys = torch.randn(64, 2, 8)
+    paged = Paged.scatter(keys, keys, 64, torch.Generator())
+    assert paged.tile(16, 32)[0].data_ptr() == paged.keys[0, 16:].data_ptr()
+    assert paged.gather()[0].data_ptr() == paged.keys.data_ptr()
 
 
 # Simulations --------------------------------------------------------------------------------------------------------
