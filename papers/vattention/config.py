@@ -35,6 +35,7 @@ class Config:
         300  # of the decode series and of each fragmentation run times four
     )
     iterations: Annotated[int, At(50, 10_000)] = 500  # of the decode series and of each fragmentation run
+    series: Annotated[int, At(1, 20)] = 4  # decode series of a seed, whose highest spikes are averaged
     length_scale: Annotated[float, At(0.25, 8)] = 1.0  # times the chat lengths of the fragmentation runs
     long_requests: Annotated[int, At(8, 2000)] = 200  # of each run on a trace of long prompts
     online_load: Annotated[
@@ -43,7 +44,13 @@ class Config:
     models: Annotated[list[str], Length(1), Choice(*MODELS)] = field(default_factory=lambda: list(MODELS))
     prefills: Annotated[list[int], Length(1), At(64, 131_072)] = field(
         default_factory=lambda: [2048, 8192, 16384, 65536]
-    )  # tokens
+    )  # tokens; of the picture
+    prefill: Annotated[
+        int,
+        Inferred(
+            2048, 65_536, "tokens of the prompt whose gain the claim reads; Figure 13's length is not at hand"
+        ),
+    ] = 16_384
     layers: Annotated[int, At(0, 32)] = 6  # of the small decoder; 0 leaves out all that is measured
     live_requests: Annotated[int, At(2, 200)] = 8
     live_iterations: Annotated[int, At(64, 1500)] = 120

@@ -21,9 +21,9 @@ def run(config: Config, lab: Runtime) -> Observations:
     """Observe every metric that the card's claims read, one row a seed."""
     seen = Observations()
     if config.simulate:
-        if lab.wants("spike_removed_ms"):
+        if lab.wants("highest_spike_ms"):
             overlap_at_scale(config, lab, seen)
-        if lab.wants("prefill_gain"):
+        if lab.wants("prefill_gain_64kb"):
             prefills_at_scale(config, seen)
         if lab.wants(*map(gain_of, config.models)):
             compare_pages(config, lab, seen)

@@ -23,11 +23,14 @@ BETWEEN = (128 << 10, 256 << 10)  # further pages of the patched driver, for the
 
 @dataclass(frozen=True)
 class Occupancy:
-    """Of a run: the largest batch, the mean one, and the share of mapped bytes that hold no token (mean)."""
+    """Of a run: the largest batch, the mean one, the share of mapped bytes that hold no token (mean), and how often
+    a request had to give way and will be computed again.
+    """
 
     largest: int
     mean: float
     waste: float
+    preempted: int
 
 
 def occupancy(layout: Layout, kv_bytes: int, lengths: Lengths, iterations: int) -> Occupancy:
@@ -42,7 +45,7 @@ def occupancy(layout: Layout, kv_bytes: int, lengths: Lengths, iterations: int) 
     generated = [0] * len(prompts)
     tokens = [0] * layout.slots
     running: dict[int, int] = {}  # slot -> request, in order of admission
-    sizes, wastes = [], []
+    sizes, wastes, preempted = [], [], 0
     with allocator(layout, blocks, Counted(layout)) as memory:
         for _ in range(iterations):
             free = memory.free_blocks()
@@ -58,6 +61,7 @@ def occupancy(layout: Layout, kv_bytes: int, lengths: Lengths, iterations: int) 
                 raise ValueError(f"no request fits into {blocks} KV blocks")
             while len(running) > 1 and sum(layout.pages(tokens[slot] + 1) for slot in running) > blocks:
                 slot, request = running.popitem()
+                preempted += 1
                 waiting.append(request)
                 memory.free_reqid(slot)
                 tokens[slot] = 0
@@ -74,7 +78,7 @@ def occupancy(layout: Layout, kv_bytes: int, lengths: Lengths, iterations: int) 
                 tokens[slot] = 0
             if not waiting and not running:
                 break
-    return Occupancy(max(sizes), float(np.mean(sizes)), float(np.mean(wastes)))
+    return Occupancy(max(sizes), float(np.mean(sizes)), float(np.mean(wastes)), preempted)
 
 
 def static_batch(layout: Layout, kv_bytes: int) -> int:
@@ -133,6 +137,8 @@ def compare_pages(config: Config, lab: Runtime, seen: Observations) -> None:
         at: dict[str, str | int] = {"model": run.model, "page": run.page, "sliced": int(run.sliced)}
         seen.add("largest_batch", found.largest, run.seed, **at)
         seen.add("waste", found.waste, run.seed, **at)
+        seen.add("mean_batch", found.mean, run.seed, **at)
+        seen.add("preempted", found.preempted, run.seed, **at)
         if not run.sliced:
             largest[run.model, run.seed, run.page] = found.largest
     for model, seed, page in largest:

@@ -1,6 +1,7 @@
 """What real mappings add to the iterations of a real decoder: mmap on the critical path, or beside it."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,6 +78,13 @@ class _Slowed(KVTensors):
             time.sleep(self._call_seconds * self.layout.tensors)
 
 
+def joined(parts: Sequence[Steps]) -> Steps:
+    """Several runs as one."""
+    return Steps(
+        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("step", "model", "mapped"))
+    )
+
+
 def excess(steps: Steps) -> float:
     """Seconds that mapping adds to a step: the median where pages were mapped, less the median elsewhere."""
     if not steps.mapped.any() or steps.mapped.all():
@@ -85,7 +93,7 @@ def excess(steps: Steps) -> float:
 
 
 def measured_prefill_step(model: Decoder, prompt: int, page_bytes: int, deferred: bool, rounds: int) -> float:
-    """Least seconds of mapping before the prefill of a prompt that follows an equal one, with real pages."""
+    """Least seconds of a step before the prefill of a prompt that follows an equal one, with real pages."""
     layout = layout_of(model.config, 2, prompt + 1, page_bytes)
     tensors = KVTensors(layout, 2 * layout.pages_per_slot)
     seconds = []
@@ -94,10 +102,10 @@ def measured_prefill_step(model: Decoder, prompt: int, page_bytes: int, deferred
             slot = memory.alloc_reqid(prompt)
             lengths = [0, 0]
             lengths[slot] = prompt
-            before = tensors.seconds
+            begun = time.perf_counter()
             memory.step(lengths, eager_reclaim=not deferred)
             if index:
-                seconds.append(tensors.seconds - before)
+                seconds.append(time.perf_counter() - begun)
             memory.free_reqid(slot)
             memory.step([0, 0], eager_reclaim=not deferred)
     return min(seconds)

@@ -133,9 +133,7 @@ def paged_over_contiguous(
     return Ratios(gathered / plain, paged_blocked / blocked)
 
 
-def in_turn(
-    first: Callable[[], object], second: Callable[[], object], rounds: int
-) -> tuple[float, float]:
+def in_turn(first: Callable[[], object], second: Callable[[], object], rounds: int) -> tuple[float, float]:
     """Least CPU seconds of this thread for each of two calls, run A B, B A, A B ...
 
     A call finds in the caches what the one before it left there, so that neither may always be the second.

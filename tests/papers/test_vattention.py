@@ -241,7 +241,9 @@ def test_a_mapping_that_fails_loses_no_block_and_leaves_no_thread(ahead: bool) -
     else:
         memory.close()
     assert sorted(memory.pool) == list(range(32)) and backing.where == {}
-    assert not any(thread.name.startswith("kv-mapper") for thread in memory._thread._threads if thread.is_alive())
+    assert not any(
+        thread.name.startswith("kv-mapper") for thread in memory._thread._threads if thread.is_alive()
+    )
 
 
 def test_a_page_that_holds_no_token_is_refused() -> None:
