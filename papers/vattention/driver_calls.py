@@ -25,6 +25,8 @@ def call_seconds(page_bytes: int) -> float:
     2 MB and more: cuMemMap + cuMemSetAccess as measured on one H100, the nearest size. Less: the patched driver of the
     paper, which maps so many bytes a second with pages of 64 KB; larger pages of it take the same seconds a call.
     """
+    if page_bytes < 1:
+        raise ValueError(f"a page of {page_bytes} bytes")
     if page_bytes < LARGE_PAGE:
         return SMALL_PAGE / published("patched_driver_bandwidth")
     rows = read_table(H100 / "virtual_memory.csv")

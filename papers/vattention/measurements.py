@@ -68,6 +68,7 @@ def correctness(
     seen.add("served_virtual_bytes", served.virtual_bytes, seed)
     seen.add("served_physical_bytes", served.physical_bytes, seed)
     seen.add("moved_tensors", float(served.moved), seed)
+    seen.add("reused_share", served.reused / config.live_requests, seed)
     for where, blocks in (("critical", served.critical_blocks), ("background", served.background_blocks)):
         seen.add("mapped_blocks", blocks, seed, where=where)
 

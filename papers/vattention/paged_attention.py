@@ -30,7 +30,7 @@ class Paged:
     def scatter(keys: Tensor, values: Tensor, block_tokens: int, generator: torch.Generator) -> "Paged":
         """Contiguous keys and values, (tokens, kv_heads, head_dim), in blocks of a shuffled pool."""
         tokens = len(keys)
-        if tokens % block_tokens:
+        if block_tokens < 1 or not tokens or tokens % block_tokens:
             raise ValueError(f"{tokens} tokens are no whole number of blocks of {block_tokens}")
         shape = (tokens // block_tokens, block_tokens, *keys.shape[1:])
         table = torch.randperm(shape[0], generator=generator)
@@ -77,6 +77,8 @@ def blocked_attention(
     tokens: keys in all. tile: keys and values of tokens [first, end), each (tokens, heads, head_dim).
     """
     _, new, dim = queries.shape
+    if not 1 <= new <= tokens:
+        raise ValueError(f"{new} queries are not the last of {tokens} tokens")
     scale = dim**-0.5
     out = torch.empty_like(queries)
     for start in range(0, new, ROWS):

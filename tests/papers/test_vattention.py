@@ -7,25 +7,37 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.lab.config import compose
 from common.lab.errors import LabError
 from common.lab.project import Project
-from common.lab.runtime import Runtime
+from common.lab.runtime import Observations, Runtime
+from common.models.decoder import Decoder, DecoderConfig
 from common.serving.profiled import profiled_latency
 from common.serving.workload import Lengths
 from papers.vattention import virtual_memory
 from papers.vattention.allocator import Allocator, Counted, Layout, OutOfPages, allocator
+from papers.vattention.block_tables import build_seconds, padded_in_numpy, padded_in_python
 from papers.vattention.config import Config
 from papers.vattention.deployments import DEPLOYMENTS
 from papers.vattention.driver_calls import call_seconds, gathering_ratio, published
 from papers.vattention.experiment import run
 from papers.vattention.fragmentation import occupancy
+from papers.vattention.kv_cache import KVTensors, VirtualCache
+from papers.vattention.live_engine import differing_share, random_requests
+from papers.vattention.live_engine import serve as serve_virtual
 from papers.vattention.long_prompts import serve
-from papers.vattention.overlap import decode_series, prefill_ratio
-from papers.vattention.paged_attention import Paged, in_turn
+from papers.vattention.overlap import (
+    SLOTS,
+    decode_series,
+    overlap_lengths,
+    prefill_ratio,
+    prefills_at_scale,
+)
+from papers.vattention.paged_attention import Paged, blocked_attention, gathered_attention, in_turn
 from papers.vattention.virtual_memory import PagePool, Reservation, process_memory
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mmap and memfd of Linux")
@@ -297,6 +309,45 @@ def test_a_page_keeps_its_contents_wherever_it_is_mapped() -> None:
         reserved.map(4 * 65536, pool, 0)
 
 
+@linux
+def test_what_lies_outside_is_refused_and_not_mapped() -> None:
+    pool, reserved = PagePool(2, 65536), Reservation(4 * 65536)
+    for odd in (lambda: Reservation(0), lambda: PagePool(-1, 65536), lambda: PagePool(1, 0)):
+        with pytest.raises(ValueError):
+            odd()
+    for offset, page in ((1, 0), (-65536, 0), (4 * 65536, 0), (0, 2), (0, -1)):
+        with pytest.raises(ValueError, match="outside"):
+            reserved.map(offset, pool, page)
+    for offset, size in ((0, 0), (0, -65536), (1, 4096), (0, 8 * 65536)):
+        with pytest.raises(ValueError, match="outside"):
+            reserved.unmap(offset, size)
+    layout = Layout(1, 2, 64, 1, 64, 4, 16384)  # 64 tokens a page, one page a slot
+    tensors = KVTensors(layout, 2)
+    for slot, index in ((0, 1), (2, 0), (-1, 0), (0, -1)):
+        with pytest.raises(ValueError, match="2 slots of 1 pages"):
+            tensors.map(slot, index, 0)
+        with pytest.raises(ValueError, match="2 slots of 1 pages"):
+            tensors.unmap(slot, index)
+    with allocator(layout, 2, tensors) as memory:
+        cache = VirtualCache(tensors, memory, memory.alloc_reqid(3))
+        with pytest.raises(ValueError, match="no pages for 3 tokens"):  # and not a fault of the process
+            cache.append(0, torch.ones(1, 3, 64), torch.ones(1, 3, 64))
+
+
+@linux
+def test_continuous_batching_on_virtual_tensors_computes_the_dense_caches_tokens() -> None:
+    generator = torch.Generator().manual_seed(0)
+    model = Decoder(DecoderConfig(layers=2, positions=512), generator)
+    requests = random_requests(generator, model.config.vocab, 5, 100, 12)
+    served = serve_virtual(model, *requests, slots=2, longest=512, page_bytes=64 << 10, share=0.5)
+    assert differing_share(model, *requests, served) == 0.0
+    assert served.physical_bytes < served.virtual_bytes and not served.moved
+    aliased = serve_virtual(
+        model, *requests, slots=2, longest=512, page_bytes=64 << 10, share=0.5, alias=True
+    )
+    assert differing_share(model, *requests, aliased) > 0.0
+
+
 def test_another_system_gets_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(virtual_memory.sys, "platform", "darwin")
     with pytest.raises(OSError, match=r"^vattention maps memory with Linux's .* this is darwin$"):
@@ -304,7 +355,6 @@ def test_another_system_gets_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_of_two_calls_that_are_timed_neither_is_always_the_second() -> None:
-    torch = pytest.importorskip("torch")
     said: list[str] = []
     in_turn(lambda: said.append("a"), lambda: said.append("b"), 4)
     assert "".join(said) == "ba" + "ab" + "ba" + "ab" + "ba"
@@ -315,6 +365,36 @@ def test_of_two_calls_that_are_timed_neither_is_always_the_second() -> None:
     paged = Paged.scatter(keys, keys, 64, torch.Generator())
     assert paged.tile(16, 32)[0].data_ptr() == paged.keys[0, 16:].data_ptr()
     assert paged.gather()[0].data_ptr() == paged.keys.data_ptr()
+
+
+def test_attention_over_blocks_is_attention() -> None:
+    generator = torch.Generator().manual_seed(1)
+    keys, values = (torch.randn(512, 2, 16, generator=generator) for _ in range(2))
+    queries = torch.randn(2, 200, 16, generator=generator)
+    seen = torch.arange(512) <= torch.arange(312, 512)[:, None]
+    truth = torch.nn.functional.scaled_dot_product_attention(
+        queries, keys.transpose(0, 1), values.transpose(0, 1), attn_mask=seen
+    )
+    for block in (16, 128, 512):
+        paged = Paged.scatter(keys, values, block, generator)
+        torch.testing.assert_close(gathered_attention(queries, paged), truth, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(blocked_attention(queries, 512, paged.tile), truth, atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match="not the last"):
+        blocked_attention(queries, 100, paged.tile)
+    with pytest.raises(ValueError, match="whole number"):
+        Paged.scatter(keys, values, 0, generator)
+
+
+def test_padded_tables_are_the_same_in_python_and_numpy() -> None:
+    for tables in ([[1, 2, 3], [4], []], [[7]], []):
+        assert padded_in_numpy(tables).numel() == padded_in_python(tables).numel()
+    assert (
+        padded_in_numpy([[1, 2], [3]]).tolist()
+        == padded_in_python([[1, 2], [3]]).tolist()
+        == [[1, 2], [3, 0]]
+    )
+    with pytest.raises(ValueError, match="0 sequences"):
+        build_seconds(0, 8, 16, 1)
 
 
 # Simulations --------------------------------------------------------------------------------------------------------
@@ -352,6 +432,17 @@ def test_synchronous_spikes_are_pages_times_calls_and_overlap_hides_them() -> No
     assert added["wait"].sum() == pytest.approx(added["sync"].sum())
 
 
+def test_the_highest_spike_is_the_number_of_prompts_of_one_length() -> None:
+    # below 2,048 tokens and with answers that pass it, requests of one length cross the page together, all others alone
+    layout = DEPLOYMENTS["llama-3-8b"].layout(SLOTS, 32768, 2 << 20)
+    rng = np.random.default_rng(4)
+    lengths = overlap_lengths(rng, None, SLOTS)
+    together = np.unique(lengths.prompt, return_counts=True)[1].max()
+    latency = profiled_latency("llama-3-8b", "a100", 2)
+    added = decode_series(layout, 516, lengths, latency, 1e-5, 460, "sync").added
+    assert added.max() == pytest.approx(together * layout.tensors * 1e-5)
+
+
 def test_deferred_pages_cost_a_prefill_nothing() -> None:
     layout = DEPLOYMENTS["llama-3-8b"].layout(2, 8192, 64 << 10)
     latency = profiled_latency("llama-3-8b", "a100", 2)
@@ -361,6 +452,17 @@ def test_deferred_pages_cost_a_prefill_nothing() -> None:
     assert prefill_ratio(layout, 256, 4096, latency, 1e-5, deferred=False) == pytest.approx(
         1 + mapping / compute
     )
+
+
+def test_what_deferral_saves_falls_with_the_prompt_and_only_the_claims_prompt_is_judged() -> None:
+    seen = Observations()
+    prefills_at_scale(Config(prefill=8192, prefills=[2048, 65536]), seen)
+    short, judged, long = (
+        seen.values("prefill_over_unmapped", system="eager", prompt=prompt)[0]
+        for prompt in (2048, 8192, 65536)
+    )
+    assert short > judged > long
+    assert seen.values("prefill_gain_64kb") == [judged]
 
 
 def test_the_batch_is_what_whole_pages_allow() -> None:
