@@ -29,7 +29,7 @@ from papers.vattention.fragmentation import occupancy
 from papers.vattention.kv_cache import KVTensors, VirtualCache
 from papers.vattention.live_engine import differing_share, random_requests
 from papers.vattention.live_engine import serve as serve_virtual
-from papers.vattention.long_prompts import serve
+from papers.vattention.long_prompts import long_lengths, serve
 from papers.vattention.overlap import (
     SLOTS,
     decode_series,
@@ -482,6 +482,17 @@ def test_equal_kernels_serve_equally_and_a_slower_one_serves_less() -> None:
     assert serve(latency, 1.0, 1_000_000, lengths, np.zeros(6)) == same
     assert 1.0 < same[0] / slower[0] < 1.3
     assert slower[1] > same[1]
+
+
+@pytest.mark.parametrize(("name", "prompts", "outputs"), [("offline", 87_426, 428), ("online", 29_567, 363)])
+def test_a_stand_in_is_as_long_as_the_authors_trace(
+    name: str, prompts: int, outputs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = Runtime((0,))
+    monkeypatch.setattr(lab, "data", lambda name: None)
+    lengths = long_lengths(lab, np.random.default_rng(0), f"vattention-arxiv-{name}", 20_000)
+    assert lengths.prompt.mean() == pytest.approx(prompts, rel=0.02)  # means of the traces' SOURCE.md
+    assert lengths.output.mean() == pytest.approx(outputs, rel=0.05)
 
 
 def test_simulated_evidence_repeats_byte_for_byte() -> None:
