@@ -31,12 +31,12 @@ class Config:
     ] = 1.13
     # sizes
     simulate: bool = True
-    requests: Annotated[int, At(64, 10_000)] = (
+    requests: Annotated[int, At(160, 10_000)] = (
         300  # of the decode series and of each fragmentation run times four
     )
     iterations: Annotated[int, At(50, 10_000)] = 500  # of the decode series and of each fragmentation run
     series: Annotated[int, At(1, 20)] = 4  # decode series of a seed, whose highest spikes are averaged
-    length_scale: Annotated[float, At(0.25, 8)] = 1.0  # times the chat lengths of the fragmentation runs
+    length_scale: Annotated[float, At(0.75, 8)] = 1.0  # times the chat lengths of the fragmentation runs
     long_requests: Annotated[int, At(8, 2000)] = 200  # of each run on a trace of long prompts
     online_load: Annotated[
         float, Inferred(0.5, 0.95, "arrivals over the paged server's capacity; the paper has its rates")
@@ -62,3 +62,7 @@ def check(config: Config) -> None:
     """ValueError in one line for what a run would ignore."""
     if len(set(config.models)) < len(config.models):
         raise ValueError(f"models: one of them is named twice: {config.models}")
+    if config.layers and config.block_tokens >= config.context:
+        raise ValueError(
+            f"block_tokens={config.block_tokens} holds the whole context of {config.context}; 0 says so, and is the control"
+        )

@@ -37,7 +37,8 @@ def occupancy(layout: Layout, kv_bytes: int, lengths: Lengths, iterations: int) 
     """Serve requests from an endless queue, first come, first served, one token an iteration each.
 
     A request is admitted when the blocks of its prompt are free and WATERMARK of all stays so; when growth finds no
-    block, the request admitted last goes back to the queue's head (recomputed later). ValueError where none fits.
+    block, the request admitted last goes back to the queue's head (recomputed later). ValueError where none fits, and
+    where slots or requests run out before memory does: the batch would then say nothing of pages.
     """
     blocks = kv_bytes // layout.block_bytes
     waiting = list(range(len(lengths.prompt)))[::-1]
@@ -57,6 +58,10 @@ def occupancy(layout: Layout, kv_bytes: int, lengths: Lengths, iterations: int) 
                 free -= layout.pages(length)
                 slot = memory.alloc_reqid(length)
                 running[slot], tokens[slot] = waiting.pop(), length
+            if not sizes and (len(running) == layout.slots or not waiting):
+                raise ValueError(
+                    f"{len(running)} requests at once leave memory free: more slots or requests are needed"
+                )
             if not running:
                 raise ValueError(f"no request fits into {blocks} KV blocks")
             while len(running) > 1 and sum(layout.pages(tokens[slot] + 1) for slot in running) > blocks:

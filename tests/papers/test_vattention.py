@@ -18,14 +18,14 @@ from common.lab.runtime import Observations, Runtime
 from common.models.decoder import Decoder, DecoderConfig
 from common.serving.profiled import profiled_latency
 from common.serving.workload import Lengths
-from papers.vattention import virtual_memory
+from papers.vattention import fragmentation, virtual_memory
 from papers.vattention.allocator import Allocator, Counted, Layout, OutOfPages, allocator
 from papers.vattention.block_tables import build_seconds, padded_in_numpy, padded_in_python
 from papers.vattention.config import Config
 from papers.vattention.deployments import DEPLOYMENTS
 from papers.vattention.driver_calls import call_seconds, gathering_ratio, published
 from papers.vattention.experiment import run
-from papers.vattention.fragmentation import occupancy
+from papers.vattention.fragmentation import chat_lengths, occupancy
 from papers.vattention.kv_cache import KVTensors, VirtualCache
 from papers.vattention.live_engine import differing_share, random_requests
 from papers.vattention.live_engine import serve as serve_virtual
@@ -475,6 +475,23 @@ def test_the_batch_is_what_whole_pages_allow() -> None:
     assert occupancy(layout, 104 * layout.block_bytes, full, 1).waste == 0.0
 
 
+def test_a_batch_that_slots_or_requests_limit_says_nothing_of_pages() -> None:
+    layout = Layout(1, 8, 4096, 1, 128, 2, 2 << 10)
+    lengths = Lengths(np.full(200, 15), np.full(200, 1))
+    with pytest.raises(ValueError, match="8 requests at once leave memory free"):
+        occupancy(layout, 104 * layout.block_bytes, lengths, 1)
+    wide = Layout(1, 64, 4096, 1, 128, 2, 2 << 10)
+    with pytest.raises(ValueError, match="20 requests at once leave memory free"):
+        occupancy(wide, 104 * layout.block_bytes, Lengths(lengths.prompt[:20], lengths.output[:20]), 1)
+    # the shortest requests and the fewest that a configuration may ask for
+    least = Config(requests=160, length_scale=0.75)
+    drawn = chat_lengths(np.random.default_rng(0), 4 * least.requests, scale=least.length_scale)
+    for model in ("yi-6b", "llama-3-8b"):
+        deployment = DEPLOYMENTS[model]
+        layout = deployment.layout(fragmentation.SLOTS, 32768, 64 << 10)
+        assert occupancy(layout, deployment.kv_bytes(), drawn, 1).largest < fragmentation.SLOTS
+
+
 def test_equal_kernels_serve_equally_and_a_slower_one_serves_less() -> None:
     latency = profiled_latency("llama-3-8b", "a100", 2)
     lengths = Lengths(np.full(6, 60_000), np.full(6, 50))
@@ -496,7 +513,7 @@ def test_a_stand_in_is_as_long_as_the_authors_trace(
 
 
 def test_simulated_evidence_repeats_byte_for_byte() -> None:
-    config = Config(requests=80, iterations=60, long_requests=10, models=["llama-3-8b"], layers=0)
+    config = Config(requests=160, iterations=60, long_requests=10, models=["llama-3-8b"], layers=0)
     assert run(config, Runtime((0, 1))).to_json() == run(config, Runtime((0, 1))).to_json()
 
 
@@ -514,6 +531,10 @@ def test_simulated_evidence_repeats_byte_for_byte() -> None:
         "kernel_ratio=9",
         "kernel_ratio=.nan",
         "length_scale=0",
+        "length_scale=0.25",
+        "requests=100",
+        "prefill=100",
+        "series=0",
         "online_load=2",
         "long_requests=1",
         "layers=-1",
@@ -526,3 +547,8 @@ def test_an_odd_value_is_refused_in_one_line(odd: str) -> None:
     with pytest.raises(LabError) as error:
         compose(Project.current(), "vattention", "smoke", [f"paper.{odd}"])
     assert "\n" not in str(error.value) and odd.partition("=")[0] in str(error.value)
+
+
+def test_a_block_that_holds_the_whole_context_is_refused() -> None:
+    with pytest.raises(LabError, match="block_tokens=256 holds the whole context"):
+        compose(Project.current(), "vattention", "smoke", ["paper.block_tokens=256", "paper.context=256"])
