@@ -64,5 +64,5 @@ def check(config: Config) -> None:
         raise ValueError(f"models: one of them is named twice: {config.models}")
     if config.layers and config.block_tokens >= config.context:
         raise ValueError(
-            f"block_tokens={config.block_tokens} holds the whole context of {config.context}; 0 says so, and is the control"
+            f"block_tokens={config.block_tokens} holds the whole context of {config.context}, as 0 says it, the control"
         )
