@@ -36,6 +36,9 @@ class Config:
     )
     iterations: Annotated[int, At(50, 10_000)] = 500  # of the decode series and of each fragmentation run
     series: Annotated[int, At(1, 20)] = 4  # decode series of a seed, whose highest spikes are averaged
+    call_us: Annotated[float, At(0, 1000)] = (
+        0.0  # to map a page of the decode series; 0: as measured on an H100
+    )
     length_scale: Annotated[float, At(0.75, 8)] = 1.0  # times the chat lengths of the fragmentation runs
     long_requests: Annotated[int, At(8, 2000)] = 200  # of each run on a trace of long prompts
     online_load: Annotated[

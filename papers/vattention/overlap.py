@@ -115,7 +115,8 @@ def prefill_ratio(
 def overlap_at_scale(config: Config, lab: Runtime, seen: Observations) -> None:
     """Decode-only iterations of Llama-3-8B with 2 MB pages, batch 64: the authors' run_figure_11.sh."""
     deployment, latency = DEPLOYMENTS["llama-3-8b"], latency_of("llama-3-8b")
-    layout, seconds = deployment.layout(SLOTS, 32768, LARGE_PAGE), call_seconds(LARGE_PAGE)
+    layout = deployment.layout(SLOTS, 32768, LARGE_PAGE)
+    seconds = 1e-6 * config.call_us or call_seconds(LARGE_PAGE)
     blocks = deployment.kv_bytes() // layout.block_bytes
     path = lab.data("vattention-sync-async")
     for seed in lab.seeds:

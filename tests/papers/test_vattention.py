@@ -33,6 +33,7 @@ from papers.vattention.long_prompts import long_lengths, serve
 from papers.vattention.overlap import (
     SLOTS,
     decode_series,
+    overlap_at_scale,
     overlap_lengths,
     prefill_ratio,
     prefills_at_scale,
@@ -441,6 +442,17 @@ def test_the_highest_spike_is_the_number_of_prompts_of_one_length() -> None:
     latency = profiled_latency("llama-3-8b", "a100", 2)
     added = decode_series(layout, 516, lengths, latency, 1e-5, 460, "sync").added
     assert added.max() == pytest.approx(together * layout.tensors * 1e-5)
+
+
+def test_a_call_costs_what_the_configuration_says_and_else_what_the_h100_took() -> None:
+    found = {}
+    for call_us in (0.0, 40.0):
+        seen = Observations()
+        overlap_at_scale(Config(requests=160, iterations=420, series=1, call_us=call_us), Runtime((0,)), seen)
+        found[call_us] = seen.values("highest_spike_ms")[0] / seen.values("call_us")[0]
+    assert seen.values("call_us") == [40.0]
+    assert found[0.0] == pytest.approx(found[40.0])
+    assert found[0.0] == pytest.approx(round(found[0.0] / 64e-3) * 64e-3)  # whole blocks of 64 tensors
 
 
 def test_deferred_pages_cost_a_prefill_nothing() -> None:
