@@ -46,7 +46,9 @@ def occupancy(layout: Layout, kv_bytes: int, lengths: Lengths, iterations: int) 
     generated = [0] * len(prompts)
     tokens = [0] * layout.slots
     running: dict[int, int] = {}  # slot -> request, in order of admission
-    sizes, wastes, preempted = [], [], 0
+    sizes: list[int] = []
+    wastes: list[float] = []
+    preempted = 0
     with allocator(layout, blocks, Counted(layout)) as memory:
         for _ in range(iterations):
             free = memory.free_blocks()
