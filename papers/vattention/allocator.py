@@ -64,6 +64,13 @@ class Layout:
     def pages_per_slot(self) -> int:
         return self.slot_bytes // self.page_bytes
 
+    def __post_init__(self) -> None:
+        sizes = (self.layers, self.slots, self.longest, self.kv_heads, self.head_dim, self.element_bytes)
+        if min(sizes) < 1 or self.page_bytes < 1:
+            raise ValueError(f"a layout has sizes of one at least, not {self}")
+        if self.token_bytes > self.page_bytes:
+            raise ValueError(f"a page of {self.page_bytes} bytes holds no token of {self.token_bytes}")
+
     def pages(self, tokens: int) -> int:
         """Pages in each tensor behind the first `tokens` tokens of a slot."""
         return -(-tokens * self.token_bytes // self.page_bytes)
@@ -115,8 +122,10 @@ class Allocator:
     def alloc_reqid(self, tokens: int) -> int:
         """A slot for a request of `tokens` tokens: the inactive one with fewest pages that suffice, else the first.
 
-        RuntimeError where every slot is active.
+        RuntimeError where every slot is active; ValueError for no tokens, or more than a slot holds.
         """
+        if not 1 <= tokens <= self.layout.longest:
+            raise ValueError(f"a slot holds 1 to {self.layout.longest} tokens, not {tokens}")
         self.wait()
         inactive = [slot for slot, length in enumerate(self.lengths) if length == 0]
         if not inactive:
@@ -128,17 +137,19 @@ class Allocator:
         return slot
 
     def free_reqid(self, slot: int) -> None:
-        """The request has ended; its pages stay mapped (deferred reclamation)."""
+        """The request has ended; its pages stay mapped (deferred reclamation). ValueError for a slot without one."""
+        if not 0 <= slot < self.layout.slots or self.lengths[slot] == 0:
+            raise ValueError(f"slot {slot} has no request to end; slots are 0 to {self.layout.slots - 1}")
         self.wait()
         self.lengths[slot] = 0
 
     def step_async(self, lengths: Sequence[int]) -> None:
         """Before an iteration: map what it needs, then map ahead for the next ones in the background.
 
-        lengths: tokens of each slot after this iteration, 0 where inactive. Raises OutOfPages.
+        lengths: tokens of each slot after this iteration, 0 where inactive. Raises OutOfPages, and ValueError where
+        they are not one length a slot, each of at most `longest` tokens.
         """
-        self.wait()
-        self.lengths = list(lengths)
+        self._take(lengths)
         self._map_current()
         self._running = self._thread.submit(self._map_ahead)
         if not self.overlap:
@@ -146,12 +157,19 @@ class Allocator:
 
     def step(self, lengths: Sequence[int], eager_reclaim: bool = False) -> None:
         """The same without overlap or looking ahead. eager_reclaim: unmap every page of an inactive slot."""
-        self.wait()
-        self.lengths = list(lengths)
+        self._take(lengths)
         for slot, length in enumerate(self.lengths):
             if eager_reclaim and length == 0:
                 self._shrink(slot, 0)
         self._map_current()
+
+    def _take(self, lengths: Sequence[int]) -> None:
+        if len(lengths) != self.layout.slots or not all(0 <= each <= self.layout.longest for each in lengths):
+            raise ValueError(
+                f"{self.layout.slots} slots have lengths of 0 to {self.layout.longest} tokens each, not {list(lengths)}"
+            )
+        self.wait()
+        self.lengths = list(lengths)
 
     def wait(self) -> None:
         """Until the background thread is done; what it raised is raised here."""
@@ -160,11 +178,11 @@ class Allocator:
             running.result()
 
     def close(self) -> None:
-        """End the background thread and unmap everything."""
-        self.wait()
+        """End the background thread and unmap everything; what the thread raised last is raised at the end."""
         self._thread.shutdown()
         for slot in range(self.layout.slots):
             self._shrink(slot, 0)
+        self.wait()
 
     def _need(self, slot: int) -> int:
         return self.layout.pages(self.lengths[slot])
@@ -235,9 +253,8 @@ class Allocator:
 
     def _grow(self, slot: int, blocks: int) -> None:
         for _ in range(blocks):
-            block = self.pool.pop()
-            self.backing.map(slot, self.mapped(slot), block)
-            self.held[slot].append(block)
+            self.backing.map(slot, self.mapped(slot), self.pool[-1])  # where it fails, the block stays free
+            self.held[slot].append(self.pool.pop())
 
     def _shrink(self, slot: int, keep: int) -> None:
         while self.mapped(slot) > keep:

@@ -13,14 +13,14 @@ from torch import Tensor
 
 def padded_in_python(tables: list[list[int]]) -> Tensor:
     """[batch, longest] int32: pad lists, then convert, as vLLM's first versions did (_make_tensor_with_pad)."""
-    longest = max(map(len, tables))
+    longest = max(map(len, tables), default=0)
     return torch.tensor([table + [0] * (longest - len(table)) for table in tables], dtype=torch.int32)
 
 
 def padded_in_numpy(tables: list[list[int]]) -> Tensor:
     """The same through one flat array."""
     sizes = np.fromiter(map(len, tables), np.int64, len(tables))
-    padded = np.zeros((len(tables), int(sizes.max())), dtype=np.int32)
+    padded = np.zeros((len(tables), int(sizes.max(initial=0))), dtype=np.int32)
     padded[np.arange(padded.shape[1]) < sizes[:, None]] = np.fromiter(
         chain.from_iterable(tables), np.int32, int(sizes.sum())
     )
@@ -28,7 +28,12 @@ def padded_in_numpy(tables: list[list[int]]) -> Tensor:
 
 
 def build_seconds(batch: int, context: int, block_tokens: int, rounds: int) -> tuple[float, float]:
-    """Least CPU seconds to build the table of `batch` sequences of `context` tokens: in Python, and with numpy."""
+    """Least CPU seconds to build the table of `batch` sequences of `context` tokens: in Python, and with numpy.
+
+    ValueError where one of the sizes is less than one.
+    """
+    if min(batch, context, block_tokens, rounds) < 1:
+        raise ValueError(f"{batch} sequences of {context} tokens, blocks of {block_tokens}, {rounds} rounds")
     blocks = -(-context // block_tokens)
     tables = [list(range(i * blocks, (i + 1) * blocks - i % 7 % blocks)) for i in range(batch)]
     found = []

@@ -1,7 +1,6 @@
 """The paper's three models on A100s of 80 GB: weights, KV layout, latencies."""
 
 from dataclasses import dataclass
-from functools import cache
 
 from common.hardware.specs import gpu
 from common.serving.models import ModelShape
@@ -40,7 +39,6 @@ DEPLOYMENTS = {
 }
 
 
-@cache
 def latency_of(model: str) -> ProfiledLatency:
     """Iterations on A100s; the models of Section 7 that have a profile."""
     return profiled_latency(model, "a100", DEPLOYMENTS[model].workers)

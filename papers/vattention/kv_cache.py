@@ -8,7 +8,6 @@ layer's K and V, without a copy. Keys and values of a request are one contiguous
 import time
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from common.models.decoder import DecoderConfig
@@ -54,8 +53,9 @@ class KVTensors:
         return self._views[self.layout.layers + layer]
 
     def map(self, slot: int, index: int, block: int) -> None:
-        """See allocator.Backing."""
+        """See allocator.Backing; ValueError for a page that would lie in another slot."""
         layout = self.layout
+        self._check(slot, index)
         if self.alias and index == 0:
             block = 0
         begun = time.perf_counter()
@@ -67,10 +67,18 @@ class KVTensors:
     def unmap(self, slot: int, index: int) -> None:
         """See allocator.Backing."""
         layout = self.layout
+        self._check(slot, index)
         begun = time.perf_counter()
         for reserved in self.reserved:
             reserved.unmap(slot * layout.slot_bytes + index * layout.page_bytes, layout.page_bytes)
         self._count(begun)
+
+    def _check(self, slot: int, index: int) -> None:
+        layout = self.layout
+        if not (0 <= slot < layout.slots and 0 <= index < layout.pages_per_slot):
+            raise ValueError(
+                f"page {index} of slot {slot}: there are {layout.slots} slots of {layout.pages_per_slot} pages"
+            )
 
     def _count(self, begun: float) -> None:
         self.seconds += time.perf_counter() - begun
@@ -95,6 +103,13 @@ class VirtualCache:
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """See Cache; what comes back are views, nothing is copied but what is new."""
         end = self.length + keys.shape[1]
+        if (
+            end
+            > self.allocator.mapped(self.slot)
+            * self.tensors.layout.page_bytes
+            // self.tensors.layout.token_bytes
+        ):
+            raise ValueError(f"slot {self.slot} has no pages for {end} tokens; step_async maps them first")
         all_keys = self.tensors.keys(layer)[self.slot, :end]
         all_values = self.tensors.values(layer)[self.slot, :end]
         all_keys[self.length :] = keys.transpose(0, 1)
@@ -109,11 +124,3 @@ class VirtualCache:
         """See Cache; the pages stay mapped for the next request."""
         self.allocator.free_reqid(self.slot)
         self.length = 0
-
-
-def batched_views(tensors: KVTensors, layer: int, cache_batch_idx: list[int]) -> tuple[Tensor, Tensor]:
-    """What a batched kernel takes: the whole K and V of a layer; `cache_batch_idx` names the slots of its rows."""
-    slots = torch.tensor(cache_batch_idx)
-    if len(slots.unique()) != len(slots) or slots.max() >= tensors.layout.slots:
-        raise ValueError(f"slots {cache_batch_idx} are not distinct slots below {tensors.layout.slots}")
-    return tensors.keys(layer), tensors.values(layer)

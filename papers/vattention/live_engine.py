@@ -19,7 +19,6 @@ from common.serving.schedulers import ChunkedPrefill
 from common.serving.sequence import Sequence as Request
 from papers.vattention.allocator import Allocator, Layout, allocator
 from papers.vattention.kv_cache import KVTensors, VirtualCache, layout_of
-from papers.vattention.virtual_memory import process_memory
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,6 @@ class Served:
     tokens: list[list[int]]
     virtual_bytes: int  # of the KV tensors
     physical_bytes: int  # of all pages
-    resident_bytes: int  # that the process gained while the tensors lived, at most
     critical_blocks: int  # KV blocks mapped while an iteration waited
     background_blocks: int
     moved: bool  # whether any tensor's address changed
@@ -92,9 +90,7 @@ def serve(
     """
     layout: Layout = layout_of(model.config, slots, longest, page_bytes, sliced=sliced)
     blocks = max(layout.pages_per_slot + 1, int(share * slots * layout.pages_per_slot))
-    before = process_memory()
     tensors = KVTensors(layout, blocks, alias=alias)
-    resident = 0
     with allocator(layout, blocks, tensors) as memory:
         clock = WallClock()
         tokens = [list(prompt) for prompt in prompts]
@@ -108,7 +104,6 @@ def serve(
         instance.tensors, instance.allocator = tensors, memory
         addresses = [tensors.keys(layer).data_ptr() for layer in range(model.config.layers)]
         simulate(workload_of(prompts, outputs), lambda _: instance, None, clock)
-        resident = process_memory()[1] - before[1]
         memory.wait()
         moved = addresses != [tensors.keys(layer).data_ptr() for layer in range(model.config.layers)]
         served = Served(
@@ -118,7 +113,6 @@ def serve(
             ],
             layout.virtual_bytes,
             blocks * layout.block_bytes,
-            resident,
             memory.critical_blocks,
             memory.background_blocks,
             moved,

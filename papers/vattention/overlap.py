@@ -1,21 +1,24 @@
 """What mapping costs an iteration: on the critical path, in the background, or not at all.
 
-`decode_series` steps the allocator over a trace on a clock of known seconds: a GPU's driver calls and a profiled
-model's iterations (simulated). `measured_steps` and `measured_prefills` time real mmap calls beside a real decoder.
-Source: vAttention (ASPLOS 2025), Sections 6.1 and 7.6 (Figures 12 and 13).
+The allocator is stepped over a trace on a clock of known seconds: a GPU's driver calls and a profiled model's
+iterations (simulated). live_overlap.py times real mmap calls beside a real decoder. Source: vAttention (ASPLOS 2025),
+Sections 6.1 and 7.6 (Figures 12 and 13).
 """
 
-import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-import torch
 
-from common.models.decoder import Decoder
+from common.lab.runtime import Observations, Runtime
 from common.serving.latency import LatencyModel
-from common.serving.workload import Lengths
+from common.serving.workload import Lengths, read_trace
 from papers.vattention.allocator import Allocator, Counted, Layout, allocator
-from papers.vattention.kv_cache import KVTensors, VirtualCache, layout_of
+from papers.vattention.config import Config
+from papers.vattention.deployments import DEPLOYMENTS, latency_of
+from papers.vattention.driver_calls import LARGE_PAGE, SMALL_PAGE, call_seconds
+
+SLOTS = 64  # the authors' run_figure_11.sh
 
 
 @dataclass(frozen=True)
@@ -109,93 +112,49 @@ def prefill_ratio(
     return 1.0 + (backing.maps - before) * call_seconds / compute
 
 
-@dataclass(frozen=True)
-class Steps:
-    """A real run: seconds of each call of the allocator and of the model, and where pages were mapped."""
-
-    step: np.ndarray
-    model: np.ndarray
-    mapped: np.ndarray  # whether pages were mapped since the step before ended
-
-
-def measured_steps(
-    model: Decoder,
-    prompts: list[torch.Tensor],
-    iterations: int,
-    page_bytes: int,
-    mode: str,
-    call_seconds: float = 0.0,
-) -> Steps:
-    """Decode a batch on a real virtual-memory cache and time each step; mode as in decode_series.
-
-    call_seconds: added to each mapping of a page by sleeping (a GPU driver's cost), without the interpreter lock.
-    """
-    layout = layout_of(model.config, len(prompts), max(map(len, prompts)) + iterations, page_bytes)
-    blocks = layout.slots * layout.pages_per_slot
-    tensors = _Slowed(layout, blocks, call_seconds)
-    step: list[float] = []
-    compute: list[float] = []
-    mapped: list[bool] = []
-    with allocator(layout, blocks, tensors, overlap=mode == "async") as memory:
-        lengths = [len(prompt) for prompt in prompts]
-        slots = [memory.alloc_reqid(length) for length in lengths]
-        caches = [VirtualCache(tensors, memory, slot) for slot in slots]
-        memory.step_async(lengths)
-        memory.wait()
-        last = model(prompts, caches).argmax(-1)
-        calls = tensors.calls
-        for _ in range(iterations):
-            lengths = [length + 1 for length in lengths]
-            begun = time.perf_counter()
-            if mode == "sync":
-                memory.step(lengths)
-            else:
-                memory.step_async(lengths)
-            between = time.perf_counter()
-            mapped.append(tensors.calls != calls)
-            calls = tensors.calls
-            last = model([one[None] for one in last], caches).argmax(-1)
-            step.append(between - begun)
-            compute.append(time.perf_counter() - between)
-        del caches
-    return Steps(np.array(step), np.array(compute), np.array(mapped))
+def overlap_at_scale(config: Config, lab: Runtime, seen: Observations) -> None:
+    """Decode-only iterations of Llama-3-8B with 2 MB pages, batch 64: the authors' run_figure_11.sh."""
+    deployment, latency = DEPLOYMENTS["llama-3-8b"], latency_of("llama-3-8b")
+    layout = deployment.layout(SLOTS, 32768, LARGE_PAGE)
+    seconds = 1e-6 * config.call_us or call_seconds(LARGE_PAGE)
+    blocks = deployment.kv_bytes() // layout.block_bytes
+    path = lab.data("vattention-sync-async")
+    for seed in lab.seeds:
+        rng = lab.rng(seed, "overlap")
+        removed = []
+        for number in range(config.series):
+            lengths = overlap_lengths(rng, path, config.requests)
+            highest = {}
+            for system in ("sync", "async"):
+                mode = system if config.overlap or system == "sync" else "wait"
+                series = decode_series(layout, blocks, lengths, latency, seconds, config.iterations, mode)
+                highest[system] = 1e3 * series.added.max()
+                if seed == lab.seeds[0] and number == 0:
+                    for index, (compute, added) in enumerate(zip(series.compute, series.added, strict=True)):
+                        seen.add(
+                            "iteration_ms", 1e3 * (compute + added), seed, system=system, iteration=index
+                        )
+            removed.append(highest["sync"] - highest["async"])
+        seen.add("highest_spike_ms", float(np.mean(removed)), seed)
+        seen.add("call_us", 1e6 * seconds, seed)
 
 
-class _Slowed(KVTensors):
-    """KV tensors whose mapping takes as long as a GPU driver's besides."""
-
-    def __init__(self, layout: Layout, blocks: int, call_seconds: float) -> None:
-        super().__init__(layout, blocks)
-        self._call_seconds = call_seconds
-
-    def map(self, slot: int, index: int, block: int) -> None:
-        """See KVTensors; one sleep stands for the calls of all tensors."""
-        super().map(slot, index, block)
-        if self._call_seconds:
-            time.sleep(self._call_seconds * self.layout.tensors)
+def overlap_lengths(rng: np.random.Generator, path: Path | None, requests: int) -> Lengths:
+    """Of the authors' trace where it can be had, else like it: prompts of 1,600 to 2,000, outputs of 500 to 1,000."""
+    if path is not None:
+        return read_trace(path).sample(rng, requests)
+    return Lengths(rng.integers(1600, 2001, requests), rng.integers(500, 1001, requests))
 
 
-def excess(steps: Steps) -> float:
-    """Seconds that mapping adds to a step: the median where pages were mapped, less the median elsewhere."""
-    if not steps.mapped.any() or steps.mapped.all():
-        raise ValueError("no iteration, or every one, maps a page; change the page or the prompts")
-    return float(np.median(steps.step[steps.mapped]) - np.median(steps.step[~steps.mapped]))
-
-
-def measured_prefill_step(model: Decoder, prompt: int, page_bytes: int, deferred: bool, rounds: int) -> float:
-    """Least seconds of mapping before the prefill of a prompt that follows an equal one, with real pages."""
-    layout = layout_of(model.config, 2, prompt + 1, page_bytes)
-    tensors = KVTensors(layout, 2 * layout.pages_per_slot)
-    seconds = []
-    with allocator(layout, 2 * layout.pages_per_slot, tensors) as memory:
-        for index in range(rounds + 1):
-            slot = memory.alloc_reqid(prompt)
-            lengths = [0, 0]
-            lengths[slot] = prompt
-            before = tensors.seconds
-            memory.step(lengths, eager_reclaim=not deferred)
-            if index:
-                seconds.append(tensors.seconds - before)
-            memory.free_reqid(slot)
-            memory.step([0, 0], eager_reclaim=not deferred)
-    return min(seconds)
+def prefills_at_scale(config: Config, seen: Observations) -> None:
+    """Prefill of Llama-3-8B behind a request of the same length, with pages of 64 KB; the claim reads one prompt."""
+    layout = DEPLOYMENTS["llama-3-8b"].layout(2, 200_000, SMALL_PAGE)
+    blocks, latency, seconds = 2 * layout.pages_per_slot, latency_of("llama-3-8b"), call_seconds(SMALL_PAGE)
+    for prompt in sorted({*config.prefills, config.prefill}):
+        ratios = {}
+        for system, kept in (("eager", False), ("deferred", config.deferred)):
+            ratios[system] = prefill_ratio(layout, blocks, prompt, latency, seconds, kept)
+            seen.add("prefill_over_unmapped", ratios[system], prompt=prompt, system=system)
+        if prompt == config.prefill:
+            seen.add("prefill_gain_64kb", ratios["eager"] / ratios["deferred"])
+    seen.add("small_page_bytes", layout.page_bytes)

@@ -30,7 +30,7 @@ class Paged:
     def scatter(keys: Tensor, values: Tensor, block_tokens: int, generator: torch.Generator) -> "Paged":
         """Contiguous keys and values, (tokens, kv_heads, head_dim), in blocks of a shuffled pool."""
         tokens = len(keys)
-        if tokens % block_tokens:
+        if block_tokens < 1 or not tokens or tokens % block_tokens:
             raise ValueError(f"{tokens} tokens are no whole number of blocks of {block_tokens}")
         shape = (tokens // block_tokens, block_tokens, *keys.shape[1:])
         table = torch.randperm(shape[0], generator=generator)
@@ -77,6 +77,8 @@ def blocked_attention(
     tokens: keys in all. tile: keys and values of tokens [first, end), each (tokens, heads, head_dim).
     """
     _, new, dim = queries.shape
+    if not 1 <= new <= tokens:
+        raise ValueError(f"{new} queries are not the last of {tokens} tokens")
     scale = dim**-0.5
     out = torch.empty_like(queries)
     for start in range(0, new, ROWS):
@@ -113,25 +115,38 @@ class Ratios:
 def paged_over_contiguous(
     new: int, context: int, heads: int, dim: int, block_tokens: int, rounds: int, generator: torch.Generator
 ) -> Ratios:
-    """Attention of `new` tokens at the end of `context`: the fastest of alternating rounds, CPU seconds of this thread.
+    """Attention of `new` tokens at the end of `context`: the fastest of rounds in turn, CPU seconds of this thread.
 
     Set one torch thread; other programs on the machine then hardly matter.
     """
     keys, values = (torch.randn(context, heads, dim, generator=generator) for _ in range(2))
     queries = torch.randn(heads, new, dim, generator=generator)
     paged = Paged.scatter(keys, values, block_tokens, generator)
-    runs: list[Callable[[], Tensor]] = [
+    plain, gathered = in_turn(
         lambda: attend(queries, keys.transpose(0, 1), values.transpose(0, 1)),
         lambda: gathered_attention(queries, paged),
+        rounds,
+    )
+    blocked, paged_blocked = in_turn(
         lambda: blocked_attention(queries, context, lambda first, end: (keys[first:end], values[first:end])),
         lambda: blocked_attention(queries, context, paged.tile),
-    ]
-    seconds: list[list[float]] = [[] for _ in runs]
-    for index in range(rounds + 1):
-        for run, times in zip(runs, seconds, strict=True):
-            begun = time.thread_time()
-            run()
-            if index:  # the first round warms up
-                times.append(time.thread_time() - begun)
-    plain, gathered, blocked, paged_blocked = map(min, seconds)
+        rounds,
+    )
     return Ratios(gathered / plain, paged_blocked / blocked)
+
+
+def in_turn(first: Callable[[], object], second: Callable[[], object], rounds: int) -> tuple[float, float]:
+    """Least CPU seconds of this thread for each of two calls, run A B, B A, A B ...
+
+    A call finds in the caches what the one before it left there, so that neither may always be the second.
+    """
+    if rounds < 2:
+        raise ValueError(f"{rounds} rounds do not let each call be the second once")
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for index in range(rounds + 1):
+        for which in (0, 1) if index % 2 else (1, 0):
+            begun = time.thread_time()
+            (first, second)[which]()
+            if index:  # the first round warms up
+                seconds[which].append(time.thread_time() - begun)
+    return min(seconds[0]), min(seconds[1])

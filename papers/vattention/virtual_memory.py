@@ -51,8 +51,10 @@ class PagePool:
 
     def __init__(self, pages: int, page_bytes: int) -> None:
         require_linux()
-        if page_bytes % mmap.PAGESIZE:
+        if page_bytes < 1 or page_bytes % mmap.PAGESIZE:
             raise ValueError(f"a page of {page_bytes} bytes is no multiple of the system's {mmap.PAGESIZE}")
+        if pages < 0:
+            raise ValueError(f"a pool has no {pages} pages")
         self.pages, self.page_bytes = pages, page_bytes
         self.fd = os.memfd_create("kv-pages")
         self._close = weakref.finalize(self, os.close, self.fd)
@@ -69,6 +71,8 @@ class Reservation:
 
     def __init__(self, size: int) -> None:
         self._lib = _libc()
+        if size < 1:
+            raise ValueError(f"a reservation has no {size} bytes")
         self.size = size
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
         base = self._lib.mmap(None, size, PROT_NONE, flags, -1, 0)
@@ -80,8 +84,10 @@ class Reservation:
     def map(self, offset: int, pool: PagePool, page: int) -> None:
         """Put page number `page` of the pool behind the addresses from `offset` bytes on."""
         size = pool.page_bytes
-        if not 0 <= offset <= self.size - size or not 0 <= page < pool.pages:
-            raise ValueError(f"page {page} at byte {offset} lies outside the pool or the reservation")
+        if not 0 <= offset <= self.size - size or not 0 <= page < pool.pages or offset % mmap.PAGESIZE:
+            raise ValueError(
+                f"page {page} at byte {offset} lies outside the pool or the reservation, or across pages"
+            )
         access, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | MAP_FIXED
         got = self._lib.mmap(self.address + offset, size, access, flags, pool.fd, page * size)
         if got != self.address + offset:
@@ -89,8 +95,8 @@ class Reservation:
 
     def unmap(self, offset: int, size: int) -> None:
         """Leave the addresses reserved with nothing behind them; the page keeps its contents in the pool."""
-        if not 0 <= offset <= self.size - size:
-            raise ValueError(f"{size} bytes at {offset} lie outside the reservation")
+        if size < 1 or not 0 <= offset <= self.size - size or (offset | size) % mmap.PAGESIZE:
+            raise ValueError(f"{size} bytes at {offset} lie outside the reservation, or are no whole pages")
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED
         got = self._lib.mmap(self.address + offset, size, PROT_NONE, flags, -1, 0)
         if got != self.address + offset:
