@@ -127,6 +127,12 @@ class Workload:
     prompt: int
     output: int
 
+    def __post_init__(self) -> None:
+        if not (self.prompt >= 0 and self.output >= 0 and 0 < self.prompt + self.output < 10**9):
+            raise ValueError(
+                f"a workload has tokens, not {self.prompt} of prompt and {self.output} of output"
+            )
+
     @property
     def decode_context(self) -> float:
         """KV tokens that decode attention reads for one token of a dense batch, on average over its tokens."""
@@ -201,8 +207,10 @@ def operators(
 
     duplication: whether another nano-batch costs another read of the weights and another start of a collective;
     without it an operator takes time in proportion to its tokens. Decode and prefill attention are one operator on the
-    memory stream, spread evenly over the batch. A single GPU has no network operators.
+    memory stream, spread evenly over the batch. A single GPU has no network operators. ValueError for another chain.
     """
+    if chain not in CHAINS:
+        raise ValueError(f"chain {chain!r} is none of {', '.join(CHAINS)}")
     shape, base = deployment.shape, SHAPES["llama-2-70b"]
     split = LLAMA_2_70B.gpus / deployment.gpus  # what a GPU holds, against an eighth
     found: dict[str, Operator] = {}
@@ -248,7 +256,9 @@ def sequential_us(found: Mapping[str, Operator], batch: int) -> float:
 
 
 def throughput(deployment: Deployment, period_us: float, batch: int | None = None) -> float:
-    """Tokens/s of one GPU (prompt and output tokens together) at a period of one layer."""
+    """Tokens/s of one GPU (prompt and output tokens together) at a period of one layer, above 0."""
+    if not period_us > 0:
+        raise ValueError(f"a layer takes time, not {period_us} us")
     batch = batch or deployment.dense_batch
     return batch / (period_us * 1e-6 * deployment.shape.layers) / deployment.gpus
 
@@ -261,3 +271,15 @@ def largest_batch(card: Accelerator, deployment: Deployment, workload: Workload)
     shape = deployment.shape
     room = card.memory * deployment.gpus - shape.weight_bytes()
     return max(0, int(room / shape.kv_bytes_per_token() / workload.decode_context))
+
+
+def bound_map(workload: Workload, batch: int = 0) -> list[tuple[str, str, float, float]]:
+    """Card, model, T_R and T_net / T_comp of every pair whose weights fit. batch: tokens; 0: what fills the memory."""
+    found = []
+    for card in ACCELERATORS:
+        for one in (LLAMA_2_70B, *DEPLOYMENTS):
+            if fits := largest_batch(card, one, workload):
+                seconds = resource_seconds(card, one, batch or fits)
+                ratio = memory_over_compute(card, one, batch or fits)
+                found.append((card.name, one.model, ratio, seconds[NETWORK] / seconds[COMPUTE]))
+    return found

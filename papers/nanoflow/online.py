@@ -6,17 +6,22 @@ from typing import NamedTuple
 
 import numpy as np
 
+from common.lab.runtime import Observations, Runtime
 from common.serving.engine import Instance, simulate
 from common.serving.loop import EventLoop
 from common.serving.memory import PagedMemory
 from common.serving.metrics import goodput, normalised_latency
 from common.serving.trace import Trace
-from common.serving.workload import Workload
+from common.serving.workload import Lengths, Workload, poisson, read_trace
+from papers.nanoflow.config import TRACES, Config
 from papers.nanoflow.cost_model import ACCELERATORS, LLAMA_2_70B
 from papers.nanoflow.dense_batch import DenseBatch
-from papers.nanoflow.pipeline_latency import PipelineLatency
+from papers.nanoflow.pipeline_latency import PipelineLatency, sequential_latency
 
 LIMIT = 0.2  # seconds a token, of the mean normalised latency (Section 6.3)
+MOST_RATE = 80.0  # requests/s that traces are drawn for: beyond what any of the systems sustains
+LONGEST = 4096  # tokens of a request that is kept: the context of LLaMA-2
+CURVE = (0.1, 0.4, 0.8, 1.0, 1.2, 1.4, 1.6)  # rates that a figure shows, over 1,000 tokens/s and GPU
 _A100 = next(card for card in ACCELERATORS if card.name == "A100-80")
 KV_TOKENS = int(
     (LLAMA_2_70B.gpus * _A100.memory - LLAMA_2_70B.shape.weight_bytes())
@@ -29,6 +34,17 @@ class System(NamedTuple):
 
     latency: PipelineLatency
     policy: DenseBatch
+
+
+class Job(NamedTuple):
+    """A trace's requests for one seed, served by both systems; curve: whether latencies over the rate are asked for."""
+
+    trace: str
+    seed: int
+    work: Workload
+    ours: PipelineLatency
+    config: Config
+    curve: bool
 
 
 def build(system: System, loop: EventLoop) -> Instance:
@@ -53,5 +69,63 @@ def sustained_rate(
 
 
 def wasted_share(work: Workload, late: int) -> float:
-    """Tokens computed after the end of a sequence over all tokens put out."""
-    return late * len(work.output) / float(work.output.sum())
+    """Tokens that the engine computes after an end of sequence, over all tokens put out; counted, one by one."""
+    system = System(
+        sequential_latency(), DenseBatch(LLAMA_2_70B.dense_batch, float(work.output.mean()), late)
+    )
+    computed = []
+
+    def counted(loop: EventLoop) -> Instance:
+        loop.on_finish = lambda sequence: computed.append(sequence.generated)
+        return build(system, loop)
+
+    simulate(work.scaled(usual_rate(work)), counted)
+    return sum(computed) / float(work.output.sum()) - 1
+
+
+def usual_rate(work: Workload) -> float:
+    """Requests/s that make 1,000 tokens/s on each of the eight GPUs."""
+    return 1000 * LLAMA_2_70B.gpus / float((work.prompt + work.output).mean())
+
+
+def observe(job: Job) -> Observations:
+    """Rates within the limit (and latencies over the rate), of the pipeline and of the same engine without overlap."""
+    config, work, seen = job.config, job.work, Observations()
+    policy = DenseBatch(LLAMA_2_70B.dense_batch, float(work.output.mean()), config.late)
+    systems = {"non-overlap": System(sequential_latency(), policy), "NanoFlow": System(job.ours, policy)}
+    start, rates = usual_rate(work), {}
+
+    def first_of(rate: float) -> Workload:
+        return work.first(max(config.requests, int(rate * config.seconds)))
+
+    for name, system in systems.items():
+        rates[name] = sustained_rate(system, first_of, start, config.resolution)
+        seen.add("online_rate", rates[name], job.seed, trace=job.trace, system=name)
+        for part in CURVE if job.curve else ():
+            trace = serve(system, first_of(part * start), part * start)
+            at = {"trace": job.trace, "system": name, "rate": part * start}
+            seen.add("normalised_latency", float(np.mean(normalised_latency(trace))), job.seed, **at)
+    gain = rates["NanoFlow"] / rates["non-overlap"]
+    seen.add("online_rate_gain_by_trace", gain, job.seed, trace=job.trace)
+    if job.trace == "lmsys":
+        seen.add("online_rate_gain", gain, job.seed)
+        seen.add("online_requests", len(first_of(rates["non-overlap"])), job.seed)
+    return seen
+
+
+def draw(name: str, config: Config, lab: Runtime, seed: int) -> Workload:
+    """Requests of a trace with Poisson arrivals at one a second."""
+    rng = lab.rng(seed, name)
+    count = max(config.requests, int(MOST_RATE * config.seconds))
+    lengths = trace_lengths(name, lab)
+    assert lengths is not None
+    drawn = lengths.sample(rng, count)
+    return Workload(poisson(rng, count), drawn.prompt, drawn.output)
+
+
+def trace_lengths(name: str, lab: Runtime) -> Lengths | None:
+    """A trace's lengths below LONGEST tokens; None where the trace cannot be had."""
+    path = lab.data(TRACES[name])
+    if path is None:
+        return None
+    return lab.once(("nanoflow: trace", name), lambda: read_trace(path).within(LONGEST))

@@ -54,10 +54,10 @@ class PipelineLatency:
         return microseconds * 1e-6 * self.layers
 
 
-def sequential_latency(deployment: Deployment = LLAMA_2_70B) -> PipelineLatency:
-    """Non-overlap: one batch, one operator after another."""
+def sequential_latency(deployment: Deployment = LLAMA_2_70B, pieces: int = 1) -> PipelineLatency:
+    """One operator after another: non-overlap, or nano-batch-only where every operator is in `pieces`."""
     found = [op for name, op in operators(deployment, TABLE_WORKLOAD).items() if name != "Attn"]
-    return PipelineLatency(sum(op.fixed for op in found), sum(op.per_token for op in found), 1.0)
+    return PipelineLatency(pieces * sum(op.fixed for op in found), sum(op.per_token for op in found), 1.0)
 
 
 def overlapped_latency(

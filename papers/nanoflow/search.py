@@ -11,7 +11,15 @@ from papers.nanoflow.list_schedule import Choice
 from papers.nanoflow.nano_batches import UNIT, Layer, even_cuts, split_layer
 from papers.nanoflow.polish import Schedule
 from papers.nanoflow.stage_one import best_order
-from papers.nanoflow.stage_two import Found, anneal, checked, one_after_another, order_of, staggered
+from papers.nanoflow.stage_two import (
+    Found,
+    anneal,
+    checked,
+    one_after_another,
+    order_of,
+    random_schedule,
+    staggered,
+)
 
 Cuts = Mapping[str, tuple[int, ...]]
 Map = Callable[[Callable[["Walk"], "Walked"], Sequence["Walk"], str], list["Walked"]]
@@ -64,6 +72,23 @@ class Pipeline(NamedTuple):
         return self.found.schedule.period
 
 
+def halves(ops: Mapping[str, Operator], batch: int, effort: Effort) -> list[Cuts]:
+    """Every operator in two, at the sizes that Stage I tries."""
+    at = even_cuts(batch, 2)
+    if batch >= 8 * UNIT:
+        half = at[0]
+        at = tuple(dict.fromkeys((half, half - half // 4 // UNIT * UNIT, half - UNIT, half + UNIT)))
+    return [dict.fromkeys(ops, (cut,)) for cut in at[: effort.splits]]
+
+
+def quarters(cuts: Cuts, batch: int, effort: Effort) -> list[Cuts]:
+    """The same with attention, or what feeds it as well, in four."""
+    if effort.splits == 1:
+        return []
+    finer = tuple(sorted({*even_cuts(batch, 4), *cuts["Attn"]}))
+    return [{**cuts, **dict.fromkeys(names, finer)} for names in (("Attn",), ("KQV", "Attn"))]
+
+
 def structures(
     ops: Mapping[str, Operator], batch: int, effort: Effort, *, dependent: bool = True
 ) -> list[Structure]:
@@ -77,17 +102,10 @@ def structures(
         layer = split_layer(ops, batch, cuts, dependent=dependent)
         return Structure(cuts, layer, best_order(layer, effort.nodes))
 
-    at = even_cuts(batch, 2)
-    if batch >= 8 * UNIT:
-        half = at[0]
-        at = tuple(dict.fromkeys((half, half - half // 4 // UNIT * UNIT, half - UNIT, half + UNIT)))
-    found = [solved(dict.fromkeys(ops, (cut,))) for cut in at[: effort.splits]]
+    found = [solved(cuts) for cuts in halves(ops, batch, effort)]
     found.sort(key=lambda one: one.schedule.period)
     best = found[0]
-    if effort.splits > 1:
-        finer = tuple(sorted({*even_cuts(batch, 4), *best.cuts["Attn"]}))
-        for names in (("Attn",), ("KQV", "Attn")):
-            found.append(solved({**best.cuts, **dict.fromkeys(names, finer)}))
+    found += [solved(cuts) for cuts in quarters(best.cuts, batch, effort)]
     found.sort(key=lambda one: one.schedule.period)  # stable: fewer nano-operations first among equals
     return found
 
@@ -138,6 +156,21 @@ def search(
     good.append(one_after_another(split_layer(ops, batch, {}, dependent=dependent)))
     best = min(good, key=_period)
     return Pipeline(cuts_of.get(best.layer, {}), tried[0].schedule, best)
+
+
+def drawn(
+    ops: Mapping[str, Operator], batch: int, curves: Interference, rng: np.random.Generator, effort: Effort
+) -> Pipeline:
+    """A pipeline drawn blindly from what the search chooses among: cuts, order and shares; the same replay checks it.
+
+    Where no draw becomes periodic the drawn nano-batches run one after another.
+    """
+    known = halves(ops, batch, effort)
+    known += [finer for cuts in known for finer in quarters(cuts, batch, effort)]
+    cuts = known[int(rng.integers(len(known)))]
+    layer = split_layer(ops, batch, cuts)
+    found = random_schedule(layer, curves, rng) or one_after_another(layer)
+    return Pipeline(cuts, one_after_another(layer).schedule, found)
 
 
 def _period(found: Found) -> float:
