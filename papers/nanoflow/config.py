@@ -28,7 +28,7 @@ class Config:
         "reduce"  # `gather`: all-gathers around O, no all-reduce behind it
     )
     splits: Annotated[int, At(1, 4)] = 3  # sizes that Stage I tries
-    walks: Annotated[int, At(1, 64)] = 10  # of Stage II
+    walks: Annotated[int, At(1, 64)] = 6  # of Stage II
     evaluations: Annotated[int, At(20, 100_000)] = 2500  # of a walk
     refined: Annotated[int, At(20, 200_000)] = 4000  # evaluations of the two walks that go on from the best
     nodes: Annotated[int, At(1, 5000)] = 20  # of a branch and bound
