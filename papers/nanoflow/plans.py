@@ -51,7 +51,7 @@ def wanted(config: Config, lab: Runtime, means: dict[str, Workload]) -> list[Pla
 
 
 def solved(config: Config, lab: Runtime, plans: list[Plan]) -> dict[tuple[Plan, int], Result]:
-    """Every plan's pipeline for every seed, each once for all arms that share it; of figures for the first seed alone."""
+    """Every plan's pipeline for every seed, once for all arms that share it; of figures for the first seed alone."""
     base = keyed(lab, [case(config, HOME, seed) for seed in lab.seeds] if plans else [])
     found = {(HOME, seed): result for seed, result in zip(lab.seeds, base, strict=False)}
     at = [
