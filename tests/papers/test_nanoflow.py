@@ -1,29 +1,43 @@
 """NanoFlow: cost model, schedules and their checker, batch policy, numerics, and an experiment that repeats itself."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.lab.config import compose
+from common.lab.errors import LabError
+from common.lab.project import Project
 from common.lab.runtime import Runtime
 from common.serving.engine import Instance, simulate
 from common.serving.memory import PagedMemory
 from common.serving.workload import Workload as Requests
 from papers.nanoflow import cost_model as cost
-from papers.nanoflow.config import Config
+from papers.nanoflow.config import Config, check
 from papers.nanoflow.cost_model import COMPUTE, LLAMA_2_70B, MEMORY, NETWORK, TABLE_2, Operator, Workload
 from papers.nanoflow.dense_batch import DenseBatch
 from papers.nanoflow.experiment import run
-from papers.nanoflow.interference import Interference, fluid_bound, interference, measured_streams, naive_gain
+from papers.nanoflow.interference import (
+    Interference,
+    fluid_bound,
+    hidden_share,
+    interference,
+    measured_streams,
+    naive_gain,
+)
 from papers.nanoflow.list_schedule import Choice, Evaluator
+from papers.nanoflow.naive_streams import fair_period
 from papers.nanoflow.nano_batches import even_cuts, split_layer
-from papers.nanoflow.numerics import largest_difference
-from papers.nanoflow.offload import compute_saved
+from papers.nanoflow.numerics import differences
+from papers.nanoflow.offload import compute_saved, rounds_of
+from papers.nanoflow.online import wasted_share
 from papers.nanoflow.pipeline_latency import sequential_latency, workload_context
 from papers.nanoflow.polish import Schedule
 from papers.nanoflow.replay import violations
-from papers.nanoflow.search import Effort, halved, plain, search
+from papers.nanoflow.search import Effort, drawn, halved, plain, search
 from papers.nanoflow.stage_one import best_order
 from papers.nanoflow.stage_two import anneal, checked, one_after_another, random_schedule, staggered
 from tests.common.serving.reference import SteppedInstance
@@ -197,14 +211,14 @@ def test_a_search_that_forgets_dependencies_fails_the_replay_and_the_numerics():
     found = search(ops, 2048, CURVES, np.random.default_rng(0), SMALL, serially, dependent=False).found
     assert any("before" in line for line in violations(found.layer.ops, *found.schedule, CURVES.exponents))
     assert (
-        largest_difference(found.layer, found.schedule.starts, torch.Generator().manual_seed(0), 2048) > 1e-2
+        differences(found.layer, found.schedule.starts, torch.Generator().manual_seed(0), 2048).max() > 1e-2
     )
 
 
 def test_nano_batches_in_the_schedules_order_compute_the_same(pipeline, layer):
     for found in (pipeline.found, one_after_another(layer)):
         generator = torch.Generator().manual_seed(1)
-        assert largest_difference(found.layer, found.schedule.starts, generator, 2048) < 1e-5
+        assert differences(found.layer, found.schedule.starts, generator, 2048).max() < 1e-5
 
 
 def test_nothing_is_gained_where_all_operators_need_one_resource():
@@ -281,27 +295,119 @@ def test_a_dense_batch_is_filled_to_the_token_and_an_end_is_seen_late():
 
 
 SMOKE = Config(
-    models=["llama-3-8b"],
-    exponents=[0.5],
+    models=["deepseek-67b"],
+    exponents=[],
     splits=1,
     walks=1,
-    evaluations=100,
-    refined=100,
+    evaluations=30,
+    refined=30,
     nodes=1,
     requests=60,
     seconds=1.0,
     conversations=50,
-    traces=["lmsys"] if Runtime([0]).data("nanoflow-lmsys-lengths") else [],
+    traces=["lmsys"],
     resolution=0.5,
 )
 
 
-def test_the_same_configuration_gives_the_same_bytes():
+def test_the_same_configuration_gives_the_same_bytes_and_prints_nothing(capfd):
     def bytes_of() -> str:
-        seen = run(SMOKE, Runtime([0], workers=1))
-        return "\n".join(str(row) for row in seen if row.metric != "search_minutes")
+        return "\n".join(str(row) for row in run(SMOKE, Runtime([0], workers=1)))
 
     assert bytes_of() == bytes_of()
+    assert capfd.readouterr() == ("", "")
+
+
+def observed(config, *metrics):
+    return run(config, Runtime([0, 1], workers=1, wanted=metrics))
+
+
+def test_the_sequential_schedule_put_through_the_judge_gains_nothing():
+    """A share of the optimum is over the sequential schedule's own: where that comes back, nothing is left."""
+    model = "share_of_optimum_llama_2_70b"
+    seen = observed(replace(SMOKE, gemms_only=True), model, f"sequential_{model}")
+    assert seen.values(model) == pytest.approx(seen.values(f"sequential_{model}"))
+    off = observed(replace(SMOKE, overlap=False), model, f"sequential_{model}")
+    assert max(off.values(model)) < min(off.values(f"sequential_{model}"))
+
+
+def test_schedules_drawn_at_random_are_feasible_and_differ_by_seed():
+    ops = cost.operators(LLAMA_2_70B, cost.TABLE_WORKLOAD)
+    periods = set()
+    for seed in range(4):
+        found = drawn(ops, 2048, CURVES, np.random.default_rng(seed), Effort()).found
+        assert violations(found.layer.ops, *found.schedule, CURVES.exponents) == []
+        periods.add(found.schedule.period)
+    assert len(periods) == 4
+
+
+def test_streams_without_control_meet_the_closed_forms_of_small_layers(layer):
+    a, b = Operator("A", COMPUTE, 0.0, 1 / 256), Operator("B", MEMORY, 0.0, 1 / 256)
+    whole = split_layer({"A": a, "B": b}, 256, {})
+    assert fair_period(whole, CURVES) == pytest.approx(2.0)  # one batch: nothing runs together
+    halves = split_layer({"A": a, "B": b}, 256, {"A": (128,), "B": (128,)})
+    straight = fair_period(halves, interference(1.0, 1.0))
+    assert straight == pytest.approx(2.0)  # P = R: what overlaps takes as long as it did alone
+    assert 1.0 < fair_period(halves, CURVES) < 2.0
+    assert fair_period(layer, CURVES) >= fluid_bound(layer.work, CURVES)
+
+
+def test_tokens_behind_an_end_are_counted_by_the_engine():
+    work = Requests(np.zeros(8), np.full(8, 50), np.full(8, 40))
+    assert wasted_share(work, 0) == 0
+    for late in (1, 4):
+        assert wasted_share(work, late) == pytest.approx(late / 40)
+
+
+@pytest.mark.parametrize("pair", ["gemm", "gemm+gemm", "", "decode_attention"])
+def test_one_kernel_is_no_pair(pair):
+    for function in (naive_gain, hidden_share):
+        with pytest.raises(ValueError, match="no kernels that ran together"):
+            function(pair, measured_streams())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"traces": []},
+        {"traces": ["lmsys", "lmsys"]},
+        {"pair": "gemm"},
+        {"late": -1},
+        {"chain": "foo"},
+        {"batch": 3},
+        {"search": "naive", "overlap": False},
+        {"search": "random", "dependencies": False},
+        {"one_resource": True, "gemms_only": True},
+        {"gpu_context": 8},
+        {"network_exponent": 0.1},
+    ],
+)
+def test_what_cannot_run_is_refused_in_one_line(wrong):
+    project = Project.current()
+    with pytest.raises(LabError) as refused:
+        compose(project, "nanoflow", "smoke").with_settings(wrong, "SET")
+    assert "\n" not in str(refused.value) and next(iter(wrong)).split("_")[0] in str(refused.value)
+
+
+def test_public_functions_refuse_what_means_nothing():
+    ops = cost.operators(LLAMA_2_70B, cost.TABLE_WORKLOAD)
+    for call in (
+        lambda: Workload(-1, 5),
+        lambda: Workload(0, 0),
+        lambda: cost.operators(LLAMA_2_70B, cost.TABLE_WORKLOAD, chain="foo"),
+        lambda: cost.throughput(LLAMA_2_70B, float("nan")),
+        lambda: CURVES.performance(MEMORY, 1.5),
+        lambda: CURVES.performance(MEMORY, float("nan")),
+        lambda: fluid_bound({COMPUTE: float("inf")}, CURVES),
+        lambda: even_cuts(2048, 0),
+        lambda: DenseBatch(late=-1),
+        lambda: rounds_of(np.random.default_rng(0), 5, 0.5),
+        lambda: compute_saved([3], np.ones(2), np.ones(2), True),
+        lambda: differences(plain(ops, 2048), (0.0,), torch.Generator(), 2048),
+    ):
+        with pytest.raises(ValueError):
+            call()
+    check(Config())
 
 
 def test_workload_averages_follow_the_steady_state():
