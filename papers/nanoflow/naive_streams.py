@@ -10,21 +10,22 @@ from papers.nanoflow.interference import Interference
 from papers.nanoflow.nano_batches import STREAMS, Layer
 
 _FIRST, _LAST = 3, 9  # the period is the mean between the ends of these layers
+_LAYERS = _LAST + 3  # the last ones for company alone: they are not waited for
 
 
 def fair_period(layer: Layer, curves: Interference) -> float:
     """Microseconds a layer on three streams that share the execution units fairly."""
     ops = layer.ops
-    waits = {(i, n): 0 for n in range(_LAST + 1) for i in range(len(ops))}
+    waits = {(i, n): 0 for n in range(_LAYERS) for i in range(len(ops))}
     for edge in layer.dependencies:
-        for n in range(edge.lag, _LAST + 1):
+        for n in range(edge.lag, _LAYERS):
             waits[edge.after, n] += 1
-    ends = [0.0] * (_LAST + 1)
+    ends, open_ops = [0.0] * _LAYERS, len(ops) * (_LAST + 1)  # that the measured layers still need
     waiting = set(waits)
     running: dict[str, tuple[int, int]] = {}
     left: dict[str, float] = {}
     now = 0.0
-    while waiting or running:
+    while open_ops:
         for stream in STREAMS:
             ready = [(n, ops[i].low, i) for i, n in waiting if ops[i].stream == stream and not waits[i, n]]
             if stream not in running and ready:
@@ -41,8 +42,9 @@ def fair_period(layer: Layer, curves: Interference) -> float:
                 continue
             i, n = running.pop(stream)
             ends[n] = max(ends[n], now)
+            open_ops -= n <= _LAST
             for edge in layer.dependencies:
-                if edge.before == i and n + edge.lag <= _LAST:
+                if edge.before == i and n + edge.lag < _LAYERS:
                     waits[edge.after, n + edge.lag] -= 1
     period = (ends[_LAST] - ends[_FIRST]) / (_LAST - _FIRST)
     assert math.isfinite(period)
