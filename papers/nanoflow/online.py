@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.lab.runtime import Observations, Runtime
+from common.lab.runtime import Coordinate, Observations, Runtime
 from common.serving.engine import Instance, simulate
 from common.serving.loop import EventLoop
 from common.serving.memory import PagedMemory
@@ -103,7 +103,7 @@ def observe(job: Job) -> Observations:
         seen.add("online_rate", rates[name], job.seed, trace=job.trace, system=name)
         for part in CURVE if job.curve else ():
             trace = serve(system, first_of(part * start), part * start)
-            at = {"trace": job.trace, "system": name, "rate": part * start}
+            at: dict[str, Coordinate] = {"trace": job.trace, "system": name, "rate": part * start}
             seen.add("normalised_latency", float(np.mean(normalised_latency(trace))), job.seed, **at)
     gain = rates["NanoFlow"] / rates["non-overlap"]
     seen.add("online_rate_gain_by_trace", gain, job.seed, trace=job.trace)

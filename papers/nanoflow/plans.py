@@ -71,7 +71,7 @@ def shown_only(plan: Plan) -> bool:
 
 def keyed(lab: Runtime, cases: list[Case]) -> list[Result]:
     """The results of cases, known ones from earlier arms."""
-    known = lab.once("nanoflow: pipelines", dict)
+    known: dict[str, Result] = lab.once("nanoflow: pipelines", dict)
     missing = {repr(one): one for one in cases if repr(one) not in known}
     known.update(zip(missing, lab.map(solve, missing.values(), "pipelines"), strict=True))
     return [known[repr(one)] for one in cases]
