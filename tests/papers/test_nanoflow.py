@@ -16,6 +16,7 @@ from common.serving.engine import Instance, simulate
 from common.serving.memory import PagedMemory
 from common.serving.workload import Workload as Requests
 from papers.nanoflow import cost_model as cost
+from papers.nanoflow import list_schedule
 from papers.nanoflow.config import Config, check
 from papers.nanoflow.cost_model import COMPUTE, LLAMA_2_70B, MEMORY, NETWORK, TABLE_2, Operator, Workload
 from papers.nanoflow.dense_batch import DenseBatch
@@ -226,6 +227,20 @@ def test_nothing_is_gained_where_all_operators_need_one_resource():
     alike = {name: op.on(COMPUTE) for name, op in ops.items()}
     found = search(alike, 2048, CURVES, np.random.default_rng(0), SMALL, serially)
     assert found.period == pytest.approx(cost.sequential_us(ops, 2048))
+
+
+def test_the_compiled_list_schedule_gives_the_ends_of_the_interpreted_one(layer, monkeypatch):
+    rng = np.random.default_rng(5)
+    drawn = [
+        Choice(tuple(rng.choice(8, len(layer.ops)) / 8), tuple(rng.integers(1, 21, len(layer.ops)) / 20))
+        for _ in range(20)  # with equal priorities among them
+    ]
+    never = Choice(drawn[0].priorities, (1.5,) * len(layer.ops))
+    evaluator = Evaluator(layer, CURVES)
+    fast = [evaluator.period(choice) for choice in [*drawn, never]]
+    monkeypatch.setattr(list_schedule, "compiled", lambda: list_schedule.list_schedule)
+    assert fast == [evaluator.period(choice) for choice in [*drawn, never]]
+    assert fast[-1] == np.inf and np.isfinite(fast[:-1]).all()
 
 
 def test_polishing_never_lengthens_a_periodic_draft(layer):
