@@ -103,8 +103,10 @@ def observe_conversations(config: Config, lab: Runtime, seen: Observations) -> N
 def observe_base(config: Config, lab: Runtime, seen: Observations, base: Result, seed: int) -> None:
     """The base pipeline itself: its bounds, its replay, copies beside it, and a real layer run in its order."""
     found, curves = base.pipeline.found, base.case.switches.curves
-    for name, period in (*base.systems, ("stage I", base.pipeline.stage_one.period)):
+    for name, period in base.systems:
         seen.add("period_us", period, seed, step=name)
+    if base.pipeline.stage_one:
+        seen.add("period_us", base.pipeline.stage_one.period, seed, step="stage I")
     for op, start, share in zip(found.layer.ops, *found.schedule[1:], strict=True):
         at: dict[str, Coordinate] = {"operator": op.operator, "stream": op.stream, "low": op.low}
         seen.add("op_start_us", start, seed, **at)
@@ -184,7 +186,9 @@ def observe_online(
                     cuts, choice, result.case.switches.curves, config.chain, mean
                 )
                 seen.add("plane_error", error, seed, trace=name)
+            sizes = (config.late, config.requests, config.seconds, config.resolution)
             curve = seed == lab.seeds[0] and lab.wants("normalised_latency")
-            jobs.append(online.Job(name, seed, online.draw(name, config, lab, seed), ours, config, curve))
-    for rows in lab.map(online.observe, jobs, "online"):
-        seen.extend(rows)
+            jobs += [online.Job(name, seed, one, *sizes, curve) for one in (sequential_latency(), ours)]
+    rows = online.serve_all(lab, config, jobs)
+    for job, plain, ours_served in zip(jobs[::2], rows[::2], rows[1::2], strict=True):
+        online.observe(seen, job.trace, job.seed, plain, ours_served)

@@ -37,14 +37,24 @@ class System(NamedTuple):
 
 
 class Job(NamedTuple):
-    """A trace's requests for one seed, served by both systems; curve: whether latencies over the rate are asked for."""
+    """One engine on a trace's requests of one seed; curve: whether latencies over the rate are asked for."""
 
     trace: str
     seed: int
-    work: Workload
-    ours: PipelineLatency
-    config: Config
+    latency: PipelineLatency
+    late: int
+    requests: int
+    seconds: float
+    resolution: float
     curve: bool
+
+
+class Served(NamedTuple):
+    """The highest rate within the limit, how many requests that took, and (rate, seconds a token) of the curve."""
+
+    rate: float
+    requests: int
+    curve: tuple[tuple[float, float], ...]
 
 
 def build(system: System, loop: EventLoop) -> Instance:
@@ -88,29 +98,47 @@ def usual_rate(work: Workload) -> float:
     return 1000 * LLAMA_2_70B.gpus / float((work.prompt + work.output).mean())
 
 
-def observe(job: Job) -> Observations:
-    """Rates within the limit (and latencies over the rate), of the pipeline and of the same engine without overlap."""
-    config, work, seen = job.config, job.work, Observations()
-    policy = DenseBatch(LLAMA_2_70B.dense_batch, float(work.output.mean()), config.late)
-    systems = {"non-overlap": System(sequential_latency(), policy), "NanoFlow": System(job.ours, policy)}
-    start, rates = usual_rate(work), {}
+def served(job: Job, work: Workload) -> Served:
+    """Rate within the limit, and latencies over the rate."""
+    system = System(job.latency, DenseBatch(LLAMA_2_70B.dense_batch, float(work.output.mean()), job.late))
+    start = usual_rate(work)
 
     def first_of(rate: float) -> Workload:
-        return work.first(max(config.requests, int(rate * config.seconds)))
+        return work.first(max(job.requests, int(rate * job.seconds)))
 
-    for name, system in systems.items():
-        rates[name] = sustained_rate(system, first_of, start, config.resolution)
-        seen.add("online_rate", rates[name], job.seed, trace=job.trace, system=name)
-        for part in CURVE if job.curve else ():
-            trace = serve(system, first_of(part * start), part * start)
-            at: dict[str, Coordinate] = {"trace": job.trace, "system": name, "rate": part * start}
-            seen.add("normalised_latency", float(np.mean(normalised_latency(trace))), job.seed, **at)
-    gain = rates["NanoFlow"] / rates["non-overlap"]
-    seen.add("online_rate_gain_by_trace", gain, job.seed, trace=job.trace)
-    if job.trace == "lmsys":
-        seen.add("online_rate_gain", gain, job.seed)
-        seen.add("online_requests", len(first_of(rates["non-overlap"])), job.seed)
-    return seen
+    def latency_at(rate: float) -> float:
+        return float(np.mean(normalised_latency(serve(system, first_of(rate), rate))))
+
+    rate = sustained_rate(system, first_of, start, job.resolution)
+    curve = tuple((part * start, latency_at(part * start)) for part in CURVE) if job.curve else ()
+    return Served(rate, len(first_of(rate)), curve)
+
+
+def serve_all(lab: Runtime, config: Config, jobs: list[Job]) -> list[Served]:
+    """What became of each job; one that an earlier arm asked for is not served again."""
+    known: dict[Job, Served] = lab.once("nanoflow: online", dict)
+    missing = [job for job in dict.fromkeys(jobs) if job not in known]
+    works = {(one.trace, one.seed): draw(one.trace, config, lab, one.seed) for one in missing}
+    pairs = [(job, works[job.trace, job.seed]) for job in missing]
+    known.update(zip(missing, lab.map(_served, pairs, "online"), strict=True))
+    return [known[job] for job in jobs]
+
+
+def _served(pair: tuple[Job, Workload]) -> Served:
+    return served(*pair)
+
+
+def observe(seen: Observations, trace: str, seed: int, plain: Served, ours: Served) -> None:
+    """The rows of one seed: rates within the limit of the pipeline and of the same engine without overlap."""
+    for name, one in (("non-overlap", plain), ("NanoFlow", ours)):
+        seen.add("online_rate", one.rate, seed, trace=trace, system=name)
+        for rate, latency in one.curve:
+            at: dict[str, Coordinate] = {"trace": trace, "system": name, "rate": rate}
+            seen.add("normalised_latency", latency, seed, **at)
+    seen.add("online_rate_gain_by_trace", ours.rate / plain.rate, seed, trace=trace)
+    if trace == "lmsys":
+        seen.add("online_rate_gain", ours.rate / plain.rate, seed)
+        seen.add("online_requests", plain.requests, seed)
 
 
 def draw(name: str, config: Config, lab: Runtime, seed: int) -> Workload:

@@ -1,6 +1,5 @@
 """Pipelines of several models and workloads: non-overlap, nano-batch-only, and what the search finds."""
 
-from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +15,7 @@ from papers.nanoflow.cost_model import (
 from papers.nanoflow.interference import Interference, fluid_bound, interference
 from papers.nanoflow.list_schedule import Choice
 from papers.nanoflow.naive_streams import fair_period
-from papers.nanoflow.search import Cuts, Effort, Map, Pipeline, Walk, Walked, drawn, halved, search
+from papers.nanoflow.search import Cuts, Effort, Pipeline, Structure, drawn, halved, search
 from papers.nanoflow.stage_two import Found, one_after_another
 
 CONSTANT = (Workload(512, 512), Workload(1024, 512), Workload(512, 1024))  # Section 6.2
@@ -44,7 +43,8 @@ class Switches(NamedTuple):
 class Case(NamedTuple):
     """One model and workload to find a pipeline for.
 
-    start: a pipeline of the same structure to start from. seed: of the walks, or of the draw.
+    start: a pipeline of the same structure to start from. seed: of the walks, or of the draw. tried: what Stage I gave
+    for these operators before, if anything.
     """
 
     deployment: Deployment
@@ -54,6 +54,12 @@ class Case(NamedTuple):
     effort: Effort
     start: tuple[Cuts, Choice] | None = None
     seed: int = 0
+    tried: tuple[Structure, ...] = ()
+
+    @property
+    def searched(self) -> bool:
+        """Whether the two-stage search runs, and nothing takes its place."""
+        return self.switches.overlap and self.switches.search == "two-stage"
 
 
 class Result(NamedTuple):
@@ -95,8 +101,8 @@ def case_operators(case: Case) -> dict[str, Operator]:
     return found
 
 
-def solve(case: Case, run: Map | None = None) -> Result:
-    """All periods of a case. run: a parallel map for the search's walks; serial by default."""
+def solve(case: Case) -> Result:
+    """All periods of a case."""
     found = case_operators(case)
     curves = case.switches.curves
     split = halved(found, case.batch)
@@ -118,14 +124,16 @@ def solve(case: Case, run: Map | None = None) -> Result:
             curves,
             rng,
             case.effort,
-            run or serially,
             dependent=case.switches.dependencies,
             start=case.start,
+            tried=case.tried,
         )
     sequential = sequential_us(found, case.batch)
-    return Result(case, sequential, split.sequential, naive, fluid_bound(split.work, curves), pipeline)
-
-
-def serially(function: Callable[[Walk], Walked], jobs: Sequence[Walk], label: str) -> list[Walked]:
-    """`lab.map` without processes."""
-    return [function(job) for job in jobs]
+    return Result(
+        case._replace(tried=()),
+        sequential,
+        split.sequential,
+        naive,
+        fluid_bound(split.work, curves),
+        pipeline,
+    )

@@ -5,8 +5,8 @@ from typing import NamedTuple
 from common.lab.runtime import Runtime
 from papers.nanoflow.config import Config
 from papers.nanoflow.cost_model import DEPLOYMENTS, LLAMA_2_70B, Deployment, Workload
-from papers.nanoflow.pipelines import CONSTANT, PREFILL_ONLY, Case, Result, Switches, solve
-from papers.nanoflow.search import Effort
+from papers.nanoflow.pipelines import CONSTANT, PREFILL_ONLY, Case, Result, Switches, case_operators, solve
+from papers.nanoflow.search import Effort, structures
 
 BASE = CONSTANT[1]  # 1,024 in, 512 out: the lengths of the paper's shares of the optimum
 ONLINE = ("online_rate_gain", "online_requests")
@@ -70,11 +70,23 @@ def shown_only(plan: Plan) -> bool:
 
 
 def keyed(lab: Runtime, cases: list[Case]) -> list[Result]:
-    """The results of cases, known ones from earlier arms."""
+    """The results of cases, known ones from earlier arms; only searches are worth other processes."""
     known: dict[str, Result] = lab.once("nanoflow: pipelines", dict)
     missing = {repr(one): one for one in cases if repr(one) not in known}
-    known.update(zip(missing, lab.map(solve, missing.values(), "pipelines"), strict=True))
+    hard = {key: with_stage_one(lab, one) for key, one in missing.items() if one.searched}
+    known.update(zip(hard, lab.map(solve, hard.values(), "pipelines"), strict=True))
+    known.update((key, solve(one)) for key, one in missing.items() if not one.searched)
     return [known[repr(one)] for one in cases]
+
+
+def with_stage_one(lab: Runtime, one: Case) -> Case:
+    """The case with what Stage I makes of its operators: once for all seeds and curves, which it does not know."""
+    if one.start is not None:
+        return one
+    ops, dependent = case_operators(one), one.switches.dependencies
+    key = ("nanoflow: stage I", tuple(ops.items()), one.batch, one.effort, dependent)
+    tried = lab.once(key, lambda: tuple(structures(ops, one.batch, one.effort, dependent=dependent)))
+    return one._replace(tried=tried)
 
 
 def case(config: Config, plan: Plan, seed: int, base: Result | None = None) -> Case:

@@ -47,10 +47,6 @@ CURVES = interference()
 SMALL = Effort(splits=1, walks=2, evaluations=300, refined=300, nodes=2)
 
 
-def serially(function, jobs, label):
-    return [function(job) for job in jobs]
-
-
 @pytest.fixture(scope="module")
 def layer():
     ops = cost.operators(LLAMA_2_70B, cost.TABLE_WORKLOAD)
@@ -60,7 +56,7 @@ def layer():
 @pytest.fixture(scope="module")
 def pipeline():
     ops = cost.operators(LLAMA_2_70B, cost.TABLE_WORKLOAD)
-    return search(ops, 2048, CURVES, np.random.default_rng(0), SMALL, serially)
+    return search(ops, 2048, CURVES, np.random.default_rng(0), SMALL)
 
 
 def test_the_table_sums_to_the_sequential_period():
@@ -209,7 +205,7 @@ def test_the_replay_notices_each_kind_of_mistake(layer):
 
 def test_a_search_that_forgets_dependencies_fails_the_replay_and_the_numerics():
     ops = cost.operators(LLAMA_2_70B, cost.TABLE_WORKLOAD)
-    found = search(ops, 2048, CURVES, np.random.default_rng(0), SMALL, serially, dependent=False).found
+    found = search(ops, 2048, CURVES, np.random.default_rng(0), SMALL, dependent=False).found
     assert any("before" in line for line in violations(found.layer.ops, *found.schedule, CURVES.exponents))
     assert (
         differences(found.layer, found.schedule.starts, torch.Generator().manual_seed(0), 2048).max() > 1e-2
@@ -225,7 +221,7 @@ def test_nano_batches_in_the_schedules_order_compute_the_same(pipeline, layer):
 def test_nothing_is_gained_where_all_operators_need_one_resource():
     ops = cost.operators(LLAMA_2_70B, cost.TABLE_WORKLOAD)
     alike = {name: op.on(COMPUTE) for name, op in ops.items()}
-    found = search(alike, 2048, CURVES, np.random.default_rng(0), SMALL, serially)
+    found = search(alike, 2048, CURVES, np.random.default_rng(0), SMALL)
     assert found.period == pytest.approx(cost.sequential_us(ops, 2048))
 
 
