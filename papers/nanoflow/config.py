@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from common.lab.bounds import At, Choice, Inferred, Length
-from papers.nanoflow.cost_model import CHAINS, DEPLOYMENTS
+from papers.nanoflow.cost_model import DEPLOYMENTS
 
 TRACES = {
     "splitwise": "nanoflow-azure-conversation",
@@ -24,9 +24,6 @@ class Config:
     exponents: Annotated[list[float], Length(0, 8), At(0.3, 1.0)] = field(
         default_factory=lambda: [0.4, 0.65, 0.8]
     )  # of the network, swept for a figure
-    chain: Annotated[str, Choice(*CHAINS)] = (
-        "reduce"  # `gather`: all-gathers around O, no all-reduce behind it
-    )
     splits: Annotated[int, At(1, 4)] = 3  # sizes that Stage I tries
     walks: Annotated[int, At(1, 64)] = 6  # of Stage II
     evaluations: Annotated[int, At(20, 100_000)] = 2500  # of a walk
@@ -42,12 +39,16 @@ class Config:
     ] = 0.5
     copy_share: Annotated[
         float,
-        Inferred(0.05, 0.3, "units that gather pages for the copy engine; the smallest share that we give"),
+        Inferred(
+            0.05, 0.3, "of units that gather pages for the copy engine; no source is known for either end"
+        ),
     ] = 0.05
     mean_rounds: Annotated[
         float,
         Inferred(
-            1.5, 3.5, "of a conversation, geometric; LMSYS-Chat-1M has 2.0, of those served nothing is said"
+            1.5,
+            3.5,
+            "geometric; LMSYS-Chat-1M has 2.0, of those served nothing is said: no source is known for either end",
         ),
     ] = 2.0
 

@@ -4,9 +4,6 @@ The search is random: each seed walks anew, and plans every workload and model f
 Throughput counts prompt and output tokens together, per GPU, as the paper does.
 """
 
-import csv
-from pathlib import Path
-
 import numpy as np
 
 from common.lab.runtime import Coordinate, Observations, Runtime
@@ -17,17 +14,17 @@ from papers.nanoflow.cost_model import (
     Workload,
     bound_map,
     optimal_throughput,
+    published,
     sequential_us,
     throughput,
 )
-from papers.nanoflow.interference import hidden_share, measured_streams, naive_gain
+from papers.nanoflow.interference import hidden_share, measured_streams
 from papers.nanoflow.pipeline_latency import overlapped_latency, sequential_latency
 from papers.nanoflow.pipelines import CONSTANT, Result, case_operators
 from papers.nanoflow.plans import BASE, HOME, OF_TRACES, ONLINE, Plan, case, solved, wanted
 from papers.nanoflow.replay import violations
 from papers.nanoflow.search import halved
 
-PUBLISHED = Path(__file__).with_name("published.csv")  # throughputs of engines that nobody can run here
 MAP_WORKLOAD = Workload(
     512, 1024
 )  # of the T_R map: the longest outputs of Section 6, which press memory most
@@ -79,8 +76,6 @@ def observe_arithmetic(config: Config, lab: Runtime, seen: Observations) -> None
         seen.add("nano_batch_only", float(np.mean(alone)))
     if lab.wants("copy_hides_better"):
         seconds = measured_streams()
-        for pair in (name for name in seconds if "+" in name):
-            seen.add("streams_gain", naive_gain(pair, seconds), pair=pair)
         better = hidden_share("gemm+h2d", seconds) / hidden_share(config.pair, seconds)
         seen.add("copy_hides_better", better)
 
@@ -121,7 +116,6 @@ def observe_base(config: Config, lab: Runtime, seen: Observations, base: Result,
         generator = lab.torch_generator(seed, "layer")
         off = differences(found.layer, found.schedule.starts, generator, base.case.batch)
         seen.add("numerics_wrong", int((off > EXACT).sum()), seed)
-        seen.add("numerics_difference", float(off.max()), seed)
     for row in seen.rows("compute_saved", seed=seed) if lab.wants("offload_slowdown") else ():
         copies = offload.copy_us(LLAMA_2_70B, base.case.batch, row.value - 1)
         slower = offload.period_with_copies(found, curves, copies, config.hide_copies, config.copy_share)
@@ -144,8 +138,6 @@ def observe_pipeline(seen: Observations, plan: Plan, result: Result, seed: int) 
             seen.add("throughput", rate, seed, workload=str(workload), system=name)
     if workload == BASE:
         best = optimal_throughput(model.model)
-        plain = min(result.sequential, result.naive)
-        seen.add("gain_over_best_plain", plain / result.pipeline.period, seed, model=model.model)
         for name, period in result.systems:
             share = throughput(model, period, batch) / best
             seen.add("share_of_optimum", share, seed, model=model.model, system=name)
@@ -155,13 +147,11 @@ def observe_pipeline(seen: Observations, plan: Plan, result: Result, seed: int) 
 
 def observe_published(lab: Runtime, seen: Observations, means: dict[str, Workload], found: Found) -> None:
     """Throughput at the traces' mean lengths over what was published of TensorRT-LLM, the mean over the traces."""
-    with PUBLISHED.open(newline="") as file:
-        constants = {row["workload"]: float(row["tokens_per_s_per_gpu"]) for row in csv.DictReader(file)}
+    constants = published("TensorRT-LLM, tokens/s/GPU")
     for seed in lab.seeds if means else ():
         ratios: dict[str, list[float]] = {"NanoFlow": [], "non-overlap": []}
         for name, mean in means.items():
             result = found[Plan(LLAMA_2_70B, mean), seed]
-            seen.add("gain_at_trace_lengths", result.gain, seed, trace=name)
             for system, period in result.systems:
                 if system in ratios:
                     rate = throughput(LLAMA_2_70B, period, result.case.batch)
@@ -182,9 +172,7 @@ def observe_online(
             ours = sequential_latency(pieces=1 if config.overlap else 2)
             if result.pipeline.cuts:
                 cuts, choice = result.pipeline.cuts, result.pipeline.found.choice
-                ours, error = overlapped_latency(
-                    cuts, choice, result.case.switches.curves, config.chain, mean
-                )
+                ours, error = overlapped_latency(cuts, choice, result.case.switches.curves, mean)
                 seen.add("plane_error", error, seed, trace=name)
             sizes = (config.late, config.requests, config.seconds, config.resolution)
             curve = seed == lab.seeds[0] and lab.wants("normalised_latency")

@@ -64,7 +64,6 @@ def overlapped_latency(
     cuts: Mapping[str, tuple[int, ...]],
     choice: Choice,
     curves: Interference,
-    chain: str,
     workload: Workload = TABLE_WORKLOAD,
 ) -> tuple[PipelineLatency, float]:
     """The plane through periods of one choice at other batches and contexts, and its largest relative error.
@@ -75,7 +74,7 @@ def overlapped_latency(
     whole = LLAMA_2_70B.dense_batch
     for batch in (512, 1024, 1536, 2048):
         for scale in (0.5, 1.0, 1.5):  # of the workload's context
-            ops = operators(LLAMA_2_70B, workload, chain=chain)
+            ops = operators(LLAMA_2_70B, workload)
             ops["Attn"] = ops["Attn"].scaled(scale)
             scaled = {name: tuple(cut * batch // whole for cut in inside) for name, inside in cuts.items()}
             layer = split_layer(ops, batch, scaled, multiples=False)

@@ -32,7 +32,6 @@ class Switches(NamedTuple):
     gemms_only: bool = False
     attention_exponent: float = 0.75
     network_exponent: float = 0.5
-    chain: str = "reduce"
     search: str = "two-stage"
 
     @property
@@ -93,7 +92,7 @@ class Result(NamedTuple):
 def case_operators(case: Case) -> dict[str, Operator]:
     """The case's operators, with what a control takes away."""
     switches = case.switches
-    found = operators(case.deployment, case.workload, chain=switches.chain, duplication=switches.duplication)
+    found = operators(case.deployment, case.workload, duplication=switches.duplication)
     if switches.one_resource:
         found = {name: op.on(COMPUTE) for name, op in found.items()}
     if switches.gemms_only:

@@ -100,7 +100,6 @@ def case(config: Config, plan: Plan, seed: int, base: Result | None = None) -> C
         config.one_resource,
         config.gemms_only,
         *((1.0, 1.0) if config.gemms_only else curves),
-        config.chain,
         config.search,
     )
     start = None

@@ -76,8 +76,10 @@ def halves(ops: Mapping[str, Operator], batch: int, effort: Effort) -> list[Cuts
 
 
 def quarters(cuts: Cuts, batch: int, effort: Effort) -> list[Cuts]:
-    """The same with attention, or what feeds it as well, in four."""
-    if effort.splits == 1:
+    """The same with attention, or what feeds it as well, in four, where the batch has room for that."""
+    if (
+        effort.splits == 1 or 2 * UNIT <= batch < 4 * UNIT
+    ):  # multiples of 128 apply, and there are fewer than four
         return []
     finer = tuple(sorted({*even_cuts(batch, 4), *cuts["Attn"]}))
     return [{**cuts, **dict.fromkeys(names, finer)} for names in (("Attn",), ("KQV", "Attn"))]

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.lab.card import Card
 from common.lab.config import compose
 from common.lab.errors import LabError
 from common.lab.project import Project
@@ -16,7 +17,7 @@ from common.serving.engine import Instance, simulate
 from common.serving.memory import PagedMemory
 from common.serving.workload import Workload as Requests
 from papers.nanoflow import cost_model as cost
-from papers.nanoflow import list_schedule
+from papers.nanoflow import list_schedule, plans
 from papers.nanoflow.config import Config, check
 from papers.nanoflow.cost_model import COMPUTE, LLAMA_2_70B, MEMORY, NETWORK, TABLE_2, Operator, Workload
 from papers.nanoflow.dense_batch import DenseBatch
@@ -36,9 +37,10 @@ from papers.nanoflow.numerics import differences
 from papers.nanoflow.offload import compute_saved, rounds_of
 from papers.nanoflow.online import wasted_share
 from papers.nanoflow.pipeline_latency import sequential_latency, workload_context
+from papers.nanoflow.pipelines import solve
 from papers.nanoflow.polish import Schedule
 from papers.nanoflow.replay import violations
-from papers.nanoflow.search import Effort, drawn, halved, plain, search
+from papers.nanoflow.search import Effort, drawn, halved, plain, search, structures
 from papers.nanoflow.stage_one import best_order
 from papers.nanoflow.stage_two import anneal, checked, one_after_another, random_schedule, staggered
 from tests.common.serving.reference import SteppedInstance
@@ -123,6 +125,42 @@ def test_cuts_outside_the_rule_are_refused():
     for cuts in ((100,), (512, 512), (2048,)):
         with pytest.raises(ValueError, match="cuts"):
             split_layer(ops, 2048, {"KQV": cuts})
+
+
+def test_a_batch_of_two_or_three_units_is_cut_in_two_and_no_finer():
+    ops = cost.operators(LLAMA_2_70B, cost.TABLE_WORKLOAD)
+    pieces = {}
+    for batch in (16, 130, 255, 256, 300, 511, 512):
+        tried = structures(ops, batch, Effort(splits=4, nodes=1))
+        pieces[batch] = max(len(cuts) + 1 for one in tried for cuts in one.cuts.values())
+    assert pieces == {16: 4, 130: 4, 255: 4, 256: 2, 300: 2, 511: 2, 512: 4}
+
+
+def test_what_stage_i_gave_before_changes_nothing_and_is_computed_once_for_all_seeds(monkeypatch):
+    calls = []
+
+    def counted(*given, **switches):
+        calls.append(given)
+        return structures(*given, **switches)
+
+    monkeypatch.setattr(plans, "structures", counted)
+    config, lab = replace(SMOKE, evaluations=20, refined=20), Runtime([0, 1], workers=1)
+    cases = [plans.case(config, plans.HOME, seed) for seed in lab.seeds]
+    shared = plans.keyed(lab, cases)
+    plans.keyed(lab, [plans.case(replace(config, network_exponent=0.9), plans.HOME, 0)])
+    assert len(calls) == 1
+    assert [solve(one) for one in cases] == shared
+
+
+def test_published_numbers_are_those_of_the_card():
+    theirs, plain = (cost.published(f"{name}, tokens/s/GPU") for name in ("NanoFlow", "non-overlap"))
+    card = Card.load(Project.current().card("nanoflow"))
+    values = {claim.id: claim.paper.value for claim in card.claims}
+    assert theirs["512-1024"] / plain["512-1024"] == pytest.approx(values["gain-512-1024"], abs=1e-3)
+    assert theirs["512-0"] / plain["512-0"] == pytest.approx(values["gain-prefill-only"], abs=1e-3)
+    assert cost.published("NanoFlow, % of the optimum")["llama-2-70b"] == 68.5
+    with pytest.raises(ValueError, match="nothing called"):
+        cost.published("vLLM")
 
 
 def test_the_fluid_bound_is_the_work_where_curves_are_straight_and_less_where_they_bend():
@@ -384,7 +422,6 @@ def test_one_kernel_is_no_pair(pair):
         {"traces": ["lmsys", "lmsys"]},
         {"pair": "gemm"},
         {"late": -1},
-        {"chain": "foo"},
         {"batch": 3},
         {"search": "naive", "overlap": False},
         {"search": "random", "dependencies": False},
@@ -405,7 +442,6 @@ def test_public_functions_refuse_what_means_nothing():
     for call in (
         lambda: Workload(-1, 5),
         lambda: Workload(0, 0),
-        lambda: cost.operators(LLAMA_2_70B, cost.TABLE_WORKLOAD, chain="foo"),
         lambda: cost.throughput(LLAMA_2_70B, float("nan")),
         lambda: CURVES.performance(MEMORY, 1.5),
         lambda: CURVES.performance(MEMORY, float("nan")),
