@@ -169,12 +169,13 @@ def observe_online(
     for name, mean in means.items():
         for seed in lab.seeds if name == "lmsys" or lab.wants("online_rate") else ():
             result = found[Plan(LLAMA_2_70B, mean), seed]
+            batch = result.case.batch
             ours = sequential_latency(pieces=1 if config.overlap else 2)
             if result.pipeline.cuts:
                 cuts, choice = result.pipeline.cuts, result.pipeline.found.choice
-                ours, error = overlapped_latency(cuts, choice, result.case.switches.curves, mean)
+                ours, error = overlapped_latency(cuts, choice, result.case.switches.curves, mean, batch)
                 seen.add("plane_error", error, seed, trace=name)
-            sizes = (config.late, config.requests, config.seconds, config.resolution)
+            sizes = (batch, config.late, config.requests, config.seconds, config.resolution)
             curve = seed == lab.seeds[0] and lab.wants("normalised_latency")
             jobs += [online.Job(name, seed, one, *sizes, curve) for one in (sequential_latency(), ours)]
     rows = online.serve_all(lab, config, jobs)

@@ -42,6 +42,7 @@ class Job(NamedTuple):
     trace: str
     seed: int
     latency: PipelineLatency
+    batch: int  # tokens of the dense batch
     late: int
     requests: int
     seconds: float
@@ -100,7 +101,7 @@ def usual_rate(work: Workload) -> float:
 
 def served(job: Job, work: Workload) -> Served:
     """Rate within the limit, and latencies over the rate."""
-    system = System(job.latency, DenseBatch(LLAMA_2_70B.dense_batch, float(work.output.mean()), job.late))
+    system = System(job.latency, DenseBatch(job.batch, float(work.output.mean()), job.late))
     start = usual_rate(work)
 
     def first_of(rate: float) -> Workload:

@@ -65,14 +65,15 @@ def overlapped_latency(
     choice: Choice,
     curves: Interference,
     workload: Workload = TABLE_WORKLOAD,
+    whole: int = LLAMA_2_70B.dense_batch,
 ) -> tuple[PipelineLatency, float]:
     """The plane through periods of one choice at other batches and contexts, and its largest relative error.
 
-    cuts: of the dense batch of 2,048; smaller batches are cut in proportion. workload: whose contexts it is fitted to.
+    cuts: of a dense batch of `whole` tokens; smaller batches are cut in proportion. workload: whose contexts it is
+    fitted to.
     """
     points, periods = [], []
-    whole = LLAMA_2_70B.dense_batch
-    for batch in (512, 1024, 1536, 2048):
+    for batch in (whole // 4, whole // 2, whole * 3 // 4, whole):
         for scale in (0.5, 1.0, 1.5):  # of the workload's context
             ops = operators(LLAMA_2_70B, workload)
             ops["Attn"] = ops["Attn"].scaled(scale)

@@ -36,7 +36,7 @@ from papers.nanoflow.nano_batches import even_cuts, split_layer
 from papers.nanoflow.numerics import differences
 from papers.nanoflow.offload import compute_saved, rounds_of
 from papers.nanoflow.online import wasted_share
-from papers.nanoflow.pipeline_latency import sequential_latency, workload_context
+from papers.nanoflow.pipeline_latency import overlapped_latency, sequential_latency, workload_context
 from papers.nanoflow.pipelines import solve
 from papers.nanoflow.polish import Schedule
 from papers.nanoflow.replay import violations
@@ -369,6 +369,18 @@ def test_the_same_configuration_gives_the_same_bytes_and_prints_nothing(capfd):
 
 def observed(config, *metrics):
     return run(config, Runtime([0, 1], workers=1, wanted=metrics))
+
+
+@pytest.mark.parametrize("whole", [256, 2048, 16_384])
+def test_a_pipeline_is_replayed_at_the_dense_batch_it_was_planned_for(whole):
+    """Two nano-batches of the whole batch, any size: the plane meets the period of the replay within its own error."""
+    ops = cost.operators(LLAMA_2_70B, cost.TABLE_WORKLOAD)
+    made = halved(ops, whole)
+    choice = Choice(staggered(made, whole), tuple(0.3 for _ in made.ops))
+    cuts = {name: even_cuts(whole, 2) for name in ops}
+    latency, error = overlapped_latency(cuts, choice, CURVES, whole=whole)
+    plane = latency.fixed + latency.per_token * whole + latency.attention * ops["Attn"].work(whole)
+    assert plane == pytest.approx(Evaluator(made, CURVES).period(choice), rel=error + 1e-9)
 
 
 def test_the_sequential_schedule_put_through_the_judge_gains_nothing():
