@@ -52,7 +52,7 @@ def plan_overlap(prompt: int, output: int, effort: Effort | None = None) -> Over
         cuts = {name: tuple(cut * batch // whole for cut in one) for name, one in found.pipeline.cuts.items()}
         row = []
         for scale in SCALES:
-            ops = operators(LLAMA_2_70B, workload, chain=found.case.switches.chain)
+            ops = operators(LLAMA_2_70B, workload)
             ops["Attn"] = ops["Attn"].scaled(scale)
             layer = split_layer(ops, batch, cuts, multiples=False)
             period = Evaluator(layer, curves).period(found.pipeline.found.choice)

@@ -11,7 +11,10 @@ kernels that overlap slow one another, so that number, sizes, order and shares a
     stage_one        order without interference, a mixed-integer program
     list_schedule    the period of an order and shares, fast
     stage_two        order and shares under interference; polish: a mixed-integer program; replay: the checker
-    search           both stages; pipelines: for models, workloads and controls
+    search           both stages, and schedules drawn blindly; naive_streams: nobody controls shares
+    pipelines        for models, workloads and controls; plans: which of them a run needs
     dense_batch      the batch policy; pipeline_latency, online: serving traces with it
     offload          copies of KV caches beside the pipeline; numerics: a real layer in the schedule's order
+    gpu_streams      a layer in nano-batches on a GPU's streams (PROFILE=cuda)
+    published.csv    what the paper and its artifact print; exercises: the notebook's, solved
 """

@@ -9,8 +9,10 @@
 Tokens are counted as the paper counts them: prompt and output together. Work is in microseconds of one layer.
 """
 
+import csv
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from common.serving.models import MODELS, ModelShape
 
@@ -127,6 +129,12 @@ class Workload:
     prompt: int
     output: int
 
+    def __post_init__(self) -> None:
+        if not (self.prompt >= 0 and self.output >= 0 and 0 < self.prompt + self.output < 10**9):
+            raise ValueError(
+                f"a workload has tokens, not {self.prompt} of prompt and {self.output} of output"
+            )
+
     @property
     def decode_context(self) -> float:
         """KV tokens that decode attention reads for one token of a dense batch, on average over its tokens."""
@@ -186,17 +194,11 @@ class Operator:
         return replace(self, stream=stream)
 
 
-# Which operator feeds which (Section 4.1); "AR" is an all-reduce, "AG" an all-gather. Both chains move the same bytes.
-CHAINS: Mapping[str, tuple[str, ...]] = {
-    "reduce": ("KQV", "Attn", "O", "O.AR", "UpGate", "Down", "D.AR"),
-    "gather": ("KQV", "Attn", "A.AG", "O", "O.AG", "UpGate", "Down", "D.AR"),
-}
-_NETWORK_SHARES = {"O.AR": 0.5, "A.AG": 0.25, "O.AG": 0.25, "D.AR": 0.5}
+# Which operator feeds which (Section 4.1); "AR" is an all-reduce over the GPUs, each half of Table 2's network time.
+CHAIN = ("KQV", "Attn", "O", "O.AR", "UpGate", "Down", "D.AR")
 
 
-def operators(
-    deployment: Deployment, workload: Workload, *, chain: str = "reduce", duplication: bool = True
-) -> dict[str, Operator]:
+def operators(deployment: Deployment, workload: Workload, *, duplication: bool = True) -> dict[str, Operator]:
     """One layer's operators in the chain's order, Table 2 rescaled by FLOPs, bytes and hidden size per GPU.
 
     duplication: whether another nano-batch costs another read of the weights and another start of a collective;
@@ -206,7 +208,7 @@ def operators(
     shape, base = deployment.shape, SHAPES["llama-2-70b"]
     split = LLAMA_2_70B.gpus / deployment.gpus  # what a GPU holds, against an eighth
     found: dict[str, Operator] = {}
-    for name in CHAINS[chain]:
+    for name in CHAIN:
         if name in GEMMS:
             real, stream = TABLE_2[name][3], COMPUTE
             fixed = TABLE_2[name][1] / REACHED_BANDWIDTH
@@ -223,8 +225,8 @@ def operators(
             slope = (decode * kv + prefill * heads) * split / TABLE_BATCH
         elif deployment.gpus > 1:
             stream = NETWORK
-            fixed = COLLECTIVE_US / 1000 * base.layers * (0.5 if name.endswith("AG") else 1.0)
-            slope = (TABLE_2["Net"][3] * _NETWORK_SHARES[name] - fixed) / TABLE_BATCH
+            fixed = COLLECTIVE_US / 1000 * base.layers
+            slope = (TABLE_2["Net"][3] / 2 - fixed) / TABLE_BATCH
             slope *= shape.hidden / base.hidden
         else:
             continue
@@ -248,7 +250,9 @@ def sequential_us(found: Mapping[str, Operator], batch: int) -> float:
 
 
 def throughput(deployment: Deployment, period_us: float, batch: int | None = None) -> float:
-    """Tokens/s of one GPU (prompt and output tokens together) at a period of one layer."""
+    """Tokens/s of one GPU (prompt and output tokens together) at a period of one layer, above 0."""
+    if not period_us > 0:
+        raise ValueError(f"a layer takes time, not {period_us} us")
     batch = batch or deployment.dense_batch
     return batch / (period_us * 1e-6 * deployment.shape.layers) / deployment.gpus
 
@@ -261,3 +265,26 @@ def largest_batch(card: Accelerator, deployment: Deployment, workload: Workload)
     shape = deployment.shape
     room = card.memory * deployment.gpus - shape.weight_bytes()
     return max(0, int(room / shape.kv_bytes_per_token() / workload.decode_context))
+
+
+def bound_map(workload: Workload, batch: int = 0) -> list[tuple[str, str, float, float]]:
+    """Card, model, T_R and T_net / T_comp of every pair whose weights fit. batch: tokens; 0: what fills the memory."""
+    found = []
+    for card in ACCELERATORS:
+        for one in (LLAMA_2_70B, *DEPLOYMENTS):
+            if fits := largest_batch(card, one, workload):
+                seconds = resource_seconds(card, one, batch or fits)
+                ratio = memory_over_compute(card, one, batch or fits)
+                found.append((card.name, one.model, ratio, seconds[NETWORK] / seconds[COMPUTE]))
+    return found
+
+
+def published(quantity: str) -> dict[str, float]:
+    """A quantity of published.csv, by workload or model: what the paper and its artifact print of runs like ours."""
+    with Path(__file__).with_name("published.csv").open(newline="") as file:
+        found = {
+            row["of"]: float(row["value"]) for row in csv.DictReader(file) if row["quantity"] == quantity
+        }
+    if not found:
+        raise ValueError(f"published.csv holds nothing called {quantity!r}")
+    return found

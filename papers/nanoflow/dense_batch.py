@@ -25,6 +25,13 @@ class DenseBatch:
     late: int = 1
     head_only: bool = True
 
+    def __post_init__(self) -> None:
+        if self.tokens < 1 or self.late < 0 or not self.average_output > 0:
+            raise ValueError(
+                f"a dense batch has tokens ({self.tokens}), outputs have some ({self.average_output}), and no end is "
+                f"noticed before it comes ({self.late} iterations late)"
+            )
+
     def plan(self, slot: Slot) -> Plan:
         """See Scheduler."""
         instance = slot.instance

@@ -7,11 +7,15 @@ Nothing limits a kernel's execution units here: streams alone decide who runs (t
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from common.lab.errors import LabError
+from common.lab.runtime import Observations, Runtime
 
 WARM_UP, REPEATS = 3, 15
 COVER = 2.0  # times as long as a kernel's stand-alone time that the other one goes on beside it
@@ -140,3 +144,36 @@ class StreamedLayer:
         end.record()  # type: ignore[no-untyped-call]
         torch.cuda.synchronize(self.device)
         return float(begin.elapsed_time(end)) / 1e3  # type: ignore[no-untyped-call]
+
+
+def observe_streams(lab: Runtime, seen: Observations, batch: int, context: int, overlap: bool) -> None:
+    """A layer in nano-batches on streams of this device, and shares of stand-alone rates beside one another."""
+    if lab.device != "cuda":
+        raise LabError(
+            "gpu_batch: times a GPU's streams; use PROFILE=cuda where there is one, or gpu_batch=0"
+        )
+    for seed in lab.seeds:
+        layer = StreamedLayer(lab.torch_generator(seed, "streams"), batch, context)
+        observe_layer(layer, seen, seed, overlap)
+
+
+def observe_layer(layer: StreamedLayer, seen: Observations, seed: int, overlap: bool) -> None:
+    """The rows of one seed; the unsplit layer and the nano-batches are timed in turn (A B B A)."""
+    whole = layer.forward(1, False)
+    for parts in (2, 4):
+        found = layer.forward(parts, overlap)
+        error = float((found - whole).abs().max() / whole.abs().max())
+        seen.add("gpu_difference", error, seed, parts=parts)
+        taken: dict[int, list[float]] = {1: [], parts: []}
+        for pieces in (1, parts, parts, 1):
+            taken[pieces].append(layer.seconds(partial(layer.forward, pieces, overlap and pieces > 1)))
+        gain = sum(taken[1]) / sum(taken[parts])
+        seen.add("gpu_gain_by_parts", gain, seed, parts=parts)
+        if parts == 2:
+            seen.add("gpu_overlap_gain", gain, seed)
+    every = slice(None)
+    for part in (8, 4, 2, 1):
+        rows = slice(0, max(1, len(layer.input) // part))
+        product, attend = partial(layer.product, rows), partial(layer.attention, every)
+        seen.add("gpu_share", layer.share_beside(product, attend), seed, kernel="GEMM", rows=rows.stop)
+        seen.add("gpu_share", layer.share_beside(attend, product), seed, kernel="attention", rows=rows.stop)

@@ -30,7 +30,9 @@ class Interference:
     exponents: Mapping[str, float]
 
     def performance(self, stream: str, share: float) -> float:
-        """The speed of a kernel with that share, over its speed alone."""
+        """The speed of a kernel with that share (above 0, at most 1), over its speed alone."""
+        if not 0 < share <= 1:
+            raise ValueError(f"a kernel's share of the execution units is above 0 and at most 1, not {share}")
         return share ** self.exponents[stream]
 
     def seconds(self, stream: str, work: float, share: float) -> float:
@@ -49,6 +51,8 @@ def fluid_bound(work: Mapping[str, float], curves: Interference) -> float:
     work: total of each stream in a period. Solves sum of shares = 1 where stream i needs P_i(R_i) = work_i / T. No
     schedule with P concave is shorter: constant shares are the best use of concave curves. By bisection.
     """
+    if not all(0 <= amount < math.inf for amount in work.values()) or not any(work.values()):
+        raise ValueError(f"work is finite, not negative, and not all zero; not {dict(work)}")
 
     def needed(period: float) -> float:
         return sum(
@@ -69,5 +73,22 @@ def measured_streams(path: Path = OVERLAP) -> dict[str, float]:
 
 
 def naive_gain(pair: str, seconds: Mapping[str, float]) -> float:
-    """Sum of the kernels alone over their time on concurrent streams: 1 where streams overlap nothing."""
-    return sum(seconds[name] for name in pair.split("+")) / seconds[pair]
+    """Sum of the kernels alone over their time on concurrent streams: 1 where streams overlap nothing.
+
+    pair: two kernels or more, joined by "+". ValueError for anything else.
+    """
+    return sum(_alone(pair, seconds)) / seconds[pair]
+
+
+def hidden_share(pair: str, seconds: Mapping[str, float]) -> float:
+    """Share of the shorter kernel's time that streams hide behind the longer one: 0 nothing, 1 all of it."""
+    alone = _alone(pair, seconds)
+    return (sum(alone) - seconds[pair]) / (sum(alone) - max(alone))
+
+
+def _alone(pair: str, seconds: Mapping[str, float]) -> list[float]:
+    kernels = pair.split("+")
+    if len(kernels) < 2 or pair not in seconds:
+        known = ", ".join(name for name in seconds if "+" in name)
+        raise ValueError(f"{pair!r} is no kernels that ran together; there is: {known}")
+    return [seconds[name] for name in kernels]

@@ -7,8 +7,11 @@ apart.
 """
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from papers.nanoflow.interference import Interference
 from papers.nanoflow.nano_batches import STREAMS, Layer
@@ -26,23 +29,19 @@ class Choice(NamedTuple):
 
 
 class Evaluator:
-    """Periods of one layer's pipeline under any choice; holds the layer in flat lists, for speed."""
+    """Periods of one layer's pipeline under any choice; holds the layer in flat arrays, for speed."""
 
     def __init__(self, layer: Layer, curves: Interference, first: int = 3, last: int = 7) -> None:
         self.layer = layer
         self.curves = curves
         self.first, self.last = first, last  # the period is the mean between the ends of these layers
-        self._layers = last + 3  # the last ones only for company: they are not waited for
-        self._stream = [STREAMS.index(op.stream) for op in layer.ops]
+        self._stream = np.array([STREAMS.index(op.stream) for op in layer.ops])
         self._work = [op.work for op in layer.ops]
         self._exponent = [curves.exponents[op.stream] for op in layer.ops]
-        self._after: list[list[tuple[int, int]]] = [[] for _ in layer.ops]
-        self._needs = [0] * len(layer.ops)
-        self._needs_at_first = [0] * len(layer.ops)
-        for edge in layer.dependencies:
-            self._after[edge.before].append((edge.after, edge.lag))
-            self._needs[edge.after] += 1
-            self._needs_at_first[edge.after] += edge.lag == 0
+        edges = [(edge.before, edge.after, edge.lag) for edge in layer.dependencies]
+        self._edges = np.array(edges, dtype=np.int64).reshape(-1, 3)
+        after, lag = self._edges[:, 1], self._edges[:, 2]
+        self._waits = [np.bincount(some, minlength=len(layer.ops)) for some in (after[lag == 0], after)]
 
     def durations(self, shares: Sequence[float]) -> list[float]:
         """Microseconds of each op at its share."""
@@ -56,8 +55,8 @@ class Evaluator:
         ends = self._ends(choice)
         if ends is None:
             return math.inf
-        first, last = self.first, self.last
-        return max(row[last] - row[first] for row in ends) / (last - first)
+        advanced = ends[:, self.last] - ends[:, self.first]
+        return float(advanced.max()) / (self.last - self.first)
 
     def draft(self, choice: Choice) -> Schedule | None:
         """Starts in the middle of the run, as a periodic schedule to polish (nothing says that it is one already)."""
@@ -66,63 +65,98 @@ class Evaluator:
             return None
         lengths = self.durations(choice.shares)
         middle = (self.first + self.last) // 2
-        starts = tuple(row[middle] - length for row, length in zip(ends, lengths, strict=True))
+        starts = tuple(float(end) - length for end, length in zip(ends[:, middle], lengths, strict=True))
         return Schedule(self.period(choice), starts, choice.shares)
 
-    def _ends(self, choice: Choice) -> list[list[float]] | None:
-        """When each op of each layer ends, as [op][layer]; None where a share is never free."""
-        priorities, shares = choice
-        lengths = self.durations(shares)
-        layers, after, stream, count = self._layers, self._after, self._stream, len(shares)
-        missing = [list(self._needs_at_first)] + [list(self._needs) for _ in range(layers - 1)]
-        unfinished = [count] * layers
-        opened = _AHEAD  # layers that may run
-        ready: list[list[tuple[float, int, int]]] = [[], [], []]
-        held_back: list[tuple[float, int, int]] = []
-        for n in range(opened):
+    def _ends(self, choice: Choice) -> np.ndarray | None:
+        """When each op of each layer ends, shape (ops, layers); None where a share is never free."""
+        ends = np.full((len(self._work), self.last + 1 + _AHEAD), math.inf)
+        priorities, shares = (np.array(values, dtype=float) for values in choice)
+        lengths = np.array(self.durations(choice.shares))
+        whole = compiled()(
+            priorities, shares, lengths, self._stream, *self._waits, self._edges, self.last, ends
+        )
+        return ends if whole else None
+
+
+def list_schedule(
+    priorities: Any,
+    shares: Any,
+    lengths: Any,
+    stream: Any,
+    first_waits: Any,
+    waits: Any,
+    edges: Any,
+    last: int,
+    ends: Any,
+) -> bool:
+    """Fill `ends`, shape (ops, layers), until layer `last` has ended; False where a share is never free.
+
+    first_waits, waits: for how many ops each waits in layer 0 and in later ones. edges: (before, after, lag), shape
+    (edges, 3). One function over plain arrays, since numba compiles it as it stands.
+    """
+    count, layers = ends.shape
+    missing = np.empty((layers, count), dtype=np.int64)
+    missing[0] = first_waits
+    missing[1:] = waits
+    waiting = np.ones((layers, count), dtype=np.bool_)
+    unfinished = np.full(layers, count)
+    until = np.full(3, np.inf)  # end of what a stream runs
+    runs = np.full(3, -1)  # and what: op, layer
+    runs_in = np.zeros(3, dtype=np.int64)
+    head, head_in, rank = np.empty(3, dtype=np.int64), np.zeros(3, dtype=np.int64), np.empty(3)
+    opened, free, now = _AHEAD, 1.0 + _SLACK, 0.0
+    while True:
+        head[:] = -1
+        for n in range(opened - _AHEAD, opened):  # earlier layers have ended
             for op in range(count):
-                if not missing[n][op]:
-                    ready[stream[op]].append((priorities[op] + n, op, n))
-        for n in range(opened, layers):
-            held_back += [(priorities[op] + n, op, n) for op in range(count) if not missing[n][op]]
-        ends = [[math.inf] * layers for _ in shares]
-        until = [math.inf, math.inf, math.inf]  # end of what a stream runs
-        running: list[tuple[float, int, int] | None] = [None, None, None]
-        free, now = 1.0 + _SLACK, 0.0
-        while True:
-            heads = [(min(ready[s]), s) for s in (0, 1, 2) if running[s] is None and ready[s]]
-            heads.sort()
-            for item, s in heads:
-                share = shares[item[1]]
-                if share <= free:
-                    free -= share
-                    ready[s].remove(item)
-                    running[s] = item
-                    until[s] = now + lengths[item[1]]
-            now = min(until)
-            if now == math.inf:
-                return None
-            for s in (0, 1, 2):
-                ended = running[s]
-                if ended is None or until[s] > now:
-                    continue
-                _, op, n = ended
-                ends[op][n] = now
-                free += shares[op]
-                running[s] = None
-                until[s] = math.inf
-                for follower, lag in after[op]:
-                    m = n + lag
-                    if m < layers:
-                        missing[m][follower] -= 1
-                        if not missing[m][follower]:
-                            entry = (priorities[follower] + m, follower, m)
-                            (ready[stream[follower]] if m < opened else held_back).append(entry)
-                unfinished[n] -= 1
-                while not unfinished[opened - _AHEAD]:
-                    if opened - _AHEAD == self.last:
-                        return ends
-                    for entry in [entry for entry in held_back if entry[2] == opened]:
-                        held_back.remove(entry)
-                        ready[stream[entry[1]]].append(entry)
-                    opened += 1
+                s = stream[op]
+                if waiting[n, op] and not missing[n, op] and runs[s] < 0:
+                    mine = priorities[op] + n
+                    if head[s] < 0 or mine < rank[s] or (mine == rank[s] and op < head[s]):
+                        head[s], head_in[s], rank[s] = op, n, mine
+        for _ in range(3):  # the streams' first ones by priority, then by place
+            s = -1
+            for t in range(3):
+                if head[t] >= 0 and (
+                    s < 0 or rank[t] < rank[s] or (rank[t] == rank[s] and head[t] < head[s])
+                ):
+                    s = t
+            if s < 0:
+                break
+            op, n = head[s], head_in[s]
+            head[s] = -1
+            if shares[op] <= free:
+                free -= shares[op]
+                waiting[n, op] = False
+                runs[s], runs_in[s] = op, n
+                until[s] = now + lengths[op]
+        now = until.min()
+        if now == np.inf:
+            return False
+        for s in range(3):
+            op, n = runs[s], runs_in[s]
+            if op < 0 or until[s] > now:
+                continue
+            ends[op, n] = now
+            free += shares[op]
+            runs[s] = -1
+            until[s] = np.inf
+            for k in range(len(edges)):
+                if edges[k, 0] == op and n + edges[k, 2] < layers:
+                    missing[n + edges[k, 2], edges[k, 1]] -= 1
+            unfinished[n] -= 1
+            while unfinished[opened - _AHEAD] == 0:
+                if opened - _AHEAD == last:
+                    return True
+                opened += 1
+
+
+@cache
+def compiled() -> Callable[..., bool]:
+    """`list_schedule`, compiled where numba is installed (the extra `kernels`), else as it stands: the same ends."""
+    try:
+        import numba
+    except ImportError:
+        return list_schedule
+    return numba.njit(cache=True)(list_schedule)  # type: ignore[no-any-return]

@@ -92,5 +92,7 @@ def split_layer(
 
 def even_cuts(batch: int, pieces: int) -> tuple[int, ...]:
     """Cuts into nearly equal pieces, in multiples of 128 where the batch has room for that."""
+    if not 1 <= pieces <= batch:
+        raise ValueError(f"{batch} tokens cannot be cut into {pieces} pieces")
     unit = UNIT if batch >= pieces * UNIT else 1
     return tuple(dict.fromkeys(round(batch * k / pieces / unit) * unit for k in range(1, pieces)))

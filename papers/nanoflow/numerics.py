@@ -96,9 +96,9 @@ class SmallLayer:
         return F.rms_norm(x, x.shape[-1:])
 
 
-def largest_difference(
-    layer: Layer, starts: tuple[float, ...], generator: torch.Generator, batch: int
-) -> float:
-    """The largest difference between the layer in a schedule's order and the layer at once, over all outputs."""
+def differences(layer: Layer, starts: tuple[float, ...], generator: torch.Generator, batch: int) -> Tensor:
+    """The layer in a schedule's order minus the layer at once, absolute, shape (batch, hidden)."""
+    if len(starts) != len(layer.ops):
+        raise ValueError(f"{len(starts)} starts are not those of {len(layer.ops)} nano-operations")
     small = SmallLayer(generator, batch)
-    return float((small.in_order(layer, starts) - small.whole()).abs().max())
+    return (small.in_order(layer, starts) - small.whole()).abs()

@@ -1,5 +1,6 @@
 """Keeping the KV cache of a conversation on the host: what its copies cost, and what its reuse saves (4.2.2, 6.4)."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,16 +9,17 @@ from common.hardware.copies import PCIE4_BYTES_PER_S
 from papers.nanoflow.cost_model import Deployment
 from papers.nanoflow.interference import Interference
 from papers.nanoflow.list_schedule import Evaluator
-from papers.nanoflow.stage_two import LEVELS, Found
-
-# Rounds of a conversation of LMSYS-Chat-1M: 2.0 on average (Zheng et al., arXiv:2309.11998, Table 1). Their spread is
-# not printed: geometric (inferred). Multi-round conversations are those of two rounds or more.
-MEAN_ROUNDS = 2.0
-COPY_SHARE = LEVELS[0]  # execution units that gather pages for the copy engine: the smallest share (inferred)
+from papers.nanoflow.stage_two import Found
 
 
-def rounds_of(rng: np.random.Generator, conversations: int, mean: float = MEAN_ROUNDS) -> np.ndarray:
-    """Rounds of multi-round conversations, shape (conversations,), each at least 2."""
+def rounds_of(rng: np.random.Generator, conversations: int, mean: float = 2.0) -> np.ndarray:
+    """Rounds of multi-round conversations (two or more), shape (conversations,).
+
+    mean: of all conversations; LMSYS-Chat-1M has 2.0 (Zheng et al., arXiv:2309.11998, Table 1). Their spread is not
+    printed: geometric (inferred). ValueError for a mean below 1.
+    """
+    if not mean >= 1 or not math.isfinite(mean):
+        raise ValueError(f"a conversation has a round at least; its mean is not {mean}")
     return 1 + rng.geometric(1 / mean, conversations)
 
 
@@ -30,6 +32,10 @@ def compute_saved(
     computes all earlier rounds again; with it only its own prompt and output.
     """
     recomputed = computed = 0
+    if len(prompt) != len(output) or len(prompt) < sum(rounds) or not len(rounds):
+        raise ValueError(
+            f"{len(prompt)} prompts and {len(output)} outputs are not those of {sum(rounds)} rounds"
+        )
     first = 0
     for count in rounds:
         own = prompt[first : first + count] + output[first : first + count]
@@ -48,11 +54,14 @@ def copy_us(deployment: Deployment, batch: int, reloaded: float) -> float:
     return 1e6 * batch * (1 + reloaded) * layer_bytes / PCIE4_BYTES_PER_S
 
 
-def period_with_copies(found: Found, curves: Interference, copies_us: float, hidden: bool) -> float:
+def period_with_copies(
+    found: Found, curves: Interference, copies_us: float, hidden: bool, copy_share: float
+) -> float:
     """The period (us) with the copies, either beside the MLP or by themselves.
 
-    Hidden, they hold COPY_SHARE for as long as they last, taken from the MLP's GEMMs of the same nano-batches: those
-    lose that share for a part of their time that is as long as the copies. The rest of the order stays.
+    Hidden, they hold copy_share of the execution units for as long as they last, taken from the MLP's GEMMs of the same
+    nano-batches: those lose that share for a part of their time that is as long as the copies. The rest of the order
+    stays. What a copy takes of the memory's bandwidth is not modelled, nor scattering the pages.
     """
     if not hidden:
         return found.schedule.period + copies_us
@@ -61,9 +70,9 @@ def period_with_copies(found: Found, curves: Interference, copies_us: float, hid
     beside = sum(lengths[i] for i in mlp)
     share = found.schedule.shares
     lost = sum(
-        min(1.0, copies_us / beside) * lengths[i] * COPY_SHARE / share[i]
+        min(1.0, copies_us / beside) * lengths[i] * copy_share / share[i]
         for i in mlp
-        if _room(found, lengths, i) < COPY_SHARE
+        if _room(found, lengths, i) < copy_share
     )
     return found.schedule.period + max(0.0, copies_us - beside) + lost
 

@@ -54,28 +54,28 @@ class PipelineLatency:
         return microseconds * 1e-6 * self.layers
 
 
-def sequential_latency(deployment: Deployment = LLAMA_2_70B) -> PipelineLatency:
-    """Non-overlap: one batch, one operator after another."""
+def sequential_latency(deployment: Deployment = LLAMA_2_70B, pieces: int = 1) -> PipelineLatency:
+    """One operator after another: non-overlap, or nano-batch-only where every operator is in `pieces`."""
     found = [op for name, op in operators(deployment, TABLE_WORKLOAD).items() if name != "Attn"]
-    return PipelineLatency(sum(op.fixed for op in found), sum(op.per_token for op in found), 1.0)
+    return PipelineLatency(pieces * sum(op.fixed for op in found), sum(op.per_token for op in found), 1.0)
 
 
 def overlapped_latency(
     cuts: Mapping[str, tuple[int, ...]],
     choice: Choice,
     curves: Interference,
-    chain: str,
     workload: Workload = TABLE_WORKLOAD,
+    whole: int = LLAMA_2_70B.dense_batch,
 ) -> tuple[PipelineLatency, float]:
     """The plane through periods of one choice at other batches and contexts, and its largest relative error.
 
-    cuts: of the dense batch of 2,048; smaller batches are cut in proportion. workload: whose contexts it is fitted to.
+    cuts: of a dense batch of `whole` tokens; smaller batches are cut in proportion. workload: whose contexts it is
+    fitted to.
     """
     points, periods = [], []
-    whole = LLAMA_2_70B.dense_batch
-    for batch in (512, 1024, 1536, 2048):
+    for batch in (whole // 4, whole // 2, whole * 3 // 4, whole):
         for scale in (0.5, 1.0, 1.5):  # of the workload's context
-            ops = operators(LLAMA_2_70B, workload, chain=chain)
+            ops = operators(LLAMA_2_70B, workload)
             ops["Attn"] = ops["Attn"].scaled(scale)
             scaled = {name: tuple(cut * batch // whole for cut in inside) for name, inside in cuts.items()}
             layer = split_layer(ops, batch, scaled, multiples=False)

@@ -6,7 +6,11 @@ at most 1. Then starts s, the period T and one binary for each op and level of s
     s_j + lag * T >= s_i + d_i,    d_i = sum_r x_ir * work_i / P(r),    sum_r x_ir = 1,    sum of r over a clique <= 1
 """
 
-from collections.abc import Sequence
+import ctypes
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import combinations
 from typing import NamedTuple
 
@@ -26,6 +30,21 @@ class Schedule(NamedTuple):
     period: float
     starts: tuple[float, ...]
     shares: tuple[float, ...]
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Keeps what a compiled solver writes to the process's standard output out of notebooks and tables."""
+    sys.stdout.flush()
+    kept, nothing = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 1)
+    try:
+        yield
+    finally:
+        ctypes.CDLL(None).fflush(None)  # what the solver wrote may still stand in C's buffer
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nothing)
 
 
 def durations(layer: Layer, curves: Interference, shares: Sequence[float]) -> np.ndarray:
@@ -124,13 +143,14 @@ def polish(
     low[0] = 0.0
     high = np.concatenate([np.full(n, np.inf), [np.inf], np.ones(n * count)])
     high[0] = 0.0
-    result = milp(
-        cost,
-        integrality=np.concatenate([np.zeros(n + 1), np.full(n * count, int(whole))]),
-        bounds=Bounds(low, high),
-        constraints=LinearConstraint(matrix, [bound for _, bound in rows], np.inf),
-        options={"node_limit": nodes, "mip_rel_gap": 1e-3},
-    )
+    with silent():
+        result = milp(
+            cost,
+            integrality=np.concatenate([np.zeros(n + 1), np.full(n * count, int(whole))]),
+            bounds=Bounds(low, high),
+            constraints=LinearConstraint(matrix, [bound for _, bound in rows], np.inf),
+            options={"node_limit": nodes, "mip_rel_gap": 1e-3},
+        )
     if result.x is None:
         return None
     x = result.x[n + 1 :].reshape(n, count)

@@ -1,6 +1,6 @@
 """The two-stage search: number and sizes of the nano-batches, their order, and their shares (Section 4.1)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,10 +11,17 @@ from papers.nanoflow.list_schedule import Choice
 from papers.nanoflow.nano_batches import UNIT, Layer, even_cuts, split_layer
 from papers.nanoflow.polish import Schedule
 from papers.nanoflow.stage_one import best_order
-from papers.nanoflow.stage_two import Found, anneal, checked, one_after_another, order_of, staggered
+from papers.nanoflow.stage_two import (
+    Found,
+    anneal,
+    checked,
+    one_after_another,
+    order_of,
+    random_schedule,
+    staggered,
+)
 
 Cuts = Mapping[str, tuple[int, ...]]
-Map = Callable[[Callable[["Walk"], "Walked"], Sequence["Walk"], str], list["Walked"]]
 
 
 class Effort(NamedTuple):
@@ -36,7 +43,7 @@ class Structure(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """One annealing, for a process of its own."""
+    """Where an annealing begins, and how long it may take."""
 
     layer: Layer
     curves: Interference
@@ -46,22 +53,36 @@ class Walk(NamedTuple):
     shares: tuple[float, ...] | None
 
 
-class Walked(NamedTuple):
-    found: Found | None  # None where the walk ended in no periodic schedule
-    period: float  # what the list schedule said
-
-
 class Pipeline(NamedTuple):
     """What the search returns."""
 
     cuts: Cuts
-    stage_one: Schedule
+    stage_one: Schedule | None  # None where the structure was given
     found: Found
 
     @property
     def period(self) -> float:
         """Microseconds of one layer."""
         return self.found.schedule.period
+
+
+def halves(ops: Mapping[str, Operator], batch: int, effort: Effort) -> list[Cuts]:
+    """Every operator in two, at the sizes that Stage I tries."""
+    at = even_cuts(batch, 2)
+    if batch >= 8 * UNIT:
+        half = at[0]
+        at = tuple(dict.fromkeys((half, half - half // 4 // UNIT * UNIT, half - UNIT, half + UNIT)))
+    return [dict.fromkeys(ops, (cut,)) for cut in at[: effort.splits]]
+
+
+def quarters(cuts: Cuts, batch: int, effort: Effort) -> list[Cuts]:
+    """The same with attention, or what feeds it as well, in four, where the batch has room for that."""
+    if (
+        effort.splits == 1 or 2 * UNIT <= batch < 4 * UNIT
+    ):  # multiples of 128 apply, and there are fewer than four
+        return []
+    finer = tuple(sorted({*even_cuts(batch, 4), *cuts["Attn"]}))
+    return [{**cuts, **dict.fromkeys(names, finer)} for names in (("Attn",), ("KQV", "Attn"))]
 
 
 def structures(
@@ -77,25 +98,18 @@ def structures(
         layer = split_layer(ops, batch, cuts, dependent=dependent)
         return Structure(cuts, layer, best_order(layer, effort.nodes))
 
-    at = even_cuts(batch, 2)
-    if batch >= 8 * UNIT:
-        half = at[0]
-        at = tuple(dict.fromkeys((half, half - half // 4 // UNIT * UNIT, half - UNIT, half + UNIT)))
-    found = [solved(dict.fromkeys(ops, (cut,))) for cut in at[: effort.splits]]
+    found = [solved(cuts) for cuts in halves(ops, batch, effort)]
     found.sort(key=lambda one: one.schedule.period)
     best = found[0]
-    if effort.splits > 1:
-        finer = tuple(sorted({*even_cuts(batch, 4), *best.cuts["Attn"]}))
-        for names in (("Attn",), ("KQV", "Attn")):
-            found.append(solved({**best.cuts, **dict.fromkeys(names, finer)}))
+    found += [solved(cuts) for cuts in quarters(best.cuts, batch, effort)]
     found.sort(key=lambda one: one.schedule.period)  # stable: fewer nano-operations first among equals
     return found
 
 
-def walk(job: Walk) -> Walked:
-    """One annealing and its check."""
-    choice, period = anneal(job.layer, job.curves, job.priorities, job.rng, job.evaluations, job.shares)
-    return Walked(checked(job.layer, job.curves, choice, 0), period)
+def walk(job: Walk) -> Found | None:
+    """One annealing and its check; None where it ended in no periodic schedule."""
+    choice, _ = anneal(job.layer, job.curves, job.priorities, job.rng, job.evaluations, job.shares)
+    return checked(job.layer, job.curves, choice, 0)
 
 
 def search(
@@ -104,40 +118,56 @@ def search(
     curves: Interference,
     rng: np.random.Generator,
     effort: Effort,
-    run: Map,
     *,
     dependent: bool = True,
     start: tuple[Cuts, Choice] | None = None,
+    tried: Sequence[Structure] = (),
 ) -> Pipeline:
-    """Both stages. run: `lab.map`, or anything like it. start: a pipeline of the same operators and batch, which takes
-    the place of the walks' first half. Never worse than one after another without a split.
+    """Both stages, never worse than one after another without a split.
+
+    start: a pipeline of the same operators and batch, which takes the place of Stage I and of the walks' first half.
+    tried: what `structures` gives, which no seed changes.
     """
     if start is None:
-        tried = structures(ops, batch, effort, dependent=dependent)
+        tried = tried or structures(ops, batch, effort, dependent=dependent)
         jobs = []
         for k, child in enumerate(rng.spawn(effort.walks)):
             structure = tried[(k // 2) % len(tried)]
             order = order_of(structure.schedule) if k % 2 else staggered(structure.layer, batch)
             jobs.append(Walk(structure.layer, curves, order, child, effort.evaluations, None))
-        good = sorted((w.found for w in run(walk, jobs, "walks") if w.found), key=_period)[:2]
+        good = sorted((found for job in jobs if (found := walk(job))), key=_period)[:2]
     else:
         cuts, choice = start
         layer = split_layer(ops, batch, cuts, dependent=dependent)
-        tried = [Structure(cuts, layer, best_order(layer, effort.nodes))]
         same = checked(layer, curves, choice, 0)
         good = [same] if same else []
     again = [
         Walk(f.layer, curves, f.choice.priorities, child, effort.refined, f.schedule.shares)
         for f, child in zip(good, rng.spawn(len(good)), strict=True)
     ]
-    good += [w.found for w in run(walk, again, "refined walks") if w.found]
+    good += [found for job in again if (found := walk(job))]
     best = min(good, key=_period, default=None)
     polished = best and checked(best.layer, curves, best.choice, effort.nodes)
     good += [polished] if polished else []
-    cuts_of = {structure.layer: structure.cuts for structure in tried}
+    cuts_of = {structure.layer: structure.cuts for structure in tried} if start is None else {layer: cuts}
     good.append(one_after_another(split_layer(ops, batch, {}, dependent=dependent)))
     best = min(good, key=_period)
-    return Pipeline(cuts_of.get(best.layer, {}), tried[0].schedule, best)
+    return Pipeline(cuts_of.get(best.layer, {}), tried[0].schedule if tried else None, best)
+
+
+def drawn(
+    ops: Mapping[str, Operator], batch: int, curves: Interference, rng: np.random.Generator, effort: Effort
+) -> Pipeline:
+    """A pipeline drawn blindly from what the search chooses among: cuts, order and shares; the same replay checks it.
+
+    Where no draw becomes periodic the drawn nano-batches run one after another.
+    """
+    known = halves(ops, batch, effort)
+    known += [finer for cuts in known for finer in quarters(cuts, batch, effort)]
+    cuts = known[int(rng.integers(len(known)))]
+    layer = split_layer(ops, batch, cuts)
+    found = random_schedule(layer, curves, rng) or one_after_another(layer)
+    return Pipeline(cuts, one_after_another(layer).schedule, found)
 
 
 def _period(found: Found) -> float:

@@ -14,7 +14,7 @@ from itertools import combinations
 import numpy as np
 
 from papers.nanoflow.nano_batches import STREAMS, Layer
-from papers.nanoflow.polish import Schedule
+from papers.nanoflow.polish import Schedule, silent
 
 _FAR = 3  # layers apart, at most; a token's own chain spans one period
 
@@ -55,13 +55,14 @@ def best_order(layer: Layer, nodes: int = 5000, gap: float = 1e-3) -> Schedule:
     lower = np.concatenate([np.full(n, -float(_FAR)), [0.0], np.full(len(pairs), -float(_FAR))])
     upper = np.concatenate([np.full(n, float(_FAR)), [high_phi], np.full(len(pairs), float(_FAR))])
     lower[0] = upper[0] = 0.0
-    result = milp(
-        cost,
-        integrality=np.concatenate([np.zeros(n + 1), np.ones(len(pairs))]),
-        bounds=Bounds(lower, upper),
-        constraints=LinearConstraint(np.array(rows), np.array(low), np.inf),
-        options={"node_limit": nodes, "mip_rel_gap": gap},
-    )
+    with silent():
+        result = milp(
+            cost,
+            integrality=np.concatenate([np.zeros(n + 1), np.ones(len(pairs))]),
+            bounds=Bounds(lower, upper),
+            constraints=LinearConstraint(np.array(rows), np.array(low), np.inf),
+            options={"node_limit": nodes, "mip_rel_gap": gap},
+        )
     if result.x is None:
         raise RuntimeError(f"stage I found no schedule of {n} nano-operations within {nodes} nodes")
     period = unit / float(result.x[n])

@@ -1,39 +1,52 @@
 """NanoFlow: cost model, schedules and their checker, batch policy, numerics, and an experiment that repeats itself."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.lab.card import Card
+from common.lab.config import compose
+from common.lab.errors import LabError
+from common.lab.project import Project
 from common.lab.runtime import Runtime
 from common.serving.engine import Instance, simulate
 from common.serving.memory import PagedMemory
 from common.serving.workload import Workload as Requests
 from papers.nanoflow import cost_model as cost
-from papers.nanoflow.config import Config
+from papers.nanoflow import list_schedule, plans
+from papers.nanoflow.config import Config, check
 from papers.nanoflow.cost_model import COMPUTE, LLAMA_2_70B, MEMORY, NETWORK, TABLE_2, Operator, Workload
 from papers.nanoflow.dense_batch import DenseBatch
 from papers.nanoflow.experiment import run
-from papers.nanoflow.interference import Interference, fluid_bound, interference, measured_streams, naive_gain
+from papers.nanoflow.interference import (
+    Interference,
+    fluid_bound,
+    hidden_share,
+    interference,
+    measured_streams,
+    naive_gain,
+)
 from papers.nanoflow.list_schedule import Choice, Evaluator
+from papers.nanoflow.naive_streams import fair_period
 from papers.nanoflow.nano_batches import even_cuts, split_layer
-from papers.nanoflow.numerics import largest_difference
-from papers.nanoflow.offload import compute_saved
-from papers.nanoflow.pipeline_latency import sequential_latency, workload_context
+from papers.nanoflow.numerics import differences
+from papers.nanoflow.offload import compute_saved, rounds_of
+from papers.nanoflow.online import wasted_share
+from papers.nanoflow.pipeline_latency import overlapped_latency, sequential_latency, workload_context
+from papers.nanoflow.pipelines import solve
 from papers.nanoflow.polish import Schedule
 from papers.nanoflow.replay import violations
-from papers.nanoflow.search import Effort, halved, plain, search
+from papers.nanoflow.search import Effort, drawn, halved, plain, search, structures
 from papers.nanoflow.stage_one import best_order
 from papers.nanoflow.stage_two import anneal, checked, one_after_another, random_schedule, staggered
 from tests.common.serving.reference import SteppedInstance
 
 CURVES = interference()
 SMALL = Effort(splits=1, walks=2, evaluations=300, refined=300, nodes=2)
-
-
-def serially(function, jobs, label):
-    return [function(job) for job in jobs]
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +58,7 @@ def layer():
 @pytest.fixture(scope="module")
 def pipeline():
     ops = cost.operators(LLAMA_2_70B, cost.TABLE_WORKLOAD)
-    return search(ops, 2048, CURVES, np.random.default_rng(0), SMALL, serially)
+    return search(ops, 2048, CURVES, np.random.default_rng(0), SMALL)
 
 
 def test_the_table_sums_to_the_sequential_period():
@@ -112,6 +125,42 @@ def test_cuts_outside_the_rule_are_refused():
     for cuts in ((100,), (512, 512), (2048,)):
         with pytest.raises(ValueError, match="cuts"):
             split_layer(ops, 2048, {"KQV": cuts})
+
+
+def test_a_batch_of_two_or_three_units_is_cut_in_two_and_no_finer():
+    ops = cost.operators(LLAMA_2_70B, cost.TABLE_WORKLOAD)
+    pieces = {}
+    for batch in (16, 130, 255, 256, 300, 511, 512):
+        tried = structures(ops, batch, Effort(splits=4, nodes=1))
+        pieces[batch] = max(len(cuts) + 1 for one in tried for cuts in one.cuts.values())
+    assert pieces == {16: 4, 130: 4, 255: 4, 256: 2, 300: 2, 511: 2, 512: 4}
+
+
+def test_what_stage_i_gave_before_changes_nothing_and_is_computed_once_for_all_seeds(monkeypatch):
+    calls = []
+
+    def counted(*given, **switches):
+        calls.append(given)
+        return structures(*given, **switches)
+
+    monkeypatch.setattr(plans, "structures", counted)
+    config, lab = replace(SMOKE, evaluations=20, refined=20), Runtime([0, 1], workers=1)
+    cases = [plans.case(config, plans.HOME, seed) for seed in lab.seeds]
+    shared = plans.keyed(lab, cases)
+    plans.keyed(lab, [plans.case(replace(config, network_exponent=0.9), plans.HOME, 0)])
+    assert len(calls) == 1
+    assert [solve(one) for one in cases] == shared
+
+
+def test_published_numbers_are_those_of_the_card():
+    theirs, plain = (cost.published(f"{name}, tokens/s/GPU") for name in ("NanoFlow", "non-overlap"))
+    card = Card.load(Project.current().card("nanoflow"))
+    values = {claim.id: claim.paper.value for claim in card.claims}
+    assert theirs["512-1024"] / plain["512-1024"] == pytest.approx(values["gain-512-1024"], abs=1e-3)
+    assert theirs["512-0"] / plain["512-0"] == pytest.approx(values["gain-prefill-only"], abs=1e-3)
+    assert cost.published("NanoFlow, % of the optimum")["llama-2-70b"] == 68.5
+    with pytest.raises(ValueError, match="nothing called"):
+        cost.published("vLLM")
 
 
 def test_the_fluid_bound_is_the_work_where_curves_are_straight_and_less_where_they_bend():
@@ -194,24 +243,38 @@ def test_the_replay_notices_each_kind_of_mistake(layer):
 
 def test_a_search_that_forgets_dependencies_fails_the_replay_and_the_numerics():
     ops = cost.operators(LLAMA_2_70B, cost.TABLE_WORKLOAD)
-    found = search(ops, 2048, CURVES, np.random.default_rng(0), SMALL, serially, dependent=False).found
+    found = search(ops, 2048, CURVES, np.random.default_rng(0), SMALL, dependent=False).found
     assert any("before" in line for line in violations(found.layer.ops, *found.schedule, CURVES.exponents))
     assert (
-        largest_difference(found.layer, found.schedule.starts, torch.Generator().manual_seed(0), 2048) > 1e-2
+        differences(found.layer, found.schedule.starts, torch.Generator().manual_seed(0), 2048).max() > 1e-2
     )
 
 
 def test_nano_batches_in_the_schedules_order_compute_the_same(pipeline, layer):
     for found in (pipeline.found, one_after_another(layer)):
         generator = torch.Generator().manual_seed(1)
-        assert largest_difference(found.layer, found.schedule.starts, generator, 2048) < 1e-5
+        assert differences(found.layer, found.schedule.starts, generator, 2048).max() < 1e-5
 
 
 def test_nothing_is_gained_where_all_operators_need_one_resource():
     ops = cost.operators(LLAMA_2_70B, cost.TABLE_WORKLOAD)
     alike = {name: op.on(COMPUTE) for name, op in ops.items()}
-    found = search(alike, 2048, CURVES, np.random.default_rng(0), SMALL, serially)
+    found = search(alike, 2048, CURVES, np.random.default_rng(0), SMALL)
     assert found.period == pytest.approx(cost.sequential_us(ops, 2048))
+
+
+def test_the_compiled_list_schedule_gives_the_ends_of_the_interpreted_one(layer, monkeypatch):
+    rng = np.random.default_rng(5)
+    drawn = [
+        Choice(tuple(rng.choice(8, len(layer.ops)) / 8), tuple(rng.integers(1, 21, len(layer.ops)) / 20))
+        for _ in range(20)  # with equal priorities among them
+    ]
+    never = Choice(drawn[0].priorities, (1.5,) * len(layer.ops))
+    evaluator = Evaluator(layer, CURVES)
+    fast = [evaluator.period(choice) for choice in [*drawn, never]]
+    monkeypatch.setattr(list_schedule, "compiled", lambda: list_schedule.list_schedule)
+    assert fast == [evaluator.period(choice) for choice in [*drawn, never]]
+    assert fast[-1] == np.inf and np.isfinite(fast[:-1]).all()
 
 
 def test_polishing_never_lengthens_a_periodic_draft(layer):
@@ -281,27 +344,129 @@ def test_a_dense_batch_is_filled_to_the_token_and_an_end_is_seen_late():
 
 
 SMOKE = Config(
-    models=["llama-3-8b"],
-    exponents=[0.5],
+    models=["deepseek-67b"],
+    exponents=[],
     splits=1,
     walks=1,
-    evaluations=100,
-    refined=100,
+    evaluations=30,
+    refined=30,
     nodes=1,
     requests=60,
     seconds=1.0,
     conversations=50,
-    traces=["lmsys"] if Runtime([0]).data("nanoflow-lmsys-lengths") else [],
+    traces=["lmsys"],
     resolution=0.5,
 )
 
 
-def test_the_same_configuration_gives_the_same_bytes():
+def test_the_same_configuration_gives_the_same_bytes_and_prints_nothing(capfd):
     def bytes_of() -> str:
-        seen = run(SMOKE, Runtime([0], workers=1))
-        return "\n".join(str(row) for row in seen if row.metric != "search_minutes")
+        return "\n".join(str(row) for row in run(SMOKE, Runtime([0], workers=1)))
 
     assert bytes_of() == bytes_of()
+    assert capfd.readouterr() == ("", "")
+
+
+def observed(config, *metrics):
+    return run(config, Runtime([0, 1], workers=1, wanted=metrics))
+
+
+@pytest.mark.parametrize("whole", [256, 2048, 16_384])
+def test_a_pipeline_is_replayed_at_the_dense_batch_it_was_planned_for(whole):
+    """Two nano-batches of the whole batch, any size: the plane meets the period of the replay within its own error."""
+    ops = cost.operators(LLAMA_2_70B, cost.TABLE_WORKLOAD)
+    made = halved(ops, whole)
+    choice = Choice(staggered(made, whole), tuple(0.3 for _ in made.ops))
+    cuts = {name: even_cuts(whole, 2) for name in ops}
+    latency, error = overlapped_latency(cuts, choice, CURVES, whole=whole)
+    plane = latency.fixed + latency.per_token * whole + latency.attention * ops["Attn"].work(whole)
+    assert plane == pytest.approx(Evaluator(made, CURVES).period(choice), rel=error + 1e-9)
+
+
+def test_the_sequential_schedule_put_through_the_judge_gains_nothing():
+    """A share of the optimum is over the sequential schedule's own: where that comes back, nothing is left."""
+    model = "share_of_optimum_llama_2_70b"
+    seen = observed(replace(SMOKE, gemms_only=True), model, f"sequential_{model}")
+    assert seen.values(model) == pytest.approx(seen.values(f"sequential_{model}"))
+    off = observed(replace(SMOKE, overlap=False), model, f"sequential_{model}")
+    assert max(off.values(model)) < min(off.values(f"sequential_{model}"))
+
+
+def test_schedules_drawn_at_random_are_feasible_and_differ_by_seed():
+    ops = cost.operators(LLAMA_2_70B, cost.TABLE_WORKLOAD)
+    periods = set()
+    for seed in range(4):
+        found = drawn(ops, 2048, CURVES, np.random.default_rng(seed), Effort()).found
+        assert violations(found.layer.ops, *found.schedule, CURVES.exponents) == []
+        periods.add(found.schedule.period)
+    assert len(periods) == 4
+
+
+def test_streams_without_control_meet_the_closed_forms_of_small_layers(layer):
+    a, b = Operator("A", COMPUTE, 0.0, 1 / 256), Operator("B", MEMORY, 0.0, 1 / 256)
+    whole = split_layer({"A": a, "B": b}, 256, {})
+    assert fair_period(whole, CURVES) == pytest.approx(2.0)  # one batch: nothing runs together
+    halves = split_layer({"A": a, "B": b}, 256, {"A": (128,), "B": (128,)})
+    straight = fair_period(halves, interference(1.0, 1.0))
+    assert straight == pytest.approx(2.0)  # P = R: what overlaps takes as long as it did alone
+    assert 1.0 < fair_period(halves, CURVES) < 2.0
+    assert fair_period(layer, CURVES) >= fluid_bound(layer.work, CURVES)
+
+
+def test_tokens_behind_an_end_are_counted_by_the_engine():
+    work = Requests(np.zeros(8), np.full(8, 50), np.full(8, 40))
+    assert wasted_share(work, 0) == 0
+    for late in (1, 4):
+        assert wasted_share(work, late) == pytest.approx(late / 40)
+
+
+@pytest.mark.parametrize("pair", ["gemm", "gemm+gemm", "", "decode_attention"])
+def test_one_kernel_is_no_pair(pair):
+    for function in (naive_gain, hidden_share):
+        with pytest.raises(ValueError, match="no kernels that ran together"):
+            function(pair, measured_streams())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"traces": []},
+        {"traces": ["lmsys", "lmsys"]},
+        {"pair": "gemm"},
+        {"late": -1},
+        {"batch": 3},
+        {"search": "naive", "overlap": False},
+        {"search": "random", "dependencies": False},
+        {"one_resource": True, "gemms_only": True},
+        {"gpu_context": 8},
+        {"network_exponent": 0.1},
+    ],
+)
+def test_what_cannot_run_is_refused_in_one_line(wrong):
+    project = Project.current()
+    with pytest.raises(LabError) as refused:
+        compose(project, "nanoflow", "smoke").with_settings(wrong, "SET")
+    assert "\n" not in str(refused.value) and next(iter(wrong)).split("_")[0] in str(refused.value)
+
+
+def test_public_functions_refuse_what_means_nothing():
+    ops = cost.operators(LLAMA_2_70B, cost.TABLE_WORKLOAD)
+    for call in (
+        lambda: Workload(-1, 5),
+        lambda: Workload(0, 0),
+        lambda: cost.throughput(LLAMA_2_70B, float("nan")),
+        lambda: CURVES.performance(MEMORY, 1.5),
+        lambda: CURVES.performance(MEMORY, float("nan")),
+        lambda: fluid_bound({COMPUTE: float("inf")}, CURVES),
+        lambda: even_cuts(2048, 0),
+        lambda: DenseBatch(late=-1),
+        lambda: rounds_of(np.random.default_rng(0), 5, 0.5),
+        lambda: compute_saved([3], np.ones(2), np.ones(2), True),
+        lambda: differences(plain(ops, 2048), (0.0,), torch.Generator(), 2048),
+    ):
+        with pytest.raises(ValueError):
+            call()
+    check(Config())
 
 
 def test_workload_averages_follow_the_steady_state():

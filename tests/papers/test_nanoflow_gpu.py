@@ -5,7 +5,8 @@ from functools import partial
 import pytest
 import torch
 
-from common.lab.runtime import Runtime
+from common.lab.errors import LabError
+from common.lab.runtime import Observations, Runtime
 from papers.nanoflow import gpu_streams
 from papers.nanoflow.config import Config
 from papers.nanoflow.experiment import run
@@ -25,11 +26,16 @@ def test_nano_batches_are_the_layer_at_once(parts: int) -> None:
     assert not torch.allclose(changed[-1], whole[-1], atol=1e-3)
 
 
-def test_profile_cuda_observes_shares_and_gains_and_no_simulation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shares_and_gains_of_every_seed_are_observed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_streams, "WARM_UP", 0)
     monkeypatch.setattr(gpu_streams, "REPEATS", 1)
-    monkeypatch.setattr(gpu_streams, "StreamedLayer", SMALL)
-    seen = run(Config(gpu_batch=16, gpu_context=8), Runtime([0]))
+    seen = Observations()
+    gpu_streams.observe_layer(SMALL(torch.Generator().manual_seed(0), 16, 8), seen, 0, True)
     assert set(seen.metrics) == {"gpu_difference", "gpu_gain_by_parts", "gpu_overlap_gain", "gpu_share"}
     assert max(seen.values("gpu_difference")) < 1e-4
     assert all(row.value > 0 for row in seen.rows("gpu_share"))
+
+
+def test_a_gpus_streams_are_not_timed_on_a_cpu() -> None:
+    with pytest.raises(LabError, match="gpu_batch"):
+        run(Config(gpu_batch=16), Runtime([0]))
