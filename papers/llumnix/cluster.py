@@ -19,7 +19,7 @@ from common.serving.trace import Trace
 from common.serving.workload import Workload
 from papers.llumnix.freeness import PRIORITY_TARGET, Rules
 from papers.llumnix.global_scheduler import FreestFirst, Llumnix, Moving, Sample, Scaling
-from papers.llumnix.llama_on_a10 import BLOCK_TOKENS, KV_BLOCKS, KV_BYTES, LlamaOnA10
+from papers.llumnix.llama_on_a10 import BLOCK_TOKENS, KV_BLOCKS, KV_BYTES, MEMORY_SHARE, LlamaOnA10
 from papers.llumnix.local_scheduler import PreemptionLoss, PromptsFirst
 from papers.llumnix.migration import Migrated
 
@@ -43,15 +43,21 @@ class Setup:
     headroom: bool = True
     prioritises: bool = True  # False: priorities are ignored, as by llumnix-base
     drain_by_migration: bool = True
+    random_pairs: int = (
+        -1
+    )  # from 0 on: the seed by which pairs are drawn instead of sorted by freeness, a placebo
     scaling: Scaling | None = None
     start_seconds: float = 40.0
     bytes_per_s: float = 1.5e9  # of migration
+    memory_share: float = MEMORY_SHARE  # of the bandwidth that decoding reaches
     sample_seconds: float = 1.0
 
 
 def what_matters(setup: Setup) -> Setup:
     """The same setup with the usual values of all that its policy never looks at: runs of both are the same."""
     usual = Setup()
+    if setup.policy == "llumnix" and not setup.migration:
+        setup = replace(setup, random_pairs=-1)
     if setup.policy not in ("llumnix", "llumnix-base"):
         setup = replace(
             setup,
@@ -59,6 +65,7 @@ def what_matters(setup: Setup) -> Setup:
             lowest=usual.lowest,
             bytes_per_s=usual.bytes_per_s,
             drain_by_migration=usual.drain_by_migration,
+            random_pairs=usual.random_pairs,
         )
     if setup.policy == "llumnix-base":
         setup = replace(setup, headroom=usual.headroom, prioritises=usual.prioritises)
@@ -99,12 +106,21 @@ def serve(workload: Workload, setup: Setup, priority: np.ndarray | None = None) 
     """
     if setup.policy not in POLICIES:
         raise ValueError(f"unknown policy {setup.policy!r}; one of {', '.join(POLICIES)}")
+    for name in ("bytes_per_s", "memory_share", "instances"):
+        if not 0 < getattr(setup, name) < float("inf"):
+            raise ValueError(f"{name} is {getattr(setup, name)!r}; it is a number above 0")
+    if not 0 <= setup.start_seconds < float("inf"):
+        raise ValueError(f"start_seconds is {setup.start_seconds!r}; it is a number from 0")
+    if priority is not None and np.shape(priority) != (len(workload),):
+        raise ValueError(f"priority has the shape {np.shape(priority)}; it is ({len(workload)},)")
     loss = PreemptionLoss()
     kept: list[Llumnix] = []
     levels = np.zeros(len(workload), dtype=np.int64) if priority is None else priority
 
     def build(loop: EventLoop) -> "Prioritised":
-        fleet = Fleet(loop, lambda: instance(loop, loss), setup.instances, setup.start_seconds)
+        fleet = Fleet(
+            loop, lambda: instance(loop, loss, setup.memory_share), setup.instances, setup.start_seconds
+        )
         kept.append(system(loop, fleet, setup, bool(levels.any())))
         known = setup.prioritises and setup.policy != "llumnix-base"
         return Prioritised(kept[0], levels, known)
@@ -124,10 +140,13 @@ def serve(workload: Workload, setup: Setup, priority: np.ndarray | None = None) 
     )
 
 
-def instance(loop: EventLoop, loss: PreemptionLoss) -> Instance:
+def instance(loop: EventLoop, loss: PreemptionLoss, memory_share: float = MEMORY_SHARE) -> Instance:
     """One LLaMA-7B on one A10."""
     return Instance(
-        loop, LlamaOnA10(), PagedMemory(KV_BLOCKS * BLOCK_TOKENS, BLOCK_TOKENS), PromptsFirst(loss)
+        loop,
+        LlamaOnA10(memory_share),
+        PagedMemory(KV_BLOCKS * BLOCK_TOKENS, BLOCK_TOKENS),
+        PromptsFirst(loss),
     )
 
 
@@ -137,7 +156,11 @@ def system(loop: EventLoop, fleet: Fleet, setup: Setup, priorities: bool = True)
     rules = Rules(setup.queued_demand, PRIORITY_TARGET if known else None)
     migrates = setup.migration and setup.policy in ("llumnix", "llumnix-base")
     moving = Moving(
-        BLOCK_BYTES, lowest=setup.lowest, bytes_per_s=setup.bytes_per_s, drains=setup.drain_by_migration
+        BLOCK_BYTES,
+        lowest=setup.lowest,
+        bytes_per_s=setup.bytes_per_s,
+        drains=setup.drain_by_migration,
+        random_pairs=setup.random_pairs,
     )
     return Llumnix(
         loop,
