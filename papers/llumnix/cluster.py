@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from common.serving.cluster import Fleet, RoundRobin
+from common.serving.cluster import Fleet, Replicas, RoundRobin
 from common.serving.engine import Instance, simulate
-from common.serving.loop import EventLoop
+from common.serving.link import Link
+from common.serving.loop import COPY, EventLoop
 from common.serving.memory import PagedMemory
 from common.serving.sequence import Sequence
 from common.serving.trace import Trace
@@ -21,7 +22,7 @@ from papers.llumnix.freeness import PRIORITY_TARGET, Rules
 from papers.llumnix.global_scheduler import FreestFirst, Llumnix, Moving, Sample, Scaling
 from papers.llumnix.llama_on_a10 import BLOCK_TOKENS, KV_BLOCKS, KV_BYTES, MEMORY_SHARE, LlamaOnA10
 from papers.llumnix.local_scheduler import PreemptionLoss, PromptsFirst
-from papers.llumnix.migration import Migrated
+from papers.llumnix.migration import LiveMigration, Migrated, Stages
 
 POLICIES = ("round-robin", "infaas++", "llumnix-base", "llumnix")
 BLOCK_BYTES = float(BLOCK_TOKENS * KV_BYTES)
@@ -183,3 +184,33 @@ class Prioritised:
         if self.known:
             sequence.priority = int(self.levels[sequence.index])
         self.inner.submit(sequence)
+
+
+def migrate_alone(
+    tokens: int, bytes_per_s: float = 1.5e9, stages: Stages = Stages()
+) -> tuple[LiveMigration, Migrated]:
+    """Two instances and one request with a prompt of `tokens`, which migrates in the middle of its answer.
+
+    Raises ValueError for a length that an instance cannot hold, or a wire without bandwidth.
+    """
+    if not 1 <= tokens <= 8192:
+        raise ValueError(f"tokens is {tokens}; it is 1 to 8,192")
+    if not 0 < bytes_per_s < float("inf"):
+        raise ValueError(f"bytes_per_s is {bytes_per_s!r}; it is a number above 0")
+    ended: list[tuple[LiveMigration, Migrated]] = []
+
+    def build(loop: EventLoop) -> Replicas:
+        source, target = (instance(loop, PreemptionLoss()) for _ in range(2))
+
+        def begin() -> None:
+            (one,) = source.slots[0].group.members
+            link = Link(bytes_per_s, 0.005)
+            LiveMigration(
+                source, target, one, link, BLOCK_BYTES, stages, lambda *how: ended.append(how)
+            ).stage()
+
+        loop.at(4.0, COPY, lambda _: source.at_boundary(begin))
+        return Replicas([source], RoundRobin())
+
+    simulate(Workload(np.zeros(1), np.array([tokens]), np.array([2000])), build)
+    return ended[0]

@@ -81,6 +81,7 @@ class LiveMigration:
         self.allocated = 0  # blocks held at the target
         self.copies = 0  # stages begun
         self.bytes = 0.0  # sent
+        self.sent: list[tuple[float, float]] = []  # begin and end of each copy
         self.stopped = -1.0  # when the request left its batch
 
     def stage(self) -> None:
@@ -106,6 +107,7 @@ class LiveMigration:
             self.stopped = self.loop.now
         self.bytes += new * self.block_bytes
         end = self.link.send(self.loop.now, new * self.block_bytes)
+        self.sent.append((self.loop.now, end))
         self.loop.at(end, COPY, self._copied, last)
 
     def _allocate(self, blocks: int) -> bool:
