@@ -25,6 +25,7 @@ from papers.llumnix.local_scheduler import PreemptionLoss, PromptsFirst
 from papers.llumnix.migration import LiveMigration, Migrated, Stages
 
 POLICIES = ("round-robin", "infaas++", "llumnix-base", "llumnix")
+LIVE = Stages()
 BLOCK_BYTES = float(BLOCK_TOKENS * KV_BYTES)
 
 
@@ -187,7 +188,7 @@ class Prioritised:
 
 
 def migrate_alone(
-    tokens: int, bytes_per_s: float = 1.5e9, stages: Stages = Stages()
+    tokens: int, bytes_per_s: float = 1.5e9, stages: Stages = LIVE
 ) -> tuple[LiveMigration, Migrated]:
     """Two instances and one request with a prompt of `tokens`, which migrates in the middle of its answer.
 

@@ -19,13 +19,13 @@ class Config:
     # Share of the memory that is held, or asked for by queued requests, under INFaaS++.
     levels: Annotated[list[float], Length(1), At(0.3, 1.0)] = field(default_factory=lambda: [0.85, 0.95])
     # Of each run whose answers have a mean of 512 tokens; more where they are shorter.
-    requests: Annotated[int, At(50, 20_000)] = 4000
+    requests: Annotated[int, At(50, 20_000)] = 2000
     instances: Annotated[int, At(2, 64)] = 16
     knee_draws: Annotated[int, At(1, 10)] = 2  # workloads over which a rate is searched
     priority_cvs: Annotated[list[float], Length(1), At(0.5, 10)] = field(
         default_factory=lambda: [2.0, 4.0, 8.0]
     )
-    priority_requests: Annotated[int, At(100, 20_000)] = 6000
+    priority_requests: Annotated[int, At(100, 20_000)] = 3000
     high_share: Annotated[float, At(0.01, 0.5)] = 0.1  # priority_ratio of the artifact
     priority_load: Annotated[float, At(0.1, 4)] = 1.0  # times the rate as far below the knee as the authors'
     scaling_cvs: Annotated[list[float], Length(), At(0.5, 10)] = field(default_factory=lambda: [4.0])
@@ -44,7 +44,8 @@ class Config:
     migration_lengths: Annotated[list[int], Length(2), At(64, 3072)] = field(
         default_factory=lambda: [64, 256, 512, 1024, 2048]
     )
-    migration_repeats: Annotated[int, At(1, 20)] = 3  # the quickest counts: others were kept from their core
+    migration_seeds: Annotated[int, At(1, 100)] = 5  # on which requests really migrate
+    migration_repeats: Annotated[int, At(1, 20)] = 2  # the quickest counts: others were kept from their core
 
     # The method, and what of it is switched off.
     migration: bool = True

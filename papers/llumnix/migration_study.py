@@ -27,7 +27,8 @@ def observe(config: Config, lab: Runtime, seen: Observations) -> None:
         methods += ["blocking", "live on the decoding thread"]
     else:  # an arm needs the ends alone
         lengths = [lengths[0], lengths[-1]]
-    keys = list(product(lab.seeds, range(config.migration_repeats), lengths, methods))
+    seeds = lab.seeds[: config.migration_seeds]
+    keys = list(product(seeds, range(config.migration_repeats), lengths, methods))
     trials = [Trial("live", lengths[0])] + [  # one to warm up
         Trial(config.move if method == "live" else method, length, append_only=config.append_only)
         for _, _, length, method in keys
@@ -47,7 +48,7 @@ def observe(config: Config, lab: Runtime, seen: Observations) -> None:
     short, long = lengths[0], lengths[-1]
     seen.add("length_ratio", long / short)
     expected = said_unmoved(found) if lab.wants("moved_and_identical") else {}
-    for seed in lab.seeds:
+    for seed in seeds:
         first, last = found[seed, short, "live"], found[seed, long, "live"]
         if all(one.outcome == "committed" for one in [*first, *last]):
             growth = fmean(one.stopped_blocks for one in last) / fmean(one.stopped_blocks for one in first)
