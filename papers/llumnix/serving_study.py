@@ -42,6 +42,7 @@ class Summary:
     queued: float  # requests
     migrations: int  # committed
     aborts: int
+    no_room: int  # of the aborts: the target had no memory for the next stage
     queued_moves: int
     moved_gb: float  # of KV cache, aborted migrations included
     wasted_gb: float  # of it, copied by migrations that aborted
@@ -66,6 +67,7 @@ def summarise(outcome: Outcome, instances: int) -> Summary:
         outcome.mean_of("queued"),
         len(done),
         len(lost),
+        sum(one.outcome == "no room" for one in lost),
         outcome.queued_moves,
         sum(one.bytes for one in outcome.migrations) / 1e9,
         sum(one.bytes for one in lost) / 1e9,
@@ -116,9 +118,9 @@ def claims_of(
     yield "demand", float(np.mean([theirs.demanded for theirs, _ in everything])), {}
     yield "queue", float(np.mean([theirs.queued for theirs, _ in everything])), {}
     lost = [float(np.mean([pair[i].preemption_loss for pair in everything])) for i in (0, 1)]
-    yield "preemption_gain", ratio(*lost), {}
+    yield "preemption_gain", ratio(lost[0], lost[1]), {}
     scattered = [float(np.mean([pair[i].fragmented for pair in everything])) for i in (0, 1)]
-    yield "fragmentation_gain", ratio(*scattered, 1e-4), {}
+    yield "fragmentation_gain", ratio(scattered[0], scattered[1], 1e-4), {}
     yield "time_migrating", float(np.mean([ours.migrating for _, ours in everything])), {}
     tried = sum(ours.migrations + ours.aborts for _, ours in everything)
     yield "abort_share", sum(ours.aborts for _, ours in everything) / max(1, tried), {}
