@@ -44,7 +44,6 @@ class Config:
     migration_lengths: Annotated[list[int], Length(2), At(64, 3072)] = field(
         default_factory=lambda: [64, 256, 512, 1024, 2048]
     )
-    migration_seeds: Annotated[int, At(1, 100)] = 5  # on which requests really migrate
     migration_repeats: Annotated[int, At(1, 20)] = 2  # the quickest counts: others were kept from their core
 
     # The method, and what of it is switched off.

@@ -27,7 +27,7 @@ def observe(config: Config, lab: Runtime, seen: Observations) -> None:
         methods += ["blocking", "live on the decoding thread"]
     else:  # an arm needs the ends alone
         lengths = [lengths[0], lengths[-1]]
-    seeds = lab.seeds[: config.migration_seeds]
+    seeds = lab.seeds
     keys = list(product(seeds, range(config.migration_repeats), lengths, methods))
     trials = [Trial("live", lengths[0])] + [  # one to warm up
         Trial(config.move if method == "live" else method, length, append_only=config.append_only)
