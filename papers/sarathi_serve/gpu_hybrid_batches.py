@@ -83,10 +83,6 @@ class Layer:
             keys, values = (t.repeat_interleave(times, dim=1) for t in (keys, values))
         return F.scaled_dot_product_attention(q, keys, values, attn_mask=seen)  # type: ignore[arg-type]
 
-    def seconds(self, decodes: bool, chunk: int) -> float:
-        """Median seconds of one iteration whose chunk is the first of its prompt."""
-        return self._median([(decodes, chunk, 0)])
-
     def prefill_seconds(self, prompt: int, chunk: int) -> float:
         """Median seconds of a whole prompt, an iteration without decodes for every chunk."""
         parts = [(False, min(chunk, prompt - start), start) for start in range(0, prompt, chunk)]
