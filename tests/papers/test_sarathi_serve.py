@@ -9,6 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.data import REPOSITORY
+from common.lab.config import compose
+from common.lab.errors import LabError
+from common.lab.project import Project
 from common.lab.runtime import Observations, Runtime
 from common.serving.batch import Scheduler
 from common.serving.engine import Instance, simulate
@@ -20,12 +23,14 @@ from common.serving.profiled import profiled_latency
 from common.serving.schedulers import ChunkedPrefill
 from common.serving.trace import Trace
 from common.serving.workload import Lengths, Workload
-from papers.sarathi_serve import ablation, pipeline
+from papers.sarathi_serve import ablation, gains, pipeline
 from papers.sarathi_serve.budget import DECODES, TILE, iteration_seconds, token_budget
 from papers.sarathi_serve.capacity import Cell, Search, capacity, serve
-from papers.sarathi_serve.config import Config
+from papers.sarathi_serve.config import Config, check
 from papers.sarathi_serve.deployments import DEPLOYMENTS, SYSTEMS
-from papers.sarathi_serve.experiment import overhead, run
+from papers.sarathi_serve.exercises import EXERCISES
+from papers.sarathi_serve.experiment import run
+from papers.sarathi_serve.iterations import overhead
 from papers.sarathi_serve.lengths import KINDS, clipped, draw
 from papers.sarathi_serve.schedulers import AlternatingChunks, StallFree, dynamic_sizes
 from tests.common.serving.reference import SteppedInstance
@@ -314,7 +319,7 @@ def test_the_recorded_timeline_is_what_the_engine_counts() -> None:
 # The experiment -----------------------------------------------------------------------------------------------------
 
 TINY = Config(
-    models=["yi"], kinds=["chat"], requests=30, pipeline_requests=20, real_prompt=0, load_rates=[0.5]
+    models=["yi"], kinds=["chat"], requests=50, pipeline_requests=0, live_requests=0, load_rates=[0.5]
 )
 
 
@@ -327,6 +332,88 @@ def test_a_control_computes_only_what_its_claims_read() -> None:
     seen: Observations = run(TINY, Runtime((0,), workers=1, wanted=["gain_yi_strict_over_vllm_chat"]))
     assert {row.at["system"] for row in seen.rows("capacity")} == {"sarathi", "vllm"}
     assert "ablation_tbt" not in seen.metrics
+
+
+GAIN = "gain_yi_strict_over_vllm_chat"
+
+
+def gain(**changes: object) -> float:
+    config = replace(TINY, requests=100, **changes)  # type: ignore[arg-type]
+    return run(config, Runtime((0,), workers=1, wanted=[GAIN])).values(GAIN)[0]
+
+
+def test_vllm_in_the_methods_place_gains_nothing() -> None:
+    assert gain(system="vllm") == 1.0
+
+
+def test_equal_micro_batches_without_the_method_leave_the_brief_s_ratio_of_about_one() -> None:
+    assert gain(system="hybrid-only", equal_work=True) == pytest.approx(1.0, abs=0.3)
+
+
+def test_a_random_budget_is_one_of_the_grid_drawn_once_a_seed() -> None:
+    lab = Runtime((0, 1), workers=1)
+    drawn = [
+        [gains.budget_of(replace(TINY, budget="random"), lab, "yi", "strict", seed) for seed in (0, 1)]
+        for _ in range(2)
+    ]
+    assert drawn[0] == drawn[1]
+    assert all(tokens % TILE == 0 and TILE <= tokens <= gains.LARGEST for tokens in drawn[0])
+    assert len({*drawn[0]}) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("requests", 0),
+        ("requests", 1),
+        ("objective", -1.0),
+        ("chunk", 0),
+        ("models", ["gpt5"]),
+        ("models", []),
+        ("prompt", 0),
+        ("kinds", []),
+        ("host_seconds", float("nan")),
+        ("load_rates", [0.0]),
+        ("pretrained_prompt", -1),
+    ],
+)
+def test_what_means_nothing_is_refused_in_one_line(name: str, value: object) -> None:
+    with pytest.raises(LabError) as refused:
+        compose(Project.current(), "sarathi_serve", "smoke", [f"paper.{name}={value}".replace("'", "")])
+    assert name in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"pipeline_requests": 1}, {"live_requests": 1}, {"pretrained_prompt": 5}, {"gpu_prompt": 8}]
+)
+def test_sizes_that_leave_nothing_to_observe_are_refused(changes: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        check(replace(Config(), **changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("low", "high", "stages"), [(0, 10, 2), (-32, 64, 2), (64, 32, 2), (32, 64, 0)])
+def test_dynamic_chunks_of_nothing_are_refused(low: int, high: int, stages: int) -> None:
+    with pytest.raises(ValueError, match="1 <= low"):
+        dynamic_sizes(low, high, stages)
+
+
+def test_a_scheduler_that_could_admit_nothing_is_refused() -> None:
+    for build in (lambda: StallFree(0), lambda: AlternatingChunks(0), lambda: StallFree(8, sizes=(0,))):
+        with pytest.raises(ValueError, match="1 or more"):
+            build()
+
+
+def test_the_measured_h100_batches_are_those_of_the_table() -> None:
+    # 2.9595 over 0.8342 ms with a prompt of 1,024 beside 8 decodes, 1.6811 over 1.4495 ms with a chunk beside 32.
+    seen = run(TINY, Runtime((0,), workers=1, wanted=["stall_h100"]))
+    assert seen.values("stall_h100") == pytest.approx([2.9595 / 0.8342], rel=1e-3)
+    assert seen.values("chunk_h100") == pytest.approx([1.6811 / 1.4495], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_every_exercise_has_a_finite_answer(name: str) -> None:
+    assert np.isfinite(EXERCISES[name].answer(None))
 
 
 PUBLISHED = REPOSITORY.parent / "shared" / "data" / "sarathi_serve"
