@@ -8,15 +8,17 @@ from papers.sarathi_serve.config import Config
 from papers.sarathi_serve.deployments import DEPLOYMENTS
 
 PROMPTS = (2048, 4096, 8192, 16384)  # tokens
+DECODES = 4  # alone, of the published comparison; beside the chunk one fewer
 
 
 def observe(config: Config, lab: Runtime, seen: Observations) -> None:
     """What latency model and measured tables say of single iterations: deterministic, without a seed."""
     yi = DEPLOYMENTS["yi"].latency(config.host_seconds)
     if lab.wants("piggyback_gain"):
-        alone = yi.iteration([], 4, 4 * 1024)[0] / 4
+        alone = yi.iteration([], DECODES, DECODES * 1024)[0] / DECODES
         beside = yi.iteration([(config.prompt, 0)], 3, 3 * 1024)[0] / (config.prompt + 3)
         seen.add("piggyback_gain", alone / beside)
+        seen.add("piggyback_decodes", DECODES)
         seen.add("decode_alone_ms", 1000 * alone)
         seen.add("decode_beside_ms", 1000 * beside)
     if lab.wants("stall_h100"):
@@ -28,6 +30,7 @@ def observe(config: Config, lab: Runtime, seen: Observations) -> None:
         for prompt in PROMPTS:
             seen.add("chunk_overhead_by_prompt", overhead(yi, prompt, config.chunk), prompt=prompt)
             seen.add("chunk_overhead_of_gemms", overhead(free, prompt, config.chunk), prompt=prompt)
+        seen.add("overhead_longest_prompt", max(PROMPTS))
         seen.add("chunk_overhead", max(seen.values("chunk_overhead_by_prompt")))
 
 

@@ -50,3 +50,4 @@ def prefill_smollm2(config: Config, lab: Runtime, seen: Observations) -> None:
     tokens = torch.from_numpy(lab.rng(0, "smollm2").integers(model.config.vocab, size=n))
     errors = [chunking.chunking_error(model, tokens, n // parts, config.keeps_past) for parts in (3, 7)]
     seen.add("chunking_error_smollm2", max(errors))
+    seen.add("exact_bits", 32)  # of each number; the paper's models have 16
