@@ -22,8 +22,8 @@ def observe(config: Config, lab: Runtime, seen: Observations) -> None:
         seen.add("decode_alone_ms", 1000 * alone)
         seen.add("decode_beside_ms", 1000 * beside)
     if lab.wants("stall_h100"):
-        prompt = "1024/1024" if config.prompt > 8 else ""
-        seen.add("stall_h100", h100_seconds(prompt, 8, 512) / h100_seconds("", 8, 512))
+        beside_all = "1024/1024" if config.prompt > 8 else ""
+        seen.add("stall_h100", h100_seconds(beside_all, 8, 512) / h100_seconds("", 8, 512))
         seen.add("chunk_h100", h100_seconds("128/2176", 32, 1024) / h100_seconds("", 32, 1024))
     if lab.wants("chunk_overhead"):
         free = profiled_latency("yi-34b", tensor_parallel=2, host_seconds=0.0, rereads=False)
