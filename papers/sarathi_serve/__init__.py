@@ -7,6 +7,7 @@ iteration up to a token budget: first every running decode, then chunks of promp
 long, no decode ever waits for a whole prompt, and pipeline stages get equal work, which closes their bubbles.
 
     schedulers.py    the stall-free scheduler (Algorithm 3), and chunking without hybrid batches
+    hybrid.py        what mixing decodes and chunks in one pass saves
     gains.py         how much more it sustains than vLLM and Orca, in every setting
     iterations.py    single iterations: a decode beside a chunk, chunks against one shot
     deployments.py   the paper's models, GPUs, objectives, token budgets and rivals

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from common.models.decoder import Decoder, DecoderConfig, KVCache
 
-SMALL = DecoderConfig(vocab=512, hidden=256, layers=4, heads=4, intermediate=704, positions=4096)
+SMALL = DecoderConfig(vocab=512, hidden=128, layers=4, heads=4, intermediate=352, positions=4096)
 TINY = DecoderConfig(vocab=256, hidden=64, layers=2, heads=4, intermediate=128, positions=1024)
 
 

@@ -36,18 +36,19 @@ class Config:
         ),
     ] = 0.002  # fixed cost of an iteration
     equal_work: bool = False  # True: every micro-batch takes equally long, whatever is in it
+    fused: bool = (
+        True  # False: a hybrid batch runs its chunks and its decodes in two passes, one after the other
+    )
     between_nodes: bool = True  # False: the eight GPUs of tensor parallelism share one node
     # requests/s at which P99 TBT is shown, Yi-34B on chat; empty: not at all.
     load_rates: Annotated[list[float], At(0.01, 100)] = field(default_factory=list)
     chunk: Annotated[int, At(8, 8192)] = 512  # tokens, of the chunking overhead
     # Prompt tokens beside a decode batch; 8 is the brief's control.
     prompt: Annotated[int, At(8, 8192)] = 1021
-    live_requests: Annotated[int, At(0, 5000)] = 10  # of each run of the real engine; 0 leaves it out
+    live_requests: Annotated[int, At(0, 5000)] = 36  # of each run of the real engine; 0 leaves it out
     # Tokens that SmolLM2-135M prefills in chunks; 0 leaves it out.
     pretrained_prompt: Annotated[int, At(0, 4096)] = 64
     keeps_past: bool = True  # False: a chunk does not see the chunks before it
-    # Tokens of a prompt that is timed on a GPU, and of nothing else then; 0: none.
-    gpu_prompt: Annotated[int, At(0, 65_536)] = 0
 
 
 def check(config: Config) -> None:
@@ -63,10 +64,6 @@ def check(config: Config) -> None:
     if 0 < config.live_requests < 4:
         raise ValueError(
             f"live_requests: {config.live_requests} are too few for a queue; 4 or more, or 0 for none"
-        )
-    if 0 < config.gpu_prompt <= 512:
-        raise ValueError(
-            f"gpu_prompt: {config.gpu_prompt} is no longer than a chunk; 513 tokens or more, or 0 for none"
         )
     if not config.between_nodes and not config.pipeline_requests:
         raise ValueError("between_nodes: means nothing with pipeline_requests=0; leave it")

@@ -3,6 +3,7 @@
 The studies stand beside their mechanisms: gains.py, ablation.py, pipeline.py, iterations.py, real_runs.py.
 """
 
+from dataclasses import replace
 from functools import partial
 
 from common.lab.runtime import Observations, Runtime
@@ -17,9 +18,6 @@ from papers.sarathi_serve.deployments import DEPLOYMENTS
 def run(config: Config, lab: Runtime) -> Observations:
     """Observe every metric that the card's claims read, one row a seed."""
     seen = Observations()
-    if config.gpu_prompt:
-        time_chunks(config, lab, seen)
-        return seen
     gains.observe(config, lab, seen)
     if lab.wants(*ABLATION):
         loads = [
@@ -30,7 +28,7 @@ def run(config: Config, lab: Runtime) -> Observations:
             )
             for seed in lab.seeds
         ]
-        for rows in lab.map(partial(ablate, config.system), loads, "ablation"):
+        for rows in lab.map(partial(ablate, config), loads, "ablation"):
             seen.extend(rows)
     if config.pipeline_requests and lab.wants(*PIPELINE):
         busy = [(gains.load(lab, "chat", seed, PIPELINE_REQUESTS), seed) for seed in lab.seeds]
@@ -54,17 +52,19 @@ ABLATION = tuple(
 )
 
 
-def ablate(ours: str, job: tuple[dict[str, Workload], int, int]) -> Observations:
+def ablate(config: Config, job: tuple[dict[str, Workload], int, int]) -> Observations:
     """P50 TTFT and P99 TBT of each technique alone and of both. job: requests by kind, a seed, the token budget."""
     loads, seed, budget = job
+    ours, latency = config.system, gains.times(config, "yi")
+    whole = gains.times(replace(config, fused=True), "yi")  # the load is that of the whole method
     seen = Observations()
     for kind, at_one in loads.items():
-        rate = ablation.calm_rate(at_one, kind)
+        rate = ablation.calm_rate(at_one, kind, whole)
         seen.add("ablation_rate", rate, seed, lengths=kind)
         found = {}
         for system in dict.fromkeys(("hybrid-only", "chunked-only", ours, "vllm", "swapped")):
             tokens = budget if system == ours else ablation.BUDGET
-            found[system] = one = ablation.latencies(at_one.scaled(rate), kind, system, tokens)
+            found[system] = one = ablation.latencies(at_one.scaled(rate), kind, system, tokens, latency)
             seen.add("ablation_ttft", one.ttft, seed, lengths=kind, system=system)
             seen.add("ablation_tbt", one.tbt, seed, lengths=kind, system=system)
             seen.add("ablation_preemptions", one.preemptions, seed, lengths=kind, system=system)
@@ -112,18 +112,3 @@ def run_pipelines(config: Config, tensor_parallel: bool, job: tuple[Workload, in
     seen.add("tp8_tbt_ratio", medians[0] / medians[1], seed)
     seen.add("tp8_rate", TP8_RATE, seed)
     return seen
-
-
-GPU_MODEL = "llama-2-7b"
-
-
-def time_chunks(config: Config, lab: Runtime, seen: Observations) -> None:
-    """Seconds of a layer over a prompt in chunks over those at once, on this device."""
-    from common.serving.models import model
-    from papers.sarathi_serve.gpu_hybrid_batches import Layer  # brings torch
-
-    for seed in lab.seeds:
-        layer = Layer(model(GPU_MODEL), 1, 1, config.gpu_prompt, lab.torch_generator(seed, "chunks"))
-        once = layer.prefill_seconds(config.gpu_prompt, config.gpu_prompt)
-        in_chunks = layer.prefill_seconds(config.gpu_prompt, min(config.chunk, config.gpu_prompt))
-        seen.add("gpu_chunk_overhead", in_chunks / once, seed)

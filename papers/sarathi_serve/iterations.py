@@ -6,6 +6,7 @@ from common.serving.latency import LatencyModel
 from common.serving.profiled import profiled_latency
 from papers.sarathi_serve.config import Config
 from papers.sarathi_serve.deployments import DEPLOYMENTS
+from papers.sarathi_serve.hybrid import Apart
 
 PROMPTS = (2048, 4096, 8192, 16384)  # tokens
 DECODES = 4  # alone, of the published comparison; beside the chunk one fewer
@@ -13,18 +14,24 @@ DECODES = 4  # alone, of the published comparison; beside the chunk one fewer
 
 def observe(config: Config, lab: Runtime, seen: Observations) -> None:
     """What latency model and measured tables say of single iterations: deterministic, without a seed."""
-    yi = DEPLOYMENTS["yi"].latency(config.host_seconds)
+    plain = DEPLOYMENTS["yi"].latency(config.host_seconds)
+    yi = plain if config.fused else Apart(plain)
     if lab.wants("piggyback_gain"):
         alone = yi.iteration([], DECODES, DECODES * 1024)[0] / DECODES
-        beside = yi.iteration([(config.prompt, 0)], 3, 3 * 1024)[0] / (config.prompt + 3)
+        mixed = yi.iteration([(config.prompt, 0)], DECODES - 1, (DECODES - 1) * 1024)[0]
+        beside = mixed / (config.prompt + DECODES - 1)
+        added = (mixed - plain.iteration([(config.prompt, 0)], 0, 0)[0]) / (DECODES - 1)
         seen.add("piggyback_gain", alone / beside)
         seen.add("piggyback_decodes", DECODES)
         seen.add("decode_alone_ms", 1000 * alone)
         seen.add("decode_beside_ms", 1000 * beside)
+        seen.add("decode_added_ms", 1000 * added)  # what a decode really adds to the iteration of the chunk
     if lab.wants("stall_h100"):
-        beside_all = "1024/1024" if config.prompt > 8 else ""
-        seen.add("stall_h100", h100_seconds(beside_all, 8, 512) / h100_seconds("", 8, 512))
-        seen.add("chunk_h100", h100_seconds("128/2176", 32, 1024) / h100_seconds("", 32, 1024))
+        chunk = h100_seconds("128/2176", 32, 1024) / h100_seconds("", 32, 1024)
+        seen.add("chunk_h100", chunk)
+        # of short prompts the shortest piece that was measured, 128 tokens
+        whole = h100_seconds("1024/1024", 8, 512) / h100_seconds("", 8, 512)
+        seen.add("stall_h100", whole if config.prompt > 128 else chunk)
     if lab.wants("chunk_overhead"):
         free = profiled_latency("yi-34b", tensor_parallel=2, host_seconds=0.0, rereads=False)
         for prompt in PROMPTS:

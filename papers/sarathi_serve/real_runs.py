@@ -3,6 +3,7 @@
 import torch
 
 from common.lab.runtime import Observations, Runtime, one_thread
+from common.serving.metrics import token_gaps
 from papers.sarathi_serve import chunking, mini_engine
 from papers.sarathi_serve.config import Config
 
@@ -35,6 +36,7 @@ def serve_live(config: Config, lab: Runtime, seen: Observations, seed: int) -> N
         tbt[policy], throughput[policy] = (sum(both) / len(tails) for both in zip(*tails, strict=True))
         answers[policy] = next(one.tokens for name, one in runs if name == policy)
         seen.add("live_tbt", tbt[policy], seed, system=policy)
+    seen.add("live_gaps", min(len(token_gaps(one.trace)) for _, one in runs), seed)
     seen.add("live_tbt_ratio", tbt["vllm"] / tbt[config.system], seed)
     seen.add("live_throughput_ratio", throughput[config.system] / throughput["vllm"], seed)
     same = sum(a == b for a, b in zip(answers["vllm"], answers[config.system], strict=True))

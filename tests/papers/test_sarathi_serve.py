@@ -29,7 +29,8 @@ from papers.sarathi_serve.capacity import Cell, Search, capacity, serve
 from papers.sarathi_serve.config import Config, check
 from papers.sarathi_serve.deployments import DEPLOYMENTS, SYSTEMS
 from papers.sarathi_serve.exercises import EXERCISES
-from papers.sarathi_serve.experiment import run
+from papers.sarathi_serve.experiment import ablate, run
+from papers.sarathi_serve.hybrid import Apart
 from papers.sarathi_serve.iterations import overhead
 from papers.sarathi_serve.lengths import KINDS, clipped, draw
 from papers.sarathi_serve.schedulers import AlternatingChunks, StallFree, dynamic_sizes
@@ -319,7 +320,13 @@ def test_the_recorded_timeline_is_what_the_engine_counts() -> None:
 # The experiment -----------------------------------------------------------------------------------------------------
 
 TINY = Config(
-    models=["yi"], kinds=["chat"], requests=50, pipeline_requests=0, live_requests=0, load_rates=[0.5]
+    models=["yi"],
+    kinds=["chat"],
+    requests=50,
+    pipeline_requests=0,
+    live_requests=0,
+    load_rates=[0.5],
+    pretrained_prompt=0,
 )
 
 
@@ -352,6 +359,53 @@ def test_equal_work_no_longer_charges_the_rival_what_the_method_is_spared() -> N
     config = replace(TINY, pipeline_requests=100, system="hybrid-only", equal_work=True)
     [ratio] = run(config, Runtime((0,), workers=1, wanted=[name])).values(name)
     assert ratio > 0.5  # with chunks on our side alone it was 0.04
+
+
+def test_batches_in_two_passes_cost_what_the_passes_cost() -> None:
+    latency = DEPLOYMENTS["falcon"].latency()
+    chunks, decodes = [(500, 1000)], (12, 12 * 1024)
+    whole, apart = (one.iteration(chunks, *decodes) for one in (latency, Apart(latency)))
+    parts = (latency.iteration(chunks, 0, 0), latency.iteration([], *decodes))
+    assert apart == pytest.approx(tuple(map(sum, zip(*parts, strict=True))))
+    assert apart[0] > 1.1 * whole[0]
+    assert Apart(latency).iteration([], *decodes) == latency.iteration([], *decodes)
+    assert Apart(latency).iteration(chunks, 0, 0) == latency.iteration(chunks, 0, 0)
+
+
+def test_a_random_budget_is_the_methods_alone() -> None:
+    config, lab = replace(TINY, budget="random"), Runtime((0,), workers=1)
+    budgets = {
+        system: gains.prepared(config, lab, Cell("yi", "chat", "strict", system), 0).budget
+        for system in ("sarathi", "chunked-only")
+    }
+    assert budgets["chunked-only"] == 512 != budgets["sarathi"]
+
+
+def test_the_ablation_feels_the_inferred_host_work() -> None:
+    load, latency = draw("chat", np.random.default_rng(5), 32), DEPLOYMENTS["yi"].latency(0.021)
+    assert (
+        ablation.latencies(load, "chat", "sarathi", latency=latency).tbt
+        > ablation.latencies(load, "chat", "sarathi").tbt
+    )
+    jobs = ({"chat": load}, 0, 512)
+    ttft = [ablate(replace(TINY, host_seconds=host), jobs).values("ablation_ttft") for host in (0.002, 0.021)]
+    assert ttft[0] != ttft[1]
+
+
+def test_a_decode_adds_less_to_a_chunk_than_it_takes_alone_and_not_without_the_shared_pass() -> None:
+    fused, apart = (
+        run(replace(TINY, fused=one), Runtime((0,), workers=1, wanted=["piggyback_gain"]))
+        for one in (True, False)
+    )
+    [alone], [added] = fused.values("decode_alone_ms"), fused.values("decode_added_ms")
+    assert added < alone / 2
+    assert apart.values("decode_added_ms")[0] > alone
+
+
+def test_a_short_prompt_on_the_h100_is_a_measured_chunk_and_not_the_batch_itself() -> None:
+    seen = run(replace(TINY, prompt=8), Runtime((0,), workers=1, wanted=["stall_h100"]))
+    assert seen.values("stall_h100") == seen.values("chunk_h100")
+    assert 1 < seen.values("stall_h100")[0] < 1.3
 
 
 def test_a_random_budget_is_one_of_the_grid_drawn_once_a_seed() -> None:
@@ -389,7 +443,7 @@ def test_what_means_nothing_is_refused_in_one_line(name: str, value: object) -> 
 
 
 @pytest.mark.parametrize(
-    "changes", [{"pipeline_requests": 1}, {"live_requests": 1}, {"pretrained_prompt": 5}, {"gpu_prompt": 8}]
+    "changes", [{"pipeline_requests": 1}, {"live_requests": 1}, {"pretrained_prompt": 5}]
 )
 def test_sizes_that_leave_nothing_to_observe_are_refused(changes: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=next(iter(changes))):
