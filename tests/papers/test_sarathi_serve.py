@@ -1,6 +1,7 @@
 """The scheduler against Algorithm 3 by hand and the step-by-step engine; the search, the ablation, the pipeline."""
 
 import csv
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -151,7 +152,7 @@ workloads = st.lists(
     min_size=1,
     max_size=20,
 ).map(lambda rows: requests(*sorted(rows)))
-MAKERS = {
+MAKERS: dict[str, Callable[[], Scheduler]] = {
     "stall-free": lambda: StallFree(24, 8),
     "swapped": lambda: StallFree(24, 8, decodes_first=False),
     "dynamic": lambda: StallFree(64, 8, sizes=(40, 12), stage_tokens=16),
