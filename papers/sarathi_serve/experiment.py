@@ -79,7 +79,6 @@ def ablate(config: Config, job: tuple[dict[str, Workload], int, int]) -> Observa
 PIPELINE = ("bubbles_removed", "tp8_tbt_ratio")
 PIPELINE_REQUESTS = 200  # of each run at a fixed rate
 BUBBLE_RATE = 1.0  # requests/s, about Sarathi-Serve's capacity on Falcon-180B and chat
-TP8_RATE = 0.75  # requests/s, osdi-experiments/figure-8
 
 
 def run_pipelines(config: Config, tensor_parallel: bool, job: tuple[Workload, int]) -> Observations:
@@ -106,9 +105,9 @@ def run_pipelines(config: Config, tensor_parallel: bool, job: tuple[Workload, in
         )
     medians = []
     for name, one in (("falcon-tp8", across), ("falcon", latency)):
-        trace, _ = serve(at_one.scaled(TP8_RATE), name, "chat", config.system, budget, one)
+        trace, _ = serve(at_one.scaled(config.tp8_rate), name, "chat", config.system, budget, one)
         medians.append(pipeline.median_tbt(trace))
         seen.add("median_tbt", medians[-1], seed, deployment=name)
     seen.add("tp8_tbt_ratio", medians[0] / medians[1], seed)
-    seen.add("tp8_rate", TP8_RATE, seed)
+    seen.add("tp8_rate", config.tp8_rate, seed)
     return seen
