@@ -109,7 +109,7 @@ def trial_requests(config: Config, name: str) -> int:
 
 
 def budget_of(config: Config, lab: Runtime, name: str, slo: str, seed: int) -> int:
-    """Tokens: the paper's choice for the objective or for the strict one, or one of the same grid drawn for the seed."""
+    """Tokens: the paper's choice for the objective (or the strict one), or one of the same grid drawn for the seed."""
     if config.budget == "paper":
         return DEPLOYMENTS[name].budget(slo)
     if config.budget == "strict":
