@@ -68,7 +68,5 @@ def check(config: Config) -> None:
         raise ValueError(
             f"live_requests: {config.live_requests} are too few for a queue; 4 or more, or 0 for none"
         )
-    if not config.between_nodes and not config.pipeline_requests:
-        raise ValueError("between_nodes: means nothing with pipeline_requests=0; leave it")
     if config.budget != "paper" and config.system != "sarathi":
         raise ValueError(f"budget: {config.budget!r} means nothing with system={config.system}; leave it")
