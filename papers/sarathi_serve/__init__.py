@@ -7,12 +7,15 @@ iteration up to a token budget: first every running decode, then chunks of promp
 long, no decode ever waits for a whole prompt, and pipeline stages get equal work, which closes their bubbles.
 
     schedulers.py    the stall-free scheduler (Algorithm 3), and chunking without hybrid batches
+    hybrid.py        what mixing decodes and chunks in one pass saves
+    gains.py         how much more it sustains than vLLM and Orca, in every setting
+    iterations.py    single iterations: a decode beside a chunk, chunks against one shot
     deployments.py   the paper's models, GPUs, objectives, token budgets and rivals
     lengths.py       requests like those of its two traces
     capacity.py      the rate that a system sustains under an objective
     ablation.py      hybrid batches and chunks, each without the other (Table 4)
     pipeline.py      bubbles, and tensor parallelism across nodes
     budget.py        how the token budget is chosen
-    chunking.py      real chunked prefill: exactness, its overhead, and what a decode costs in a hybrid batch
+    chunking.py      real chunked prefill is exact
     mini_engine.py   three policies behind one real engine on the CPU
 """

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from common.serving.latency import LatencyModel
 from common.serving.metrics import token_gaps
 from common.serving.workload import Workload
 from papers.sarathi_serve.capacity import serve
@@ -24,9 +25,11 @@ class Latencies(NamedTuple):
     preemptions: int
 
 
-def latencies(workload: Workload, kind: str, system: str, budget: int = BUDGET) -> Latencies:
-    """Serve the workload as it is on two A100s with Yi-34B."""
-    trace, _ = serve(workload, "yi", kind, system, budget)
+def latencies(
+    workload: Workload, kind: str, system: str, budget: int = BUDGET, latency: LatencyModel | None = None
+) -> Latencies:
+    """Serve the workload as it is on two A100s with Yi-34B. latency: instead of the deployment's own."""
+    trace, _ = serve(workload, "yi", kind, system, budget, latency)
     return Latencies(
         float(np.median(trace.ttft)),
         float(np.quantile(token_gaps(trace), 0.99)),
@@ -35,14 +38,14 @@ def latencies(workload: Workload, kind: str, system: str, budget: int = BUDGET) 
     )
 
 
-def calm_rate(workload: Workload, kind: str) -> float:
+def calm_rate(workload: Workload, kind: str, latency: LatencyModel | None = None) -> float:
     """The paper's rate, lowered step by step until Sarathi-Serve has no queue to speak of, in requests/s.
 
     Raises ValueError where no rate is calm.
     """
     rate = RATES[kind]
     for _ in range(40):
-        if latencies(workload.scaled(rate), kind, "sarathi").delay < CALM:
+        if latencies(workload.scaled(rate), kind, "sarathi", latency=latency).delay < CALM:
             return rate
         rate *= EASE
     raise ValueError(f"the queue of {kind} is not calm at any rate from {RATES[kind]:g} requests/s down")

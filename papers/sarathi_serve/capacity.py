@@ -13,6 +13,7 @@ from papers.sarathi_serve.deployments import DEPLOYMENTS, memory, scheduler
 
 DELAY = 2.0  # seconds, median (Section 5.1)
 LOWEST = 0.01  # requests/s, below which a capacity counts as none
+PIPELINE_START = 0.25  # requests/s, where the search begins with Falcon-180B; with the others at 1
 RESOLUTION = 0.025  # of the search, as in the authors' capacity_search
 
 
@@ -74,4 +75,5 @@ def capacity(search: Search) -> float:
         trace, _ = serve(load, cell.deployment, cell.kind, cell.system, search.budget, search.latency)
         return keeps_pace(trace, search.objective, DELAY)
 
-    return goodput(sustains, start=1.0, resolution=RESOLUTION, lowest=LOWEST)
+    start = 1.0 if DEPLOYMENTS[cell.deployment].stages == 1 else PIPELINE_START
+    return goodput(sustains, start=start, resolution=RESOLUTION, lowest=LOWEST)

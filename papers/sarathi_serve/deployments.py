@@ -74,6 +74,7 @@ DEPLOYMENTS = {
     "falcon-tp8": Deployment("falcon-180b", 8, 1, 1.0, 5.0, 2048, 8),
 }
 SYSTEMS = ("sarathi", "vllm", "orca", "hybrid-only", "chunked-only", "swapped")
+CHUNKED = ("sarathi", "chunked-only", "swapped")  # those to which a token budget means anything
 
 
 def scheduler(system: str, deployment: Deployment, kind: str, budget: int) -> Scheduler:

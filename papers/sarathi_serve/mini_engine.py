@@ -18,12 +18,12 @@ from common.serving.memory import PagedMemory
 from common.serving.metrics import token_gaps
 from common.serving.schedulers import IterationLevel, PrefillFirst
 from common.serving.workload import poisson
-from papers.sarathi_serve.schedulers import StallFree
+from papers.sarathi_serve.schedulers import AlternatingChunks, StallFree
 
 PROMPTS = (192, 577)  # tokens, uniform from the first up to below the second
 OUTPUTS = (16, 49)
 LONGEST = PROMPTS[1] + OUTPUTS[1]
-BUDGET = 128  # tokens: shorter chunks cost this decoder over a fifth more time (chunk_overhead_cpu_by_chunk)
+BUDGET = 128  # tokens: shorter chunks cost this decoder over a fifth more time
 SEQUENCES = 16
 LOAD = 0.6  # of what the engine could do with four decodes in a batch
 SHARING = 4
@@ -31,6 +31,8 @@ SHARING = 4
 POLICIES: dict[str, Callable[[], Scheduler]] = {
     "sarathi": lambda: StallFree(BUDGET, SEQUENCES),
     "hybrid-only": lambda: StallFree(LONGEST, SEQUENCES),
+    "chunked-only": lambda: AlternatingChunks(BUDGET, SEQUENCES),
+    "swapped": lambda: StallFree(BUDGET, SEQUENCES, decodes_first=False),
     "vllm": lambda: PrefillFirst(LONGEST, SEQUENCES),
     "orca": lambda: IterationLevel(SEQUENCES),
 }

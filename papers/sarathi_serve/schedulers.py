@@ -29,6 +29,13 @@ class StallFree:
     stage_tokens: int = 1
     head_only: bool = True
 
+    def __post_init__(self) -> None:
+        for name in ("budget", "max_sequences", "stage_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} lets no prompt in; 1 or more")
+        if any(size < 1 for size in self.sizes):
+            raise ValueError(f"sizes: {self.sizes} holds a chunk without tokens; 1 or more each")
+
     def plan(self, slot: Slot) -> Plan:
         """See Scheduler."""
         preempted = make_room(slot, swap=False)
@@ -60,8 +67,13 @@ def dynamic_sizes(low: int, high: int, stages: int) -> tuple[int, ...]:
     """Chunk sizes falling in equal steps from `high` to `low`, each rounded to a multiple of 32 (or of `low`).
 
     Early chunks attend to little and may be long; later ones are cut to keep iterations equally long. Source:
-    `_compute_chunk_size_schedule` of microsoft/sarathi-serve; off in the paper.
+    `_compute_chunk_size_schedule` of microsoft/sarathi-serve; off in the paper. Raises ValueError for sizes of no
+    token, of `high` below `low`, and for no stage.
     """
+    if not 1 <= low <= high or stages < 1:
+        raise ValueError(
+            f"chunks from {high} down to {low} tokens in {stages} stages: 1 <= low <= high, 1 <= stages"
+        )
     unit = min(32, low)
     step = (high - low) / max(1, stages - 1)
     return tuple(unit * round(int(low + step * stage) / unit) for stage in reversed(range(stages)))
@@ -80,6 +92,10 @@ class AlternatingChunks:
     max_sequences: int = 128
     head_only: bool = True
     _decodes_turn: dict[Slot, bool] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if min(self.budget, self.max_sequences) < 1:
+            raise ValueError(f"budget {self.budget}, max_sequences {self.max_sequences}: 1 or more each")
 
     def plan(self, slot: Slot) -> Plan:
         """See Scheduler."""

@@ -1,6 +1,7 @@
 """The scheduler against Algorithm 3 by hand and the step-by-step engine; the search, the ablation, the pipeline."""
 
 import csv
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.data import REPOSITORY
+from common.lab.config import compose
+from common.lab.errors import LabError
+from common.lab.project import Project
 from common.lab.runtime import Observations, Runtime
 from common.serving.batch import Scheduler
 from common.serving.engine import Instance, simulate
@@ -20,12 +24,15 @@ from common.serving.profiled import profiled_latency
 from common.serving.schedulers import ChunkedPrefill
 from common.serving.trace import Trace
 from common.serving.workload import Lengths, Workload
-from papers.sarathi_serve import ablation, pipeline
+from papers.sarathi_serve import ablation, gains, pipeline
 from papers.sarathi_serve.budget import DECODES, TILE, iteration_seconds, token_budget
 from papers.sarathi_serve.capacity import Cell, Search, capacity, serve
-from papers.sarathi_serve.config import Config
+from papers.sarathi_serve.config import Config, check
 from papers.sarathi_serve.deployments import DEPLOYMENTS, SYSTEMS
-from papers.sarathi_serve.experiment import overhead, run
+from papers.sarathi_serve.exercises import EXERCISES
+from papers.sarathi_serve.experiment import ablate, run
+from papers.sarathi_serve.hybrid import Apart
+from papers.sarathi_serve.iterations import overhead
 from papers.sarathi_serve.lengths import KINDS, clipped, draw
 from papers.sarathi_serve.schedulers import AlternatingChunks, StallFree, dynamic_sizes
 from tests.common.serving.reference import SteppedInstance
@@ -145,7 +152,7 @@ workloads = st.lists(
     min_size=1,
     max_size=20,
 ).map(lambda rows: requests(*sorted(rows)))
-MAKERS = {
+MAKERS: dict[str, Callable[[], Scheduler]] = {
     "stall-free": lambda: StallFree(24, 8),
     "swapped": lambda: StallFree(24, 8, decodes_first=False),
     "dynamic": lambda: StallFree(64, 8, sizes=(40, 12), stage_tokens=16),
@@ -314,7 +321,13 @@ def test_the_recorded_timeline_is_what_the_engine_counts() -> None:
 # The experiment -----------------------------------------------------------------------------------------------------
 
 TINY = Config(
-    models=["yi"], kinds=["chat"], requests=30, pipeline_requests=20, real_prompt=0, load_rates=[0.5]
+    models=["yi"],
+    kinds=["chat"],
+    requests=50,
+    pipeline_requests=0,
+    live_requests=0,
+    load_rates=[0.5],
+    pretrained_prompt=0,
 )
 
 
@@ -327,6 +340,139 @@ def test_a_control_computes_only_what_its_claims_read() -> None:
     seen: Observations = run(TINY, Runtime((0,), workers=1, wanted=["gain_yi_strict_over_vllm_chat"]))
     assert {row.at["system"] for row in seen.rows("capacity")} == {"sarathi", "vllm"}
     assert "ablation_tbt" not in seen.metrics
+
+
+GAIN = "gain_yi_strict_over_vllm_chat"
+
+
+def gain(**changes: object) -> float:
+    config = replace(TINY, requests=100, **changes)  # type: ignore[arg-type]
+    return run(config, Runtime((0,), workers=1, wanted=[GAIN])).values(GAIN)[0]
+
+
+def test_vllm_in_the_methods_place_gains_nothing() -> None:
+    assert gain(system="vllm") == 1.0
+
+
+def test_equal_work_no_longer_charges_the_rival_what_the_method_is_spared() -> None:
+    """Both sides get whole prompts at one price. The brief expects about 1; hybrid batches alone keep a gain."""
+    name = "gain_falcon_strict_over_vllm_chat"
+    config = replace(TINY, pipeline_requests=100, system="hybrid-only", equal_work=True)
+    [ratio] = run(config, Runtime((0,), workers=1, wanted=[name])).values(name)
+    assert ratio > 0.5  # with chunks on our side alone it was 0.04
+
+
+def test_batches_in_two_passes_cost_what_the_passes_cost() -> None:
+    latency = DEPLOYMENTS["falcon"].latency()
+    chunks, decodes = [(500, 1000)], (12, 12 * 1024)
+    whole, apart = (one.iteration(chunks, *decodes) for one in (latency, Apart(latency)))
+    parts = (latency.iteration(chunks, 0, 0), latency.iteration([], *decodes))
+    assert apart == pytest.approx(tuple(map(sum, zip(*parts, strict=True))))
+    assert apart[0] > 1.1 * whole[0]
+    assert Apart(latency).iteration([], *decodes) == latency.iteration([], *decodes)
+    assert Apart(latency).iteration(chunks, 0, 0) == latency.iteration(chunks, 0, 0)
+
+
+def test_a_random_budget_is_the_methods_alone() -> None:
+    config, lab = replace(TINY, budget="random"), Runtime((0,), workers=1)
+    budgets = {
+        system: gains.prepared(config, lab, Cell("yi", "chat", "strict", system), 0).budget
+        for system in ("sarathi", "chunked-only")
+    }
+    assert budgets["chunked-only"] == 512 != budgets["sarathi"]
+
+
+def test_the_ablation_feels_the_inferred_host_work() -> None:
+    load, latency = draw("chat", np.random.default_rng(5), 32), DEPLOYMENTS["yi"].latency(0.021)
+    assert (
+        ablation.latencies(load, "chat", "sarathi", latency=latency).tbt
+        > ablation.latencies(load, "chat", "sarathi").tbt
+    )
+    jobs = ({"chat": load}, 0, 512)
+    ttft = [ablate(replace(TINY, host_seconds=host), jobs).values("ablation_ttft") for host in (0.002, 0.021)]
+    assert ttft[0] != ttft[1]
+
+
+def test_a_decode_adds_less_to_a_chunk_than_it_takes_alone_and_not_without_the_shared_pass() -> None:
+    fused, apart = (
+        run(replace(TINY, fused=one), Runtime((0,), workers=1, wanted=["piggyback_gain"]))
+        for one in (True, False)
+    )
+    [alone], [added] = fused.values("decode_alone_ms"), fused.values("decode_added_ms")
+    assert added < alone / 2
+    assert apart.values("decode_added_ms")[0] > alone
+
+
+def test_a_short_prompt_on_the_h100_is_a_measured_chunk_and_not_the_batch_itself() -> None:
+    seen = run(replace(TINY, prompt=8), Runtime((0,), workers=1, wanted=["stall_h100"]))
+    assert seen.values("stall_h100") == seen.values("chunk_h100")
+    assert 1 < seen.values("stall_h100")[0] < 1.3
+
+
+def test_a_random_budget_is_one_of_the_grid_drawn_once_a_seed() -> None:
+    lab = Runtime((0, 1), workers=1)
+    drawn = [
+        [gains.budget_of(replace(TINY, budget="random"), lab, "yi", "strict", seed) for seed in (0, 1)]
+        for _ in range(2)
+    ]
+    assert drawn[0] == drawn[1]
+    assert all(tokens % TILE == 0 and TILE <= tokens <= gains.LARGEST for tokens in drawn[0])
+    assert len({*drawn[0]}) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("requests", 0),
+        ("requests", 1),
+        ("objective", -1.0),
+        ("chunk", 0),
+        ("models", ["gpt5"]),
+        ("models", []),
+        ("prompt", 0),
+        ("kinds", []),
+        ("host_seconds", float("nan")),
+        ("load_rates", [0.0]),
+        ("pretrained_prompt", -1),
+    ],
+)
+def test_what_means_nothing_is_refused_in_one_line(name: str, value: object) -> None:
+    with pytest.raises(LabError) as refused:
+        compose(Project.current(), "sarathi_serve", "smoke", [f"paper.{name}={value}".replace("'", "")])
+    assert name in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"pipeline_requests": 1}, {"live_requests": 1}, {"pretrained_prompt": 5}]
+)
+def test_sizes_that_leave_nothing_to_observe_are_refused(changes: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        check(replace(Config(), **changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("low", "high", "stages"), [(0, 10, 2), (-32, 64, 2), (64, 32, 2), (32, 64, 0)])
+def test_dynamic_chunks_of_nothing_are_refused(low: int, high: int, stages: int) -> None:
+    with pytest.raises(ValueError, match="1 <= low"):
+        dynamic_sizes(low, high, stages)
+
+
+def test_a_scheduler_that_could_admit_nothing_is_refused() -> None:
+    for build in (lambda: StallFree(0), lambda: AlternatingChunks(0), lambda: StallFree(8, sizes=(0,))):
+        with pytest.raises(ValueError, match="1 or more"):
+            build()
+
+
+def test_the_measured_h100_batches_are_those_of_the_table() -> None:
+    # 2.9595 over 0.8342 ms with a prompt of 1,024 beside 8 decodes, 1.6811 over 1.4495 ms with a chunk beside 32.
+    seen = run(TINY, Runtime((0,), workers=1, wanted=["stall_h100"]))
+    assert seen.values("stall_h100") == pytest.approx([2.9595 / 0.8342], rel=1e-3)
+    assert seen.values("chunk_h100") == pytest.approx([1.6811 / 1.4495], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_every_exercise_has_a_finite_answer(name: str) -> None:
+    assert np.isfinite(EXERCISES[name].answer(None))
 
 
 PUBLISHED = REPOSITORY.parent / "shared" / "data" / "sarathi_serve"
