@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from common.distributed.faults import Fault, Plan
+from common.distributed.flat_state import shard
 from common.distributed.fleet import Fleet
 from common.training.sharded.layout import Layout
 from papers.in_memory_ft.recovery import Switches
 from papers.in_memory_ft.snapshot import Saving
-from papers.in_memory_ft.state import shard
 from papers.in_memory_ft.training_job import Blow, Job, Outcome, run_job
 
 SNAPSHOTS = (

@@ -13,11 +13,12 @@ from typing import Any, Literal
 
 from common.distributed.faults import Plan
 from common.distributed.fleet import Fleet, Started
+from common.distributed.questions import call, connect
+from common.distributed.sealed_file import Damaged, read_sealed
 from common.distributed.throttled import Device
 from common.distributed.traffic import Wire
 from common.training.sharded.layout import Layout
-from papers.in_memory_ft.buffers import Damaged
-from papers.in_memory_ft.snapshot_process import Seat, call, connect, keep, read_payload
+from papers.in_memory_ft.snapshot_process import Seat, keep
 
 Source = Literal["first values", "memory", "disk"]
 Node = tuple[int, int]  # (pipeline stage, data rank)
@@ -108,7 +109,7 @@ def disk_version(folder: Path, layout: Layout) -> int | None:
         ]
         try:
             for file in files:
-                read_payload(file, None)
+                read_sealed(file)
         except (OSError, Damaged):
             continue
         return int(one.name)

@@ -11,8 +11,11 @@ import torch
 import torch.distributed as dist
 
 from common.distributed.faults import Plan
+from common.distributed.flat_state import FlatState, shard
 from common.distributed.fleet import Fleet, RankFailed
 from common.distributed.memory import Memory
+from common.distributed.questions import call
+from common.distributed.sealed_file import read_sealed
 from common.distributed.throttled import Device
 from common.training.sharded.layout import Groups, Layout, form_groups
 from common.training.sharded.parameters import Shape
@@ -20,8 +23,8 @@ from common.training.sharded.trainer import RankState, Recipe
 from papers.in_memory_ft.recovery import Node, Nodes, Ports, Start, Switches, payload_file, trainers_wire
 from papers.in_memory_ft.replicas import Replica, Windows
 from papers.in_memory_ft.snapshot import Saving, Snapshots
-from papers.in_memory_ft.snapshot_process import Seat, SnapshotProcess, call, listen, read_payload
-from papers.in_memory_ft.state import HEADER, FlatState, Header, shard
+from papers.in_memory_ft.snapshot_process import Seat, SnapshotProcess
+from papers.in_memory_ft.state import HEADER, Header, flat
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ def train(
     if start.source != "first values":
         restore(trainer, windows, job, start, wire, seats.get(node), copies.get(node), network)
     restored = time.monotonic()
-    state = FlatState.of(trainer.state().fragments)
+    state = flat(trainer.state().fragments)
 
     def reached(place: str) -> None:
         if strikes(plan, rank, place):
@@ -150,7 +153,7 @@ def strikes(plan: Plan, rank: int, place: str) -> bool:
 def live_inside(seat: Seat, peers: dict[int, str], start: Start) -> None:
     """A snapshot "process" that is a thread of its trainer: what dies with the trainer protects nothing."""
     kept = SnapshotProcess(seat)
-    listen(kept)
+    kept.listen()
     dist.barrier()
     kept.meet(peers)
     kept.settle(None, start.epoch)
@@ -176,12 +179,12 @@ def restore(
     else:
         assert job.folder is not None
         file = payload_file(job.folder, version, place.stage, place.data, place.tensor)
-        payload = read_payload(file, seat.disk if seat else None)
+        payload = read_sealed(file, seat.disk if seat else None)
     header = Header.unpack(payload[:HEADER].tobytes())
     if copy is not None:
         copy.pass_through(len(payload))
     fragments = trainer.state().fragments
-    state = FlatState.of(fragments)
+    state = flat(fragments)
     if header.state_bytes != state.nbytes:
         raise ValueError(f"a snapshot of {header.state_bytes} bytes does not fit a state of {state.nbytes}")
     gather(state, payload[HEADER:], groups, job.saving.shards if job.saving else 1, network)
