@@ -45,7 +45,7 @@ class Config:
     every: Annotated[int, At(1, 10)] = 2  # steps between snapshots
 
     # Saving and loading one state; nodes have a copy engine, a network card and storage of stated rates (bytes/s).
-    state_bytes: Annotated[int, At(1 << 20, 4 << 30)] = 16 << 20
+    state_bytes: Annotated[int, At(1 << 20, 4 << 30)] = 8 << 20
     peers: Annotated[int, Choice(2, 3, 4, 6, 8)] = 4
     devices: Annotated[str, Choice("throttled", "unlimited")] = "throttled"
     copy: Annotated[float, Inferred(6e9, 55e9, "PCIe 3 x16 as it is reached, to the H100 host's PCIe 5")] = (
@@ -58,8 +58,8 @@ class Config:
         float,
         Inferred(0.2e9, 1.25e9, "a node's share of shared storage, to the H100 host's own disk with fsync"),
     ] = 0.3e9
-    slower: Annotated[float, At(1, 1000)] = 40.0  # all of them, so that this machine's own work hardly shows
-    step_seconds: Annotated[float, At(0.01, 60)] = 0.25  # of training beside which copies go, on such devices
+    slower: Annotated[float, At(1, 1000)] = 50.0  # all of them, so that this machine's own work hardly shows
+    step_seconds: Annotated[float, At(0.01, 60)] = 0.15  # of training beside which copies go, on such devices
     budget: Annotated[float, At(0.001, 0.5)] = 0.02  # share of the time that stalls may take
 
     # What updates wait for.

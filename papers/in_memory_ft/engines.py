@@ -114,7 +114,7 @@ class Work:
     state_bytes: int
     peers: int
     rates: Rates
-    seed: int
+    seeds: tuple[int, ...]
     sharding: bool = True
     persist: bool = False
     cleared: bool = False
@@ -126,8 +126,8 @@ class Work:
         return ["REFT"] * WARM + [*self.engines, *back]
 
 
-def measure(fleet: Fleet, work: Work, folder: Path) -> Measured:
-    """Save a random state with every engine and load it from every disk source and from memory; an empty folder."""
+def measure(fleet: Fleet, work: Work, folder: Path) -> list[Measured]:
+    """By seed, save a random state with every engine and load it from every disk source and from memory."""
     layout = Layout(data=work.peers)
     folder.mkdir(parents=True, exist_ok=True)
     rates = work.rates
@@ -135,12 +135,18 @@ def measure(fleet: Fleet, work: Work, folder: Path) -> Measured:
     nodes = Nodes(fleet, layout, folder, Switches(), ports)
     found = fleet.run(_rank, work.peers, (work, ports, dict(nodes.seats), folder), seconds=600)
     nodes.end()
-    saves = {engine: _slowest([one[0][engine] for one in found]) for engine in work.engines}
+    return [_together(work, ranks) for ranks in zip(*found, strict=True)]
+
+
+Rank = tuple[dict[str, Saved], dict[str, tuple[float, float]]]  # what one rank saw of a seed: saves, loads
+
+
+def _together(work: Work, ranks: Sequence[Rank]) -> Measured:
     loads = {}
     for source in work.sources:
-        disk, memory = zip(*(one[1][source] for one in found), strict=True)
+        disk, memory = zip(*(one[1][source] for one in ranks), strict=True)
         loads[source] = (max(disk), max(memory))
-    return Measured(saves, loads)
+    return Measured({engine: _slowest([one[0][engine] for one in ranks]) for engine in work.engines}, loads)
 
 
 def _slowest(ranks: Sequence[Saved]) -> Saved:
@@ -149,13 +155,11 @@ def _slowest(ranks: Sequence[Saved]) -> Saved:
 
 def _rank(
     rank: int, world: int, work: Work, ports: Ports, seats: dict[tuple[int, int], Seat], folder: Path
-) -> tuple[dict[str, Saved], dict[str, tuple[float, float]]]:
+) -> list[Rank]:
     node = (0, rank)
     copy, disk, network = ports.copy[node], ports.disk[node], ports.network[node]
-    words = np.random.default_rng(work.seed).integers(
-        0, 2**63, work.state_bytes // 8
-    )  # the same on all ranks
-    weights = torch.from_numpy(words)
+    weights = torch.zeros(work.state_bytes // 8, dtype=torch.int64)
+    words = weights.numpy()
     state = FlatState([weights])
     first, end = shard(state.nbytes, rank, world)
     groups = form_groups(Layout(data=world), rank)
@@ -187,26 +191,6 @@ def _rank(
             torch.save(weights.clone(), file)  # type: ignore[arg-type]
         return state.nbytes, time.monotonic() - begun
 
-    taken: dict[str, list[Saved]] = {}
-    for turn, engine in enumerate(work.turns, 1):
-        dist.barrier()
-        begun = time.monotonic()
-        copied, stall = save(engine, turn)
-        dist.barrier()
-        if turn > WARM:
-            taken.setdefault(engine, []).append(Saved(copied, stall, time.monotonic() - begun))
-    saves = {
-        engine: Saved(each[0].copied, fmean(s.stall for s in each), fmean(s.seconds for s in each))
-        for engine, each in taken.items()
-    }
-    last = max(turn for turn, engine in enumerate(work.turns, 1) if engine == "REFT")
-
-    if work.sources:  # not through the device: writing them is not what is measured
-        if rank == 0:
-            words.tofile(folder / "whole")
-        words.view(np.uint8)[first:end].tofile(folder / f"part-{rank}")
-    if work.cleared:
-        call(wire, "settle", None, 0)
     target = FlatState([torch.zeros_like(weights)])
 
     def from_disk(source: str) -> None:
@@ -221,14 +205,14 @@ def _rank(
     def from_memory(source: str) -> None:
         """source: the disk to fall back to where memory has lost the version."""
         try:
-            region = call(wire, "load", 0, last)
+            region = call(wire, "load", 0, snapshots.clean or 0)
         except NoVersion:
             from_disk(source)
             return
         memory = Memory.open(region.address)
         own = np.frombuffer(memory.view, np.uint8)[region.start + HEADER : region.start + region.nbytes]
         copy.pass_through(len(own))
-        gather(target, own, groups, world, network)
+        gather(target, own, groups, world if work.sharding else 1, network)
 
     def seconds(load: Callable[[str], None], source: str) -> float:
         target.write(0, np.zeros(state.nbytes, np.uint8))
@@ -241,6 +225,36 @@ def _rank(
             raise RuntimeError(f"rank {rank}: what was loaded beside {source} is not what was saved")
         return taken
 
-    loads = {source: (seconds(from_disk, source), seconds(from_memory, source)) for source in work.sources}
+    def timed(index: int) -> Rank:
+        """All saves and loads of one seed."""
+        words[:] = np.random.default_rng(work.seeds[index]).integers(
+            0, 2**63, len(words)
+        )  # the same on all ranks
+        taken: dict[str, list[Saved]] = {}
+        for turn, engine in enumerate(work.turns):
+            dist.barrier()
+            begun = time.monotonic()
+            copied, stall = save(engine, 1 + index * len(work.turns) + turn)
+            dist.barrier()
+            if turn >= WARM:
+                taken.setdefault(engine, []).append(Saved(copied, stall, time.monotonic() - begun))
+        if work.sources:  # not through the device: writing them is not what is measured
+            if rank == 0:
+                words.tofile(folder / "whole")
+            words.view(np.uint8)[first:end].tofile(folder / f"part-{rank}")
+        if work.cleared:
+            call(wire, "settle", None, 0)
+        loads = {
+            source: (seconds(from_disk, source), seconds(from_memory, source)) for source in work.sources
+        }
+        if work.cleared:
+            snapshots.clean = None  # the next seed begins without a version
+        saves = {
+            engine: Saved(each[0].copied, fmean(s.stall for s in each), fmean(s.seconds for s in each))
+            for engine, each in taken.items()
+        }
+        return saves, loads
+
+    found = [timed(index) for index in range(len(work.seeds))]
     snapshots.close()
-    return saves, loads
+    return found

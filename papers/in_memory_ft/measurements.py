@@ -1,6 +1,9 @@
 """What real processes show: bytes counted, blows struck, seconds on throttled devices, what updates wait for."""
 
+import multiprocessing
+import sys
 from dataclasses import replace
+from multiprocessing import forkserver
 from pathlib import Path
 
 from common.data import DataError, fetch
@@ -30,8 +33,20 @@ LOADS = {"loading_gain": "whole disk", "loading_gain_sharded": "sharded disk"}
 FLOOR = 0.01  # of the copies' seconds: less waiting than this is not told from none
 
 
+AHEAD = [
+    "torch",
+    "torch.distributed",
+    "torch._dynamo",
+    "papers.in_memory_ft.engines",
+    "papers.in_memory_ft.waiting",
+]
+
+
 def run(config: Config, lab: Runtime, seen: Observations) -> None:
-    """Everything that needs processes."""
+    """Everything that needs processes. The fork server loads their modules ahead, so that a restart takes a moment."""
+    if sys.platform == "linux":
+        multiprocessing.set_forkserver_preload(AHEAD)
+        forkserver.ensure_running()
     with scratch("in-memory-ft-") as folder, Fleet() as fleet:
         if lab.wants("largest_copied_share"):
             count_bytes(config, lab, seen, fleet)
@@ -146,15 +161,13 @@ def save_and_load(config: Config, lab: Runtime, seen: Observations, fleet: Fleet
         return saves_per_hour(one.seconds, stall, config.step_seconds, config.budget)
 
     seen.add("stated_bytes", config.state_bytes * (config.slower if config.devices == "throttled" else 1.0))
-    for seed in lab.progress(lab.seeds, "saves and loads"):
-        engines = [engine for metric, engine in rival.items() if lab.wants(metric)]
-        if engines and seed == lab.seeds[0] and lab.wants("saving_seconds"):
-            engines.insert(0, "torch.save")  # of the figure alone
-        work = Work(
-            (*engines, "REFT"), tuple(source for metric, source in LOADS.items() if lab.wants(metric)),
-            config.state_bytes, config.peers, rates, seed, config.sharding, config.persist, config.cleared,
-        )  # fmt: skip
-        found = measure(fleet, work, folder / f"save-{seed}")
+    engines = [engine for metric, engine in rival.items() if lab.wants(metric)]
+    shown = ["torch.save"] if engines and lab.wants("saving_seconds") else []  # of the figure alone
+    work = Work(
+        (*shown, *engines, "REFT"), tuple(source for metric, source in LOADS.items() if lab.wants(metric)),
+        config.state_bytes, config.peers, rates, tuple(lab.seeds), config.sharding, config.persist, config.cleared,
+    )  # fmt: skip
+    for seed, found in zip(lab.seeds, measure(fleet, work, folder / "save"), strict=True):
         for engine, saved in found.saves.items():
             seen.add("saving_seconds", saved.seconds, seed, engine=engine)
             seen.add("stall_seconds", saved.stall, seed, engine=engine)
@@ -176,13 +189,11 @@ def wait(config: Config, lab: Runtime, seen: Observations, fleet: Fleet, folder:
     judged = Condition("synchronous" if config.synchronous else "bucketed", config.judged_interval)
     others = [Condition("bucketed", every) for every in config.intervals]
     others += [Condition(mode, config.judged_interval) for mode in ("whole", "synchronous")]
-    for seed in lab.progress(lab.seeds, "waiting"):
-        job = job_of(replace(config, hidden=config.step_hidden), lab, seed, config.peers, 1, 0)
-        shown = (
-            others if seed == lab.seeds[0] and lab.wants("waited_percent") and not config.synchronous else []
-        )
-        rates = Rates(config.copy, config.network, config.disk)
-        found = waits(fleet, job, [judged, *shown], config.stretch, folder / f"wait-{seed}", rates)
+    job = job_of(replace(config, hidden=config.step_hidden), lab, 0, config.peers, 1, 0)
+    rates = Rates(config.copy, config.network, config.disk)
+    shown = others if lab.wants("waited_percent") and not config.synchronous else []
+    table = waits(fleet, job, [judged, *shown], config.stretch, folder / "wait", rates, lab.seeds)
+    for seed, found in zip(lab.seeds, table, strict=True):
         for one, waited in found.items():
             trained = waited.seconds - waited.waited
             seen.add("waited_percent", 100 * waited.waited / trained, seed, mode=one.mode, every=one.every)

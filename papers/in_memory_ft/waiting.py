@@ -49,11 +49,18 @@ class Waited:
 
 
 def waits(
-    fleet: Fleet, job: Job, conditions: Sequence[Condition], stretch: int, folder: Path, rates: Rates
-) -> dict[Condition, Waited]:
-    """A stretch of steps under each condition, in turn and back again; the sum over both, of the rank that waited most.
+    fleet: Fleet,
+    job: Job,
+    conditions: Sequence[Condition],
+    stretch: int,
+    folder: Path,
+    rates: Rates,
+    seeds: Sequence[int],
+) -> list[dict[Condition, Waited]]:
+    """By seed, a stretch of steps under each condition, in turn and back; the sum, of the rank that waited most.
 
-    rates: of the nodes; only their proportions count, for the copy of a shard is made to take COPY_SHARE of a step.
+    A seed is another order of windows. rates: of the nodes; only their proportions count, for the copy of a shard is made
+    to take COPY_SHARE of a step.
     """
     seconds, state_bytes = fleet.run(_plain, job.layout.world, (job,))[0]
     own = state_bytes / job.layout.data
@@ -61,11 +68,13 @@ def waits(
     ports = Ports.make(folder / "devices", nodes_of(job.layout), slower.copy, slower.network, slower.disk)
     nodes = Nodes(fleet, job.layout, folder, Switches(), ports)
     bucket = max(4096, int(own) // 16)
-    tables = fleet.run(
-        _rank, job.layout.world, (job, tuple(conditions), stretch, dict(nodes.seats), ports, bucket)
-    )
+    work = (job, tuple(conditions), stretch, dict(nodes.seats), ports, bucket, tuple(seeds))
+    tables = fleet.run(_rank, job.layout.world, work, seconds=600)
     nodes.end()
-    return {one: max((table[one] for table in tables), key=lambda row: row.waited) for one in conditions}
+    return [
+        {one: max((table[i][one] for table in tables), key=lambda row: row.waited) for one in conditions}
+        for i in range(len(seeds))
+    ]
 
 
 def _trainer(rank: int, job: Job) -> tuple[Replica, Windows]:
@@ -93,7 +102,8 @@ def _rank(
     seats: dict[tuple[int, int], Seat],
     ports: Ports,
     bucket: int,
-) -> dict[Condition, Waited]:
+    seeds: tuple[int, ...],
+) -> list[dict[Condition, Waited]]:
     trainer, windows = _trainer(rank, job)
     place = trainer.groups.place
     node = (place.stage, place.data)
@@ -123,9 +133,13 @@ def _rank(
         return found
 
     run(Condition("bucketed", 1))
-    found: dict[Condition, Waited] = {}
-    for condition in (*conditions, *reversed(conditions)):
-        once = run(condition)
-        found[condition] = found[condition] + once if condition in found else once
+    table = []
+    for seed in seeds:
+        windows = Windows.of(job.text, job.shape.context, seed)
+        found: dict[Condition, Waited] = {}
+        for condition in (*conditions, *reversed(conditions)):
+            once = run(condition)
+            found[condition] = found[condition] + once if condition in found else once
+        table.append(found)
     snapshots.close()
-    return found
+    return table
