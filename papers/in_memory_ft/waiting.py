@@ -59,8 +59,8 @@ def waits(
 ) -> list[dict[Condition, Waited]]:
     """By seed, a stretch of steps under each condition, in turn and back; the sum, of the rank that waited most.
 
-    A seed is another order of windows. rates: of the nodes; only their proportions count, for the copy of a shard is made
-    to take COPY_SHARE of a step.
+    A seed is another order of windows. rates: of the nodes; only their proportions count, for the copy of a shard is
+    made to take COPY_SHARE of a step.
     """
     seconds, state_bytes = fleet.run(_plain, job.layout.world, (job,))[0]
     own = state_bytes / job.layout.data
