@@ -29,7 +29,7 @@ def fatal_pairs(lab: Any) -> float:
 
 EXERCISES = {
     "exercise-1": Exercise(
-        "A shard has 1,000 bytes and its group five nodes. How many bytes does a node hold, in two buffers with parity?",
+        "A shard has 1,000 bytes and its group five nodes. How many bytes does a node hold (two buffers, parity)?",
         "block_bytes(1000, 5) is the size of one of four blocks; a buffer has one more, the parity.",
         memory_of_a_group_of_five,
         tolerance=0.001,
@@ -42,7 +42,7 @@ EXERCISES = {
     ),
     "exercise-3": Exercise(
         "Two of 384 nodes are lost at once, groups of four. What share of the pairs of nodes is fatal?",
-        "Two nodes are fatal when they are of one group: count the pairs inside survival.node_sets(Fleet()), and divide.",
+        "Two nodes are fatal when they are of one group: count pairs inside survival.node_sets(Fleet()), and divide.",
         fatal_pairs,
     ),
 }

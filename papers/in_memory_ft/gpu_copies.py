@@ -1,7 +1,7 @@
 """What a copy to the host costs a step on a GPU, from times that this project measured on an H100 on 2026-11-23.
 
 overlap.csv holds a product and a pinned copy of 256 MiB alone and on concurrent streams; that copy goes to the device.
-copies.csv holds copies both ways alone, optimisers.csv an update of weights and moments, which no copy may overlap.
+copies.csv holds copies both ways alone.
 """
 
 import csv
@@ -42,10 +42,3 @@ def measured() -> Overlap:
 def directions_ratio(nbytes: float) -> float:
     """Seconds of a pinned copy to the host over one to the device, which is what was timed beside products."""
     return h100(TO_HOST).seconds(1, nbytes) / h100(TO_DEVICE).seconds(1, nbytes)
-
-
-def update_seconds() -> tuple[int, float]:
-    """Parameters, and seconds of a fused Adam update of them: the largest that was timed."""
-    rows = [row for row in _rows("optimisers.csv") if row["optimiser"] == "adam32_torch_fused"]
-    largest = max(rows, key=lambda row: int(row["parameters"]))
-    return int(largest["parameters"]), float(largest["seconds"])
