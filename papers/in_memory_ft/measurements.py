@@ -3,6 +3,7 @@
 import multiprocessing
 import sys
 from dataclasses import replace
+from functools import partial
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -117,7 +118,7 @@ def strike(config: Config, lab: Runtime, seen: Observations, fleet: Fleet, folde
         plain = replace(
             job_of(config, lab, seed, data, stages, steps_needed(config.every)), digests=config.every
         )
-        calm = lab.once(("in_memory_ft: undisturbed", plain), lambda job=plain: undisturbed(fleet, job))
+        calm = lab.once(("in_memory_ft: undisturbed", plain), partial(undisturbed, fleet, plain))
         saving = Saving(config.every, 1 << 15, shards=data if config.sharding else 1)
         job = replace(plain, saving=saving, persist=2 * config.every, folder=folder / "disk")
         row = run_scenario(fleet, one, job, calm, switches)
