@@ -68,7 +68,7 @@ class Config:
     )
     intervals: Annotated[list[int], Length(0), At(1, 20)] = field(default_factory=lambda: [1, 2, 10])
     judged_interval: Annotated[int, At(1, 20)] = 5  # steps between snapshots
-    stretch: Annotated[int, At(5, 100)] = 20  # steps of one condition
+    stretch: Annotated[int, At(5, 100)] = 10  # steps of one condition
 
     # Survival, and work redone.
     nodes: Annotated[int, Choice(96, 192, 384, 768)] = 384  # 3,072 GPUs

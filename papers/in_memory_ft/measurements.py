@@ -193,7 +193,7 @@ def wait(config: Config, lab: Runtime, seen: Observations, fleet: Fleet, folder:
     job = job_of(replace(config, hidden=config.step_hidden), lab, 0, config.peers, 1, 0)
     rates = Rates(config.copy, config.network, config.disk)
     shown = others if lab.wants("waited_percent") and not config.synchronous else []
-    table = waits(fleet, job, [judged, *shown], config.stretch, folder / "wait", rates, lab.seeds)
+    table = waits(fleet, job, judged, shown, config.stretch, folder / "wait", rates, lab.seeds)
     for seed, found in zip(lab.seeds, table, strict=True):
         for one, waited in found.items():
             trained = waited.seconds - waited.waited

@@ -51,13 +51,16 @@ class Waited:
 def waits(
     fleet: Fleet,
     job: Job,
-    conditions: Sequence[Condition],
+    judged: Condition,
+    shown: Sequence[Condition],
     stretch: int,
     folder: Path,
     rates: Rates,
     seeds: Sequence[int],
 ) -> list[dict[Condition, Waited]]:
     """By seed, a stretch of steps under each condition, in turn and back; the sum, of the rank that waited most.
+
+    judged: with every seed; shown: with the first one alone.
 
     A seed is another order of windows. rates: of the nodes; only their proportions count, for the copy of a shard is
     made to take COPY_SHARE of a step.
@@ -68,11 +71,11 @@ def waits(
     ports = Ports.make(folder / "devices", nodes_of(job.layout), slower.copy, slower.network, slower.disk)
     nodes = Nodes(fleet, job.layout, folder, Switches(), ports)
     bucket = max(4096, int(own) // 16)
-    work = (job, tuple(conditions), stretch, dict(nodes.seats), ports, bucket, tuple(seeds))
+    work = (job, judged, tuple(shown), stretch, dict(nodes.seats), ports, bucket, tuple(seeds))
     tables = fleet.run(_rank, job.layout.world, work, seconds=600)
     nodes.end()
     return [
-        {one: max((table[i][one] for table in tables), key=lambda row: row.waited) for one in conditions}
+        {one: max((table[i][one] for table in tables), key=lambda row: row.waited) for one in tables[0][i]}
         for i in range(len(seeds))
     ]
 
@@ -97,7 +100,8 @@ def _rank(
     rank: int,
     world: int,
     job: Job,
-    conditions: tuple[Condition, ...],
+    judged: Condition,
+    shown: tuple[Condition, ...],
     stretch: int,
     seats: dict[tuple[int, int], Seat],
     ports: Ports,
@@ -137,6 +141,7 @@ def _rank(
     for seed in seeds:
         windows = Windows.of(job.text, job.shape.context, seed)
         found: dict[Condition, Waited] = {}
+        conditions = [judged, *(shown if seed == seeds[0] else ())]
         for condition in (*conditions, *reversed(conditions)):
             once = run(condition)
             found[condition] = found[condition] + once if condition in found else once

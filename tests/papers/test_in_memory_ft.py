@@ -427,7 +427,7 @@ def test_the_next_save_and_the_next_update_raise_the_first_error_under_its_own_n
         ("paper.rack=2 paper.placement=random", "rack"),
         ("paper.rows=24 paper.peers=5", "peers"),
         ("paper.intervals=[5]", "intervals"),
-        ("paper.stretch=6", "stretch"),
+        ("paper.stretch=9", "stretch"),
     ],
 )
 def test_what_cannot_run_is_refused_in_one_line(setting: str, named: str) -> None:
