@@ -23,8 +23,6 @@ class Config:
     persist: bool = False  # True: a snapshot counts when it is on disk too
     cleared: bool = False  # True: snapshot processes have lost their memory before it is loaded
     synchronous: bool = False  # True: training waits for every copy
-    # Where a GPU's copy goes: `beside` the products of a step, or `before` them.
-    gpu_copy: Annotated[str, Choice("beside", "before")] = "beside"
     # Which GPUs make a sharding group in simulated histories: of the same m nodes, or any (`random`, a draw a seed).
     placement: Annotated[str, Choice("nodes", "random")] = "nodes"
 
@@ -41,6 +39,7 @@ class Config:
     scenarios: Annotated[list[str], Length(0), Choice(*JUDGED, *OTHERS)] = field(
         default_factory=lambda: [*JUDGED, *OTHERS]
     )
+    struck: Annotated[int, At(1, 20)] = 3  # seeds with which blows fall: recovery is exact or it is not
     group: Annotated[int, Choice(2, 3, 4, 6, 8)] = 4  # data ranks of the scenarios with one stage
     every: Annotated[int, At(1, 10)] = 2  # steps between snapshots
 

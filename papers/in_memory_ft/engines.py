@@ -121,9 +121,9 @@ class Work:
 
     @property
     def turns(self) -> list[str]:
-        """Who saves when: REFT's warm saves, then there and back. Engines that the disk holds up for long save once."""
+        """Who saves when, with each seed: there and back. Engines that the disk holds up for long save once."""
         back = [one for one in reversed(self.engines) if one in ("REFT", "TorchSnapshot")]
-        return ["REFT"] * WARM + [*self.engines, *back]
+        return [*self.engines, *back]
 
 
 def measure(fleet: Fleet, work: Work, folder: Path) -> list[Measured]:
@@ -234,10 +234,9 @@ def _rank(
         for turn, engine in enumerate(work.turns):
             dist.barrier()
             begun = time.monotonic()
-            copied, stall = save(engine, 1 + index * len(work.turns) + turn)
+            copied, stall = save(engine, 1 + WARM + index * len(work.turns) + turn)
             dist.barrier()
-            if turn >= WARM:
-                taken.setdefault(engine, []).append(Saved(copied, stall, time.monotonic() - begun))
+            taken.setdefault(engine, []).append(Saved(copied, stall, time.monotonic() - begun))
         if work.sources:  # not through the device: writing them is not what is measured
             if rank == 0:
                 words.tofile(folder / "whole")
@@ -255,6 +254,8 @@ def _rank(
         }
         return saves, loads
 
+    for turn in range(WARM):
+        save("REFT", 1 + turn)
     found = [timed(index) for index in range(len(work.seeds))]
     snapshots.close()
     return found

@@ -5,15 +5,12 @@ from functools import partial
 import numpy as np
 
 from common.lab.runtime import Observations, Runtime
-from papers.in_memory_ft import checkpoint_interval, gpu_copies, survival
+from papers.in_memory_ft import checkpoint_interval, survival
 from papers.in_memory_ft.config import Config
 from papers.in_memory_ft.saving_cost import ENGINES, Rates, copied_bytes, loading_seconds, saving_seconds
 from papers.in_memory_ft.survival import Fleet as NodeFleet
 
-STEP, RESTART = (
-    5.0,
-    300.0,
-)  # seconds of a step and of a restart at scale, inferred: the restart is in no claim
+STEP, RESTART = 5.0, 300.0  # seconds of a step and a restart at scale, inferred: the restart is in no claim
 PARAMETERS, BYTES = 175e9, 16  # of the model whose redone work is simulated; bytes of its state, a parameter
 
 
@@ -27,8 +24,6 @@ def run(config: Config, lab: Runtime) -> Observations:
             cost_surface(config, seen)
         if lab.wants("redone_gain"):
             redo(config, lab, seen)
-        if lab.wants("gpu_hidden_share"):
-            seen.add("gpu_hidden_share", gpu_copies.measured().hidden(config.gpu_copy == "beside"))
     if config.processes:
         from papers.in_memory_ft import measurements  # brings torch, which the simulations do without
 
