@@ -104,9 +104,6 @@ class Row:
     states: int
     same_states: int
     reports: tuple[str, ...]
-    rebuilt_bytes: int
-    decided: float
-    restored: float
     after: dict[int, float]  # losses of the last attempt, by step
 
     @property
@@ -160,8 +157,5 @@ def compared(scenario: Scenario, outcome: Outcome, calm: Outcome, saving: Saving
         states=len(pairs),
         same_states=sum(seen == known for seen, known in pairs),
         reports=start.reports,
-        rebuilt_bytes=start.rebuilt_bytes,
-        decided=outcome.decided,
-        restored=outcome.restored,
         after=losses,
     )

@@ -171,7 +171,7 @@ def save_and_load(config: Config, lab: Runtime, seen: Observations, fleet: Fleet
         stall = max(0.0, one.stall - config.step_seconds)
         return saves_per_hour(one.seconds, stall, config.step_seconds, config.budget)
 
-    seen.add("stated_bytes", config.state_bytes * (config.slower if config.devices == "throttled" else 1.0))
+    seen.add("stated_bytes", config.state_bytes * config.slower)  # that take as long at the stated rates
     engines = [engine for metric, engine in rival.items() if lab.wants(metric)]
     shown = ["torch.save"] if engines and lab.wants("saving_seconds") else []  # of the figure alone
     work = Work(

@@ -44,7 +44,6 @@ class Start:
     source: Source = "first values"
     versions: tuple[int, ...] = ()
     reports: tuple[str, ...] = ()  # damage that was found
-    rebuilt_bytes: int = 0  # that a lost node's replacement received
 
     @property
     def version(self) -> int:
@@ -207,7 +206,7 @@ class Nodes:
         self._introduce()
         if versions is None:
             return self._settled(self._from_disk(epoch, ()))
-        reports, received = [], 0
+        reports: list[str] = []
         for stage, version in enumerate(versions):
             members = [(stage, data) for data in range(self.layout.data)]
             missing = [node for node in members if node in lost]
@@ -221,10 +220,10 @@ class Nodes:
                 self.ask(node, "settle", None, epoch)
                 for slot in range(self.layout.tensor):
                     try:
-                        received += self.ask(node, "rebuild", slot, version)
+                        self.ask(node, "rebuild", slot, version)
                     except Damaged as damage:
                         return self._settled(self._from_disk(epoch, (*reports, str(damage))))
-        return self._settled(Start(epoch, "memory", versions, tuple(reports), received))
+        return self._settled(Start(epoch, "memory", versions, tuple(reports)))
 
     def _from_disk(self, epoch: int, reports: tuple[str, ...]) -> Start:
         version = disk_version(self.folder, self.layout)

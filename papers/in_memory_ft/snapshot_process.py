@@ -196,11 +196,10 @@ class SnapshotProcess:
                         one.clear(half)
             self.changed.notify_all()
 
-    def rebuild(self, slot: int, version: int) -> int:
-        """Make a lost node's shard and parity again from its peers; bytes received. Damaged: what can't be used."""
+    def rebuild(self, slot: int, version: int) -> None:
+        """Make a lost node's shard and parity again from its peers. Damaged: what can't be used."""
         seat = self.seat
         wires = {peer: self._wire(peer) for peer in self.peers}
-        before = sum(wire.received_bytes for wire in wires.values())
         facts = {peer: call(wire, "known", slot, version) for peer, wire in wires.items()}
         payload = next(iter(facts.values()))[0]
         self.reserve(slot, payload)
@@ -223,7 +222,6 @@ class SnapshotProcess:
             index = (seat.node - peer - 1) % seat.nodes
             block = self._fetched(wires[peer], slot, version, index)
             one.cover(half, peer, index, facts[peer][1][peer] if seat.sums else _sums(index, block), block)
-        return sum(wire.received_bytes for wire in wires.values()) - before
 
     def persist(self, slot: int, version: int, file: str) -> None:
         """Write a complete version's payload to disk; it is there whole or not at all."""

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -65,12 +64,9 @@ class Report:
 
     losses: dict[int, float]
     digests: dict[int, str]
-    seconds: dict[int, float]
     copied: tuple[int, ...] = ()
     largest_bucket: int = 0
     state_bytes: int = 0
-    waited: float = 0.0
-    restored: float = 0.0  # the monotonic clock when the state was back
 
 
 def train(
@@ -98,7 +94,6 @@ def train(
     network = seats[node].network if seats else None
     if start.source != "first values":
         restore(trainer, windows, job, start, wire, seats.get(node), copies.get(node), network)
-    restored = time.monotonic()
     state = flat(trainer.state().fragments)
 
     def reached(place: str) -> None:
@@ -122,26 +117,22 @@ def train(
         snapshots = Snapshots(wire, groups.place.tensor, index, job.saving, state, reached, file_of)
         if start.source == "memory":
             snapshots.clean = start.versions[groups.place.stage]
-    losses, digests, seconds = {}, {}, {}
+    losses, digests = {}, {}
     while trainer.steps < job.steps:
-        step, begun = trainer.steps, time.monotonic()
+        step = trainer.steps
         reached("step")
         batch = windows.batch(job.rows)
         losses[step] = trainer.step(batch, snapshots.before_update if snapshots else None)
         if snapshots is not None:
             snapshots.after_step(trainer.steps, start.epoch, header)
-        seconds[step] = time.monotonic() - begun
         if job.digests and (trainer.steps % job.digests == 0 or trainer.steps == job.steps):
             digests[trainer.steps] = state.digest(header().pack())
     if snapshots is None:
-        return Report(losses, digests, seconds, state_bytes=state.nbytes, restored=restored)
+        return Report(losses, digests, state_bytes=state.nbytes)
     snapshots.before_update(trainer.steps)
     snapshots.settle()
     snapshots.close()
-    return Report(
-        losses, digests, seconds, tuple(snapshots.copied_bytes), snapshots.largest_bucket, state.nbytes,
-        snapshots.waited, restored,
-    )  # fmt: skip
+    return Report(losses, digests, tuple(snapshots.copied_bytes), snapshots.largest_bucket, state.nbytes)
 
 
 def strikes(plan: Plan, rank: int, place: str) -> bool:
@@ -214,8 +205,6 @@ class Outcome:
     reports: list[Report]
     starts: tuple[Start, ...]
     failures: tuple[RankFailed, ...]
-    decided: float  # seconds from the launcher's notice of the last failure until every node had its version
-    restored: float  # seconds from that notice until every rank had its state (0 without a failure)
     account: dict[Node, dict[str, int]]  # of every node: bytes of memory held, of blocks sent
 
 
@@ -232,10 +221,8 @@ def run_job(
     folder = job.folder or Path(os.devnull)
     nodes = Nodes(fleet, job.layout, folder, switches, ports, blow.keepers) if job.saving else None
     starts: list[Start] = []
-    noticed, decided = [0.0], [0.0]
 
     def plan(failures: tuple[RankFailed, ...]) -> tuple[int, tuple]:
-        begun = time.monotonic()
         if nodes is None or not failures:
             start = Start(len(failures))
         else:
@@ -244,7 +231,6 @@ def run_job(
                     for version in versions:
                         nodes.ask(node, "damage", slot, version, index)
             start = nodes.recover(len(failures))
-        noticed[0], decided[0] = begun, time.monotonic() - begun
         starts.append(start)
         first = not failures
         victims = (
@@ -261,5 +247,4 @@ def run_job(
     finally:
         if nodes is not None:
             nodes.end()
-    restored = max(one.restored for one in reports) - noticed[0] if failures else 0.0
-    return Outcome(reports, tuple(starts), failures, decided[0], restored, account)
+    return Outcome(reports, tuple(starts), failures, account)
