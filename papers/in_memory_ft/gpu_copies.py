@@ -27,10 +27,10 @@ class Overlap:
     copy: float
     both: float
 
-    def hidden(self, beside: bool) -> float:
-        """Share of the shorter of the two that ran while the other did; before: the copy first, then the product."""
-        both = self.both if beside else self.product + self.copy
-        return (self.product + self.copy - both) / min(self.product, self.copy)
+    @property
+    def hidden(self) -> float:
+        """Share of the shorter of the two that ran while the other did."""
+        return (self.product + self.copy - self.both) / min(self.product, self.copy)
 
 
 def measured() -> Overlap:

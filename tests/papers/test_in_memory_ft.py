@@ -436,10 +436,9 @@ def test_what_cannot_run_is_refused_in_one_line(setting: str, named: str) -> Non
     assert named in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_copy_before_a_product_hides_nothing_and_the_measured_one_nearly_all() -> None:
-    table = gpu_copies.measured()
-    assert table.hidden(beside=False) == 0
-    assert 0.9 < table.hidden(beside=True) <= 1
+def test_a_copy_after_a_product_hides_nothing_and_the_measured_one_nearly_all() -> None:
+    assert gpu_copies.Overlap(product=2.0, copy=3.0, both=5.0).hidden == 0
+    assert 0.9 < gpu_copies.measured().hidden <= 1
     assert gpu_copies.directions_ratio(1 << 28) == pytest.approx(1, abs=0.02)
 
 
