@@ -48,7 +48,7 @@ def scenarios(group: int) -> tuple[Scenario, ...]:
     def torn(buckets: int) -> Blow:
         turn = (SNAPSHOTS - 1) * buckets + 1
         return Blow(
-            Plan((Fault(2, "bucket", "kill", turn + 1), Fault(2, "bucket", "slow", turn, seconds=0.5)))
+            Plan((Fault(2, "bucket", "kill", turn + 1), Fault(2, "bucket", "slow", turn, seconds=1.0)))
         )
 
     def halfway(buckets: int) -> Blow:
