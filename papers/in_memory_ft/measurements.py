@@ -21,7 +21,7 @@ from papers.in_memory_ft.recovery import Switches
 from papers.in_memory_ft.saving_cost import Rates, saves_per_hour
 from papers.in_memory_ft.snapshot import Saving
 from papers.in_memory_ft.training_job import Job, run_job
-from papers.in_memory_ft.waiting import Condition, waits
+from papers.in_memory_ft.waiting import Condition, plain_step, waits
 
 # metrics of exactness: the share of these scenarios' runs that ended as they must
 EXACT = {
@@ -203,7 +203,8 @@ def wait(config: Config, lab: Runtime, seen: Observations, fleet: Fleet, folder:
     job = job_of(replace(config, hidden=config.step_hidden), lab, 0, config.peers, 1, 0)
     rates = Rates(config.copy, config.network, config.disk)
     shown = others if lab.wants("waited_percent") and not config.synchronous else []
-    table = waits(fleet, job, judged, shown, config.stretch, folder / "wait", rates, lab.seeds)
+    plain = lab.once(("in_memory_ft: a plain step", job), partial(plain_step, fleet, job))
+    table = waits(fleet, job, plain, judged, shown, config.stretch, folder / "wait", rates, lab.seeds)
     for seed, found in zip(lab.seeds, table, strict=True):
         for one, waited in found.items():
             trained = waited.seconds - waited.waited

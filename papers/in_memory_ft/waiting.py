@@ -48,9 +48,15 @@ class Waited:
         )
 
 
+def plain_step(fleet: Fleet, job: Job) -> tuple[float, int]:
+    """Median seconds of a step without snapshots, and bytes of the state."""
+    return fleet.run(_plain, job.layout.world, (job,))[0]
+
+
 def waits(
     fleet: Fleet,
     job: Job,
+    plain: tuple[float, int],
     judged: Condition,
     shown: Sequence[Condition],
     stretch: int,
@@ -60,12 +66,12 @@ def waits(
 ) -> list[dict[Condition, Waited]]:
     """By seed, a stretch of steps under each condition, in turn and back; the sum, of the rank that waited most.
 
-    judged: with every seed; shown: with the first one alone.
+    plain: what `plain_step` says. judged: with every seed; shown: with the first one alone.
 
     A seed is another order of windows. rates: of the nodes; only their proportions count, for the copy of a shard is
     made to take COPY_SHARE of a step.
     """
-    seconds, state_bytes = fleet.run(_plain, job.layout.world, (job,))[0]
+    seconds, state_bytes = plain
     own = state_bytes / job.layout.data
     slower = rates.slower(rates.copy / (own / (COPY_SHARE * seconds)))
     ports = Ports.make(folder / "devices", nodes_of(job.layout), slower.copy, slower.network, slower.disk)
@@ -86,7 +92,6 @@ def _trainer(rank: int, job: Job) -> tuple[Replica, Windows]:
 
 
 def _plain(rank: int, world: int, job: Job) -> tuple[float, int]:
-    """Median seconds of a step without snapshots, and bytes of the state."""
     trainer, windows = _trainer(rank, job)
     seconds = []
     for _ in range(WARM + 5):

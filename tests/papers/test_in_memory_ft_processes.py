@@ -121,10 +121,8 @@ def test_without_checksums_damage_is_loaded_and_training_goes_wrong(
     assert not row.reports
 
 
-@pytest.mark.parametrize("layout", [Layout(tensor=2, data=2), Layout(data=2, zero=1)])
-def test_tensor_ranks_of_a_node_and_states_already_shared_out_come_back_too(
-    fleet: Fleet, calm: Calm, tmp_path: Path, layout: Layout
-) -> None:
+def test_both_tensor_ranks_of_a_lost_node_come_back(fleet: Fleet, calm: Calm, tmp_path: Path) -> None:
+    layout = Layout(tensor=2, data=2)
     work = job(layout, tmp_path / "disk")
     blow = Blow(Plan((Fault(layout.tensor, "settled", "kill", 4),)), nodes=((0, 1),))
     outcome = run_job(fleet, work, blow=blow)
