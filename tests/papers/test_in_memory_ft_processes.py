@@ -19,7 +19,7 @@ from common.training.sharded.trainer import Recipe, Trainer
 from papers.in_memory_ft.config import Config
 from papers.in_memory_ft.engines import Work, measure
 from papers.in_memory_ft.fault_matrix import Scenario, run_scenario, scenarios, steps_needed, undisturbed
-from papers.in_memory_ft.measurements import load_ahead, strike
+from papers.in_memory_ft.measurements import load_ahead, save_and_load, strike
 from papers.in_memory_ft.recovery import Nodes, Ports, Switches
 from papers.in_memory_ft.replicas import Replica, Windows
 from papers.in_memory_ft.saving_cost import Rates
@@ -202,3 +202,11 @@ def test_a_snapshot_in_one_bucket_has_no_middle(fleet: Fleet, calm: Calm, tmp_pa
         run_scenario(fleet, named("mid-snapshot"), work, calm(work.layout))
     with pytest.raises(ValueError, match="at least 1"):
         Saving(0)
+
+
+def test_free_copies_leave_the_stated_size_and_no_difference(fleet: Fleet, tmp_path: Path) -> None:
+    config = Config(state_bytes=1 << 20, peers=2, step_seconds=60.0, devices="unlimited")
+    seen, lab = Observations(), Runtime([0], wanted=["snapshot_rate_gain"])
+    save_and_load(config, lab, seen, fleet, tmp_path)
+    assert seen.values("stated_bytes") == [50 * (1 << 20)]
+    assert seen.values("snapshot_rate_gain") == [1.0]
