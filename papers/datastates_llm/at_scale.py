@@ -69,14 +69,19 @@ def run_times(config: Config, lab: Runtime, seen: Observations) -> None:
     """Run time of each rival over DataStates-LLM's: at every update for the claims, and over the sweep."""
 
     def gain(engine: EngineName, name: str, share: float, gap: int) -> float:
-        return run_of(config, engine, name, share, gap).total / run_of(config, "datastates", name, share, gap).total
+        return (
+            run_of(config, engine, name, share, gap).total
+            / run_of(config, "datastates", name, share, gap).total
+        )
 
     often, seldom = config.gaps[0], config.gaps[-1]
     for engine, name in (("sync", "7B"), ("snapshot", "7B"), ("async", "13B")):
         if name in config.models:
             seen.add(f"run_gain_{engine}_{name}", gain(engine, name, config.share, often))  # type: ignore[arg-type]
     for metric, share in (("frequency_fast", config.fast), ("frequency_slow", config.slow)):
-        trends = [gain("sync", name, share, often) / gain("sync", name, share, seldom) for name in config.models]
+        trends = [
+            gain("sync", name, share, often) / gain("sync", name, share, seldom) for name in config.models
+        ]
         seen.add(metric, math.exp(sum(map(math.log, trends)) / len(trends)))
     if lab.wants("run_gain"):
         for name in config.models:
@@ -102,7 +107,9 @@ def more_replicas(config: Config, lab: Runtime, seen: Observations) -> None:
         for name in names:
             for share in config.shares:
                 for replicas in config.replicas:
-                    seen.add("lost_share", lost(name, share, replicas), model=name, share=share, replicas=replicas)
+                    seen.add(
+                        "lost_share", lost(name, share, replicas), model=name, share=share, replicas=replicas
+                    )
 
 
 def on_an_h100(config: Config, seen: Observations) -> None:

@@ -52,17 +52,22 @@ class Config:
     share: Annotated[
         float,
         Inferred(
-            0.5e9, 16e9, "what a job gets of Lustre is not published; 0.5 to 4 GB/s is swept, in its middle by ratio"
+            0.5e9,
+            16e9,
+            "what a job gets of Lustre is not published; 0.5 to 4 GB/s is swept, in its middle by ratio",
         ),
     ] = 1.4e9  # bytes/s of storage that a node gets
     shares: Annotated[list[float], Length(2), At(0.1e9, 25e9)] = field(
         default_factory=lambda: [0.5e9, 1e9, 2e9, 4e9, 8e9, 16e9]
     )  # shown
-    fast: Annotated[float, At(0.1e9, 25e9)] = 4e9  # storage of a node at the sweep's ends: two regimes, two claims
+    fast: Annotated[float, At(0.1e9, 25e9)] = (
+        4e9  # storage of a node at the sweep's ends: two regimes, two claims
+    )
     slow: Annotated[float, At(0.1e9, 25e9)] = 0.5e9
     rival_share: Annotated[float, At(0.05, 1)] = 1.0  # of that storage which the asynchronous rivals reach
     enqueue_seconds: Annotated[
-        float, Inferred(5e-6, 100e-6, "a tensor; this engine took 3.9 ms for 200 of them on one core of a server")
+        float,
+        Inferred(5e-6, 100e-6, "a tensor; this engine took 3.9 ms for 200 of them on one core of a server"),
     ] = 20e-6
 
 
@@ -75,7 +80,9 @@ def check(config: Config) -> None:
             raise ValueError(f"{name}: {found} do not rise; name the smallest first")
     for name, end in (("intervals", config.steps), ("gaps", config.iterations)):
         if max(getattr(config, name)) >= end:
-            raise ValueError(f"{name}: every {max(getattr(config, name))} updates is never within {end} steps")
+            raise ValueError(
+                f"{name}: every {max(getattr(config, name))} updates is never within {end} steps"
+            )
     nbytes = STATE_BYTES * config.layers * 12 * config.hidden**2
     checkpoints = (config.steps - 1) // config.intervals[0]
     for name in ("copy_rate", "storage_rate"):

@@ -74,7 +74,17 @@ def timed_engines(config: Config, lab: Runtime, seen: Observations, prefix: str 
 
     def outcome(engine: EngineName, seed: int, interval: int, read_back: bool = False) -> "Outcome":
         switches = (config.lazy, config.stream) if engine == "datastates" else (True, True)
-        key = (*size, config.copy_rate, config.storage_rate, config.steps, engine, seed, interval, *switches, read_back)
+        key = (
+            *size,
+            config.copy_rate,
+            config.storage_rate,
+            config.steps,
+            engine,
+            seed,
+            interval,
+            *switches,
+            read_back,
+        )
         return lab.once(
             ("timed", *key),
             lambda: measure(

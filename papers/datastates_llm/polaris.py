@@ -65,7 +65,11 @@ def host_rates() -> dict[str, float]:
 
 
 def ranks(
-    model: Model, share: float, replicas: int = 1, through_rank_zero: bool = False, enqueue_seconds: float = 20e-6
+    model: Model,
+    share: float,
+    replicas: int = 1,
+    through_rank_zero: bool = False,
+    enqueue_seconds: float = 20e-6,
 ) -> tuple[Rank, ...]:
     """The kinds of rank there are: of the first replica, which writes the weights, and of the others.
 
