@@ -36,7 +36,8 @@ def run_of(
     """One engine's run; steps: `iterations` unless given. Switches reach DataStates-LLM alone."""
     if engine in ("async", "snapshot"):
         share = share * config.rival_share
-    kinds = ranks(MODELS[name], share, replicas, config.through_rank_zero, config.enqueue_seconds)
+    one_writer = config.through_rank_zero and engine == "datastates"
+    kinds = ranks(MODELS[name], share, replicas, one_writer, config.enqueue_seconds)
     every = 0 if config.never else gap
     switches = Switches(config.lazy, config.pool)
     return simulate(engine, kinds, MODELS[name].phases, steps or config.iterations, every, switches)

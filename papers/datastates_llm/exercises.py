@@ -7,7 +7,6 @@ from common.lab.exercises import Exercise
 from papers.datastates_llm.cluster import simulate
 from papers.datastates_llm.polaris import MODELS, ranks
 
-FIFTH = 5  # updates between two checkpoints of the first exercise
 FAILURES = 3 * 3600.0  # seconds from one to the next
 
 
@@ -26,14 +25,14 @@ def young_daly(lab: Any) -> float:
 
 EXERCISES = {
     "exercise-1": Exercise(
-        "Which ring (GB a GPU) is the smallest with which 13B at 4 GB/s a node copies a checkpoint at full rate, every "
-        "fifth update?",
-        "While bytes arrive at rank.copy they leave at rank.storage; the level at the end of the copy is in Buffer.take.",
+        "Which ring (GB a GPU) is the smallest with which 13B at 4 GB/s a node copies a checkpoint at full rate, "
+        "every fifth update?",
+        "While bytes arrive at rank.copy they leave at rank.storage; Buffer.take has the level at the end.",
         smallest_ring,
     ),
     "exercise-2": Exercise(
-        "Young and Daly: how many seconds apart should synchronous checkpoints of 30B at 4 GB/s a node be, with a failure "
-        "every three hours?",
+        "Young and Daly: how many seconds apart should synchronous checkpoints of 30B at 4 GB/s a node be, with a "
+        "failure every three hours?",
         "The best interval is about the square root of 2 C M; C is what simulate('sync', ...).blocked says of one.",
         young_daly,
     ),
