@@ -1,6 +1,7 @@
 """Polaris simulated: single checkpoints, whole runs and replicas; and the steps that were timed on an H100's host."""
 
 import math
+from typing import Any
 
 from common.lab.runtime import Observations, Runtime
 from papers.datastates_llm.cluster import BASELINES, EngineName, Run, Switches, simulate
@@ -89,7 +90,12 @@ def run_times(config: Config, lab: Runtime, seen: Observations) -> None:
             for share in config.shares:
                 for gap in config.gaps:
                     for engine in BASELINES:
-                        at = {"model": name, "engine": engine, "share": share, "interval": gap}
+                        at: dict[str, Any] = {
+                            "model": name,
+                            "engine": engine,
+                            "share": share,
+                            "interval": gap,
+                        }
                         seen.add("run_gain", gain(engine, name, share, gap), **at)
 
 
