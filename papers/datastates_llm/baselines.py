@@ -88,7 +88,7 @@ class Asynchronous:
         self._writer = Tier[tuple[Plan, list[Tensor], Path]]("writer", self._write)
 
     def save(self, state: Mapping[str, Any], path: Path) -> None:
-        """Until the checkpoint before is written and this one is in host memory."""
+        """Until the checkpoint before is written and this one is in host memory. Raises what broke the writer."""
         layout = plan(state)
         nbytes = sum(entry.nbytes for entry in layout.entries)
         if nbytes > self.host_bytes:
@@ -103,7 +103,8 @@ class Asynchronous:
             copies.append(host)
         self._writer.put((layout, copies, path))
 
-    def before_update(self) -> None: ...
+    def before_update(self) -> None:
+        self._writer.first.check()
 
     def finish(self) -> None:
         self._writer.wait()
@@ -137,7 +138,11 @@ class Snapshot:
         self._pending: list[Future] = []
 
     def save(self, state: Mapping[str, Any], path: Path) -> None:
-        """Until every chunk is in host memory. `path` becomes a folder with chunks and a manifest."""
+        """Until every chunk is in host memory. `path` becomes a folder with chunks and a manifest.
+
+        Raises what broke the writing of one before.
+        """
+        self.before_update()
         layout = plan(state)
         partial = path.with_name(path.name + ".part")
         partial.mkdir(parents=True)
@@ -155,7 +160,10 @@ class Snapshot:
         content = json.dumps({"chunks": manifest, "tensors": shapes, "lean": layout.lean.decode()})
         self._pending.append(self._writing.submit(self._seal, writes, content, partial, path))
 
-    def before_update(self) -> None: ...
+    def before_update(self) -> None:
+        for one in self._pending:
+            if one.done():
+                one.result()
 
     def finish(self) -> None:
         for one in self._pending:

@@ -45,7 +45,12 @@ class Commit:
         self._thread.start()
 
     def written(self, path: Path) -> None:
-        """This rank's file is whole: what an engine calls when it has finished one."""
+        """This rank's file is whole: what an engine calls when it has finished one.
+
+        Raises what broke the protocol, so that the engine's next `save` or `before_update` does.
+        """
+        if self._error is not None:
+            raise self._error
         found = re.fullmatch(r"version-(\d+)", path.parent.name)
         if found is None:
             raise ValueError(f"{path} lies in no version's folder")
@@ -54,8 +59,15 @@ class Commit:
             self._changed.notify_all()
 
     def finish(self, version: int) -> None:
-        """Until `version` counts; there are none after it. Raises what broke the protocol, such as a dead rank."""
+        """Until `version` counts; there are none after it. Raises what broke the protocol, such as a dead rank.
+
+        ValueError where this rank's file of it is not whole: nobody would ever agree.
+        """
+        if self._error is not None:
+            raise self._error
         with self._changed:
+            if version > self.committed and version not in self._written:
+                raise ValueError(f"version {version} can't count: this rank's file of it is not whole")
             self._last = version
             self._changed.notify_all()
         self._thread.join()

@@ -10,16 +10,16 @@ Section 5.1 of the paper; threads, queues and order of calls are those of the au
 host_tier.cpp).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
 
-from papers.datastates_llm.file_format import plan, raw
+from papers.datastates_llm.file_format import Entry, plan, raw
 from papers.datastates_llm.pool import HostPool, Region
-from papers.datastates_llm.tiers import Copier, GrowingFile, Storage, Tier
+from papers.datastates_llm.tiers import Copier, FirstError, GrowingFile, Storage, Tier
 
 Finished = Callable[[Path], None]
 Reached = Callable[[str, Path], None]
@@ -77,12 +77,19 @@ class DataStates:
         self.lazy, self.stream, self.wait = lazy, stream, wait
         self._finished, self._reached = finished, reached
         self._held: list[_Staged] = []  # copied, but not to be written yet (stream False)
-        self._device = Tier[tuple[_Part, bool]]("device to host", self._to_host)
-        self._host = Tier[_Staged]("host to file", self._to_file, self.pool.close)
-        self._parser = Tier[tuple[GrowingFile, bytes | None, int]]("header", self._head)
+        self._files: list[GrowingFile] = []  # not sealed yet
+        self._first = FirstError()
+        ends = (self.pool.close, self._first)  # whoever waits for room is let go
+        self._device = Tier[tuple[_Part, bool]]("device to host", self._to_host, *ends)
+        self._host = Tier[_Staged]("host to file", self._to_file, *ends)
+        self._parser = Tier[tuple[GrowingFile, bytes | None, int]]("header", self._head, *ends)
 
     def save(self, state: Mapping[str, Any], path: Path) -> None:
-        """Enqueue a state whose tensors stay as they are until `before_update` returns. Errors as in `plan`."""
+        """Enqueue a state whose tensors stay as they are until `before_update` returns.
+
+        Errors as in `plan`, and the first error of any thread since the engine was made.
+        """
+        self._first.check()
         layout = plan(state)
         parts = [entry for entry in layout.entries if entry.nbytes]
         largest = max((entry.nbytes for entry in parts), default=0)
@@ -91,22 +98,23 @@ class DataStates:
             what = "the largest tensor" if self.stream else "the state"
             raise ValueError(f"{what} takes {needed} bytes, the host buffer has {self.pool.nbytes}")
         file = GrowingFile(path, len(parts) + 2)
+        self._files = [*(one for one in self._files if one.unsealed), file]
         self.copier.begin()
-        on_device = [entry for entry in parts if not _outside(entry.tensor, parts[0].tensor)]
+        on_device, on_host = by_place(parts)
         for entry in on_device:
             part = _Part(raw(entry.tensor), file, entry.offset, entry.key)
             self._device.put((part, entry is on_device[-1]))
-        for entry in parts:
-            if _outside(entry.tensor, parts[0].tensor):  # in host memory: nothing else keeps it from changing
-                part = _Part(raw(entry.tensor.clone()), file, entry.offset, entry.key)
-                self._host.put(_Staged(part, None))
+        for entry in on_host:  # nothing else keeps these from changing
+            part = _Part(raw(entry.tensor.clone()), file, entry.offset, entry.key)
+            self._host.put(_Staged(part, None))
         self._parser.put((file, layout.head, 0))
         self._parser.put((file, layout.lean, layout.lean_offset))
         if not self.lazy:
             self._device.wait()
 
     def before_update(self) -> None:
-        """Until every tensor that was saved is in host memory."""
+        """Until every tensor that was saved is in host memory. Raises the first error of any thread."""
+        self._first.check()
         if self.wait:
             self._device.wait()
 
@@ -116,9 +124,11 @@ class DataStates:
             tier.wait()
 
     def close(self) -> None:
-        """Write what is left and end the threads."""
+        """Write what is left, end the threads, and take away files that an error left half written."""
         for tier in (self._device, self._host, self._parser):
             tier.close()
+        for file in self._files:
+            file.abandon()
 
     def _to_host(self, item: tuple[_Part, bool]) -> None:
         part, last = item
@@ -153,6 +163,8 @@ class DataStates:
             self._finished(file.path)
 
 
-def _outside(tensor: Tensor, first: Tensor) -> bool:
-    """Whether a tensor lies in host memory while the state's first one is on a GPU."""
-    return tensor.device.type == "cpu" and first.device.type != "cpu"
+def by_place(parts: Sequence[Entry]) -> tuple[list[Entry], list[Entry]]:
+    """What goes through the copy engine, and what is in host memory already; all on a CPU plays the device's part."""
+    gpu = any(entry.tensor.device.type != "cpu" for entry in parts)
+    on_host = [entry for entry in parts if gpu and entry.tensor.device.type == "cpu"]
+    return [entry for entry in parts if not gpu or entry.tensor.device.type != "cpu"], on_host

@@ -2,20 +2,19 @@
 
 import contextlib
 import tempfile
-from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.lab.runtime import Observations, Runtime, one_thread
-from papers.datastates_llm.at_scale import end_to_end, more_replicas, single_checkpoints
-from papers.datastates_llm.cluster import BASELINES, ENGINES, EngineName
+from papers.datastates_llm.at_scale import simulated
+from papers.datastates_llm.cluster import ENGINES, EngineName
 from papers.datastates_llm.config import Config
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from papers.datastates_llm.timed import Bench, Outcome
+    from papers.datastates_llm.timed import Outcome
 
 TEXT = "tiny-shakespeare"
 
@@ -26,22 +25,22 @@ def run(config: Config, lab: Runtime) -> Observations:
     if lab.device.startswith("cuda"):
         timed_engines(config, lab, seen, "gpu_")
         return seen
-    if config.iterations:
-        end_to_end(config, seen)
-        single_checkpoints(config, seen)
-        more_replicas(config, seen)
+    if lab.wants(*SIMULATED):
+        simulated(config, lab, seen)
     with one_thread():
-        if lab.wants(*TIMED):
+        if lab.wants("exposed_copy_share", "first_write_share"):
             timed_engines(config, lab, seen)
         if lab.wants("differing_versions"):
             read_back(config, lab, seen)
-        if config.crash_steps and lab.wants("resume_loss_gap", "resume_differing"):
+        if lab.wants("resume_loss_gap"):
             kill_and_resume(config, lab, seen)
     return seen
 
 
-BLOCKING = ("gain_sync", "gain_async", "gain_snapshot")
-TIMED = (*BLOCKING, "first_write_share", "run_time_gain")
+SIMULATED = (
+    "blocking_gain_30B", "least_blocking_gain", "run_gain_sync_7B", "run_gain_snapshot_7B", "run_gain_async_13B",
+    "frequency_fast", "frequency_slow", "replicas_share", "h100_gain_sync", "h100_gain_async",
+)  # fmt: skip
 
 
 def text_of(lab: Runtime) -> "Tensor":
@@ -59,55 +58,65 @@ def text_of(lab: Runtime) -> "Tensor":
 
 
 def timed_engines(config: Config, lab: Runtime, seen: Observations, prefix: str = "") -> None:
-    """Each engine at each interval, with the ratios that claims read; in a control's run only what its claims read.
-
-    Blocking is compared at the second interval, at which storage keeps up, run times at the first.
-    """
-    from papers.datastates_llm.timed import Bench, measure
+    """Each engine on the same steps: what claims read at the last interval, the others once, for the figures."""
+    from papers.datastates_llm.timed import Bench, disagreeing, exposed_share, first_write_shares, measure
     from papers.datastates_llm.training import Shape, rows_for
 
     text = text_of(lab)
     shape = Shape(config.hidden, config.layers, max(1, config.hidden // 64), config.context)
-    rows = config.rows or rows_for(shape, text, config.compute_seconds, lab.device)
+    size = (prefix, config.hidden, config.layers, config.context, config.compute_seconds)
+    rows = lab.once(("rows", *size), lambda: rows_for(shape, text, config.compute_seconds, lab.device))
     bench = Bench(shape, rows, config.copy_rate, config.storage_rate, device=lab.device)
     seen.add(prefix + "checkpoint_bytes", bench.nbytes)
-    busy, quiet = config.intervals[0], config.intervals[min(1, len(config.intervals) - 1)]
-    blocking, streams, totals = (
-        lab.wants(*(prefix + name for name in names))
-        for names in (BLOCKING, ("first_write_share",), ("run_time_gain",))
-    )
-    asked: dict[int, set[EngineName]] = {interval: set() for interval in config.intervals}
-    asked[quiet] |= set(ENGINES) if blocking else {"datastates"} if streams else set()
-    asked[busy] |= {"sync", "datastates"} if totals else set()
-    everything = blocking and totals  # no control's run: the figures want the rest
-    for seed in lab.seeds:
-        first = seed == lab.seeds[0]
-        if totals:
-            plain = measure(bench, None, text, seed, config.steps, 0)
-            note(seen, prefix, seed, "none", 0, plain)
+    seen.add(prefix + "timed_steps", config.steps)
+    figures = lab.wants(prefix + "blocked_seconds")
+    share, streams = prefix + "exposed_copy_share", prefix + "first_write_share"
+
+    def outcome(engine: EngineName, seed: int, interval: int, read_back: bool = False) -> "Outcome":
+        switches = (config.lazy, config.stream) if engine == "datastates" else (True, True)
+        key = (
+            *size,
+            config.copy_rate,
+            config.storage_rate,
+            config.steps,
+            engine,
+            seed,
+            interval,
+            *switches,
+            read_back,
+        )
+        return lab.once(
+            ("timed", *key),
+            lambda: measure(
+                bench, engine, text, seed, config.steps, interval, lazy=switches[0], stream=switches[1],
+                read_back=read_back,
+            ),
+        )  # fmt: skip
+
+    quiet = config.intervals[-1]
+    for number, seed in enumerate(lab.seeds):
+        claimed: tuple[EngineName, ...] = ("datastates", "async") if lab.wants(share) else ("datastates",)
+        found = {one: outcome(one, seed, quiet) for one in (claimed if number % 2 else claimed[::-1])}
+        for engine, one in found.items():
+            note(seen, prefix, seed, engine, quiet, one)
+        ours = found["datastates"]
+        if "async" in found:
+            seen.add(share, exposed_share(ours), seed)
+            seen.add(share + "_async", exposed_share(found["async"]), seed)
+        if lab.wants(streams):
+            shares = first_write_shares(ours)
+            seen.add(streams, sum(shares) / len(shares), seed)
+    if figures:
+        seed = lab.seeds[0]
+        last = []
         for interval in config.intervals:
-            every = 0 if config.never else interval
-            engines = asked[interval]
-            if everything and (first or interval in (busy, quiet)):
-                engines = set(ENGINES)
-            found: dict[EngineName, Outcome] = {}
             for engine in ENGINES:
-                if engine in engines:
-                    check = first and interval == quiet and blocking and not config.never
-                    found[engine] = measure(
-                        bench, engine, text, seed, config.steps, every,
-                        lazy=config.lazy, stream=config.stream, read_back=check,
-                    )  # fmt: skip
-                    note(seen, prefix, seed, engine, interval, found[engine])
-            if everything and len(found) == len(ENGINES):
-                beside_model(config, seen, prefix, bench, seed, interval, found)
-            if interval == quiet and blocking:
-                compare_blocking(seen, prefix, seed, found)
-            if interval == quiet and streams and not config.never:
-                note_streaming(seen, prefix, seed, found["datastates"])
-            if interval == busy and totals:
-                gain = found["sync"].timed.total / found["datastates"].timed.total
-                seen.add(prefix + "run_time_gain", gain, seed)
+                one = outcome(engine, seed, interval, interval == quiet)
+                if interval != quiet or engine not in ("datastates", "async"):
+                    note(seen, prefix, seed, engine, interval, one)
+                if interval == quiet:
+                    last.append(one.last)
+        seen.add(prefix + "disagreeing_tensors", disagreeing(last))
 
 
 def note(seen: Observations, prefix: str, seed: int, engine: str, interval: int, outcome: "Outcome") -> None:
@@ -116,48 +125,7 @@ def note(seen: Observations, prefix: str, seed: int, engine: str, interval: int,
     at: dict[str, Any] = {"engine": engine, "interval": interval}
     seen.add(prefix + "run_seconds", timed.total, seed, **at)
     seen.add(prefix + "compute_seconds", sum(timed.compute) / len(timed.compute), seed, **at)
-    if timed.blocked:
-        seen.add(prefix + "blocked_seconds", outcome.blocked, seed, **at)
-
-
-def compare_blocking(
-    seen: Observations, prefix: str, seed: int, found: "Mapping[EngineName, Outcome]"
-) -> None:
-    """Blocking of the baselines over DataStates', and whether all files hold the same, where they were read."""
-    from papers.datastates_llm.timed import disagreeing
-
-    ours = found["datastates"]
-    for engine in BASELINES:
-        gain = found[engine].blocked / ours.blocked if ours.blocked else 1.0  # no checkpoint: nobody blocks
-        seen.add(f"{prefix}gain_{engine}", gain, seed)
-    if ours.last:
-        seen.add(prefix + "disagreeing_tensors", disagreeing([one.last for one in found.values()]))
-
-
-def note_streaming(seen: Observations, prefix: str, seed: int, ours: "Outcome") -> None:
-    """When writing begins, in parts of the copying."""
-    from papers.datastates_llm.timed import first_write_shares
-
-    shares = first_write_shares(ours)
-    seen.add(prefix + "first_write_share", sum(shares) / len(shares), seed)
-
-
-def beside_model(
-    config: Config,
-    seen: Observations,
-    prefix: str,
-    bench: "Bench",
-    seed: int,
-    interval: int,
-    found: "Mapping[EngineName, Outcome]",
-) -> None:
-    """What the fluid model says of the same runs."""
-    from papers.datastates_llm.timed import predicted
-
-    for engine, outcome in found.items():
-        if outcome.timed.blocked:
-            said = predicted(bench, outcome, engine, config.steps, interval).total
-            seen.add(prefix + "modelled_run_seconds", said, seed, engine=engine, interval=interval)
+    seen.add(prefix + "blocked_seconds", outcome.blocked, seed, **at)
 
 
 def read_back(config: Config, lab: Runtime, seen: Observations) -> None:
@@ -168,6 +136,7 @@ def read_back(config: Config, lab: Runtime, seen: Observations) -> None:
     for seed in lab.seeds:
         with tempfile.TemporaryDirectory() as folder:
             found = saved_and_read_back(Path(folder), text, seed, config.versions, config.wait)
+        seen.add("versions_read", len(found), seed)
         seen.add("differing_versions", sum(one.differs for one in found) / len(found), seed)
         seen.add("torn_versions", sum(one.torn for one in found) / len(found), seed)
 
@@ -185,6 +154,7 @@ def kill_and_resume(config: Config, lab: Runtime, seen: Observations) -> None:
     with tempfile.TemporaryDirectory() as folder:
         resumed = killed_and_resumed(jobs, Path(folder), config.killed_at)
     for seed, found in zip(lab.seeds, resumed, strict=True):
+        seen.add("steps_after", config.crash_steps - config.killed_at, seed)
         seen.add("resume_loss_gap", found.loss_gap, seed)
         seen.add("resume_differing", found.differing / found.tensors, seed)
         for rank, (begun, finished) in enumerate(zip(found.begun, found.finished, strict=True)):

@@ -17,9 +17,7 @@ GPUS = 4  # a node
 COPY = 25e9  # bytes/s of a pinned copy to the host, each GPU (Section 6.1)
 FILE_SYSTEM = 650e9  # bytes/s of all nodes together (Section 6.1)
 HOST_MEMORY = 64e9 / GPUS  # bytes for checkpoints a GPU (Section 6.3)
-SHARES = (0.5e9, 1e9, 2e9, 4e9)  # bytes/s of a node: the sweep of this replication, set before its first run
 WEIGHTS = 2 / 14  # of a checkpoint that ZeRO-1 does not split over replicas
-ENQUEUE = 20e-6  # s a tensor: this project's engine took 3.9 ms for 200 tensors on one core of a server
 H100 = Path(__file__).parent / "h100_checkpoint.csv"
 
 
@@ -47,12 +45,16 @@ MODELS = {
 }
 
 
+def measured_seconds() -> tuple[float, dict[str, float]]:
+    """Bytes of the state on one H100 (2026-11-23), and seconds of each step by name."""
+    rows = read_table(H100)
+    return float(rows[0]["bytes"]), {row["step"]: float(row["seconds"]) for row in rows}
+
+
 @cache
 def host_rates() -> dict[str, float]:
     """Bytes/s of one rank: `serialise` (torch.save without its write, pageable copy included), `pin`, `pageable`."""
-    rows = {row["step"]: row for row in read_table(H100)}
-    nbytes = float(rows["torch.save_sync"]["bytes"])
-    seconds = {step: float(row["seconds"]) for step, row in rows.items()}
+    nbytes, seconds = measured_seconds()
     pageable = [row for row in read_table(COPIES) if row["kind"] == "pageable" and row["direction"] == "d2h"]
     largest = max(pageable, key=lambda row: int(row["bytes"]))
     return {
@@ -62,14 +64,20 @@ def host_rates() -> dict[str, float]:
     }
 
 
-def ranks(model: Model, share: float, replicas: int = 1, through_rank_zero: bool = False) -> tuple[Rank, ...]:
+def ranks(
+    model: Model,
+    share: float,
+    replicas: int = 1,
+    through_rank_zero: bool = False,
+    enqueue_seconds: float = 20e-6,
+) -> tuple[Rank, ...]:
     """The kinds of rank there are: of the first replica, which writes the weights, and of the others.
 
     share: bytes/s that a node gets of the file system, at most its part of the whole. ValueError for no replica.
     through_rank_zero: one rank writes everything, with its node's share for itself.
     """
-    if replicas < 1:
-        raise ValueError(f"there is at least one replica, not {replicas}")
+    if replicas < 1 or not 0 < share < float("inf"):
+        raise ValueError(f"a replica and a rate at least, not {replicas} and {share} bytes/s")
     nodes = model.nodes * replicas
     node_rate = min(share, FILE_SYSTEM / nodes)
     rates = host_rates()
@@ -77,7 +85,7 @@ def ranks(model: Model, share: float, replicas: int = 1, through_rank_zero: bool
     def rank(nbytes: float, storage: float) -> Rank:
         return Rank(
             nbytes=nbytes, copy=COPY, pageable=min(COPY, rates["pageable"]), pin=rates["pin"],
-            serialise=rates["serialise"], storage=storage, buffer=HOST_MEMORY, enqueue=ENQUEUE * model.tensors,
+            serialise=rates["serialise"], storage=storage, buffer=HOST_MEMORY, enqueue=enqueue_seconds * model.tensors,
         )  # fmt: skip
 
     if through_rank_zero:

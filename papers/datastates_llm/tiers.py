@@ -100,8 +100,13 @@ class GrowingFile:
     def __init__(self, path: Path, parts: int) -> None:
         self.path, self.partial = path, path.with_name(path.name + ".part")
         self.descriptor = os.open(self.partial, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o644)
-        self._left = parts
+        self._left, self._open = parts, True
         self._lock = threading.Lock()
+
+    @property
+    def unsealed(self) -> bool:
+        """Whether it still has its other name."""
+        return self._open
 
     def written(self) -> bool:
         """Count that one part is there; whether it was the last, so that the file is to be sealed."""
@@ -113,7 +118,15 @@ class GrowingFile:
         """Force it to the disk and give it its name."""
         os.fsync(self.descriptor)
         os.close(self.descriptor)
+        self._open = False
         publish(self.partial, self.path)
+
+    def abandon(self) -> None:
+        """Take away what is there of a file that was not sealed."""
+        if self._open:
+            self._open = False
+            os.close(self.descriptor)
+            self.partial.unlink(missing_ok=True)
 
 
 def publish(partial: Path, path: Path) -> None:
@@ -126,18 +139,41 @@ def publish(partial: Path, path: Path) -> None:
         os.close(folder)
 
 
+class FirstError:
+    """The first thing that went wrong in any thread of an engine; what follows from it is not kept."""
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+        self._lock = threading.Lock()
+
+    def keep(self, error: BaseException) -> None:
+        """Keep an error unless there was one before."""
+        with self._lock:
+            self.error = self.error or error
+
+    def check(self) -> None:
+        """Raise it, if there is one."""
+        if self.error is not None:
+            raise self.error
+
+
 class Tier(Generic[Item]):
     """A thread that handles items in the order in which they were put.
 
-    An error of `handle` ends it: what follows is dropped, `broken` is called, and `wait` raises the error.
+    An error of `handle` ends all tiers that share `first`: what follows is dropped, `broken` is called, and `wait`
+    raises the first error of them all.
     """
 
     def __init__(
-        self, name: str, handle: Callable[[Item], None], broken: Callable[[], None] = lambda: None
+        self,
+        name: str,
+        handle: Callable[[Item], None],
+        broken: Callable[[], None] = lambda: None,
+        first: FirstError | None = None,
     ) -> None:
         self._queue: queue.Queue[Item | None] = queue.Queue()
         self._handle, self._broken = handle, broken
-        self._error: BaseException | None = None
+        self.first = first or FirstError()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -147,8 +183,7 @@ class Tier(Generic[Item]):
     def wait(self) -> None:
         """Until all that was put so far is handled."""
         self._queue.join()
-        if self._error is not None:
-            raise self._error
+        self.first.check()
 
     def close(self) -> None:
         """Handle what is left, then end."""
@@ -158,10 +193,10 @@ class Tier(Generic[Item]):
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
             try:
-                if self._error is None:
+                if self.first.error is None:
                     self._handle(item)
             except BaseException as error:
-                self._error = error
+                self.first.keep(error)
                 self._broken()
             finally:
                 self._queue.task_done()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from common.distributed.throttled import Device
 from papers.datastates_llm.baselines import Asynchronous, Snapshot, Synchronous, load_snapshot
-from papers.datastates_llm.cluster import ENGINES, EngineName, Phases, Rank, Run, simulate
+from papers.datastates_llm.cluster import EngineName
 from papers.datastates_llm.engine import DataStates, Engine
 from papers.datastates_llm.file_format import load, tensors_of
 from papers.datastates_llm.tiers import Copier, Span, Storage, StreamCopier
@@ -149,31 +149,8 @@ def first_write_shares(outcome: Outcome) -> list[float]:
     return shares
 
 
-def achieved(spans: Sequence[Span]) -> float:
-    """Bytes/s while at least one of the spans lasted: what a throttled device and the memory or disk behind it gave."""
-    busy, until = 0.0, 0.0
-    for span in sorted(spans, key=lambda span: span.start):
-        busy += max(0.0, span.end - max(until, span.start))
-        until = max(until, span.end)
-    return sum(span.nbytes for span in spans) / busy
-
-
-def predicted(bench: Bench, outcome: Outcome, engine: EngineName, steps: int, interval: int) -> Run:
-    """What the model of cluster.py says of a measured run, from its phases and the rates its devices gave it.
-
-    Memory is not pinned here, so that allocation is part of a copy; of a synchronous save all that is neither copy nor
-    write counts as serialising.
-    """
-    timed = outcome.timed
-    compute = sum(timed.compute) / len(timed.compute)
-    update = sorted(end - waited for _, _, waited, end in timed.steps)
-    copy, write = achieved(outcome.copies), achieved(outcome.writes)
-    enqueue = min(timed.saving) if engine == "datastates" else 0.0
-    besides = outcome.blocked - bench.nbytes / write  # a synchronous save
-    kind = Rank(
-        bench.nbytes, copy, copy, 1e15, bench.nbytes / max(besides, 1e-9), write, bench.buffer, enqueue
-    )
-    return simulate(engine, (kind,), Phases(compute, update[0]), steps, interval)
-
-
-__all__ = ["ENGINES", "Bench", "Outcome", "disagreeing", "first_write_shares", "measure", "predicted", "read"]
+def exposed_share(outcome: Outcome) -> float:
+    """Seconds that a checkpoint blocks training, in parts of the seconds its copies take; 0: all of it is hidden."""
+    checkpoints = len(outcome.timed.blocked)
+    copying = sum(span.end - span.start for span in outcome.copies) / checkpoints
+    return outcome.blocked / copying

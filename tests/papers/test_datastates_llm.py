@@ -5,7 +5,7 @@ import os
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
@@ -14,9 +14,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.distributed.throttled import Device
+from common.lab import bounds
+from common.lab.errors import LabError
+from papers.datastates_llm.at_scale import run_of
 from papers.datastates_llm.baselines import Asynchronous, Snapshot, Synchronous, load_snapshot
-from papers.datastates_llm.engine import DataStates
-from papers.datastates_llm.file_format import LENGTH, METADATA, Damaged, load, plan, read_header, tensors_of
+from papers.datastates_llm.cluster import simulate
+from papers.datastates_llm.commit import Commit, file_of
+from papers.datastates_llm.config import Config, check
+from papers.datastates_llm.engine import DataStates, by_place
+from papers.datastates_llm.exercises import EXERCISES, young_daly
+from papers.datastates_llm.file_format import (
+    LENGTH,
+    METADATA,
+    Damaged,
+    Entry,
+    load,
+    plan,
+    read_header,
+    tensors_of,
+)
+from papers.datastates_llm.polaris import MODELS, host_rates, ranks
 from papers.datastates_llm.pool import Closed, HostPool, Region
 from papers.datastates_llm.tiers import Copier, Storage, Tier
 from papers.datastates_llm.torn import same_bits, saved_and_read_back
@@ -302,17 +319,159 @@ def test_a_buffer_smaller_than_the_state_makes_copies_wait_for_the_storage(tmp_p
         DataStates(Copier(), Storage(), 999).save(state, tmp_path / "b.ds")
 
 
-def test_an_error_of_the_storage_reaches_whoever_waits(tmp_path: Path) -> None:
-    class Full(Storage):
-        def write(self, *_: Any, **__: Any) -> None:
-            raise OSError("no space left")
+class Full(Storage):
+    """A disk without room."""
 
+    def write(self, *_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+
+def raised_by(call: Any, seconds: float = 5.0) -> BaseException | None:
+    """What a call raises once the engine's threads have come so far; None where it never does."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            call()
+        except BaseException as error:
+            return error
+        time.sleep(0.01)
+    return None
+
+
+@pytest.mark.parametrize("call", ["save", "before_update", "finish"])
+def test_a_full_disk_is_what_the_next_call_says(tmp_path: Path, call: str) -> None:
+    state = {f"{i}": torch.zeros(1000, dtype=torch.uint8) for i in range(3)}
     engine = DataStates(Copier(), Full(), 1500)
-    engine.save({f"{i}": torch.zeros(1000, dtype=torch.uint8) for i in range(3)}, tmp_path / "a.ds")
-    with pytest.raises((OSError, Closed)):
-        engine.finish()
+    engine.save(state, tmp_path / "a.ds")
+    calls = {"save": lambda: engine.save(state, tmp_path / "b.ds")}
+    error = raised_by(calls.get(call) or getattr(engine, call))
+    assert isinstance(error, OSError)
+    assert error.errno == 28
     engine.close()
-    assert not (tmp_path / "a.ds").exists()
+    assert list(tmp_path.iterdir()) == []  # nothing half written stays
+
+
+def fail(error: Exception) -> Any:
+    def call(*_: Any) -> None:
+        raise error
+
+    return call
+
+
+@pytest.mark.parametrize("what", ["callback", "fsync", "rename"])
+@pytest.mark.parametrize("call", ["save", "before_update"])
+def test_an_error_of_the_header_thread_reaches_the_next_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, call: str
+) -> None:
+    error = OSError(f"no {what}")
+    state = {"a": torch.zeros(1000, dtype=torch.uint8)}
+    finished = fail(error) if what == "callback" else lambda path: None
+    engine = DataStates(Copier(), Storage(), 1500, finished=finished)
+    if what != "callback":
+        monkeypatch.setattr(os, {"fsync": "fsync", "rename": "replace"}[what], fail(error))
+    engine.save(state, tmp_path / "a.ds")
+    again = (lambda: engine.save(state, tmp_path / "b.ds")) if call == "save" else engine.before_update
+    assert raised_by(again) is error
+    engine.close()
+
+
+@pytest.mark.parametrize("make", [Asynchronous, lambda *of: Snapshot(*of, chunk=500)])
+def test_the_rivals_too_say_at_the_next_call_what_broke_them(tmp_path: Path, make: Any) -> None:
+    engine = make(Copier(), Full(), 10_000)
+    engine.save({"a": torch.zeros(1000, dtype=torch.uint8)}, tmp_path / "a.ds")
+    error = raised_by(engine.before_update)
+    assert isinstance(error, OSError)
+    assert error.errno == 28
+    engine.close()
+
+
+def test_a_broken_commit_is_what_the_next_file_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = RuntimeError("rank 1 is gone")
+    monkeypatch.setattr("papers.datastates_llm.commit.dist.all_reduce", lambda *_, **__: fail(error)())
+    commit = Commit(tmp_path, 0, 2, None, first=1)
+    commit.written(file_of(tmp_path, 1, 0))
+    assert raised_by(lambda: commit.written(file_of(tmp_path, 2, 0))) is error
+    with pytest.raises(RuntimeError, match="rank 1 is gone"):
+        commit.finish(2)
+
+
+@pytest.mark.parametrize("first", ["cpu", "meta"])
+def test_each_tensor_of_a_mixed_state_goes_by_its_own_place(first: str) -> None:
+    places = (first, "meta" if first == "cpu" else "cpu")
+    parts = [Entry(place, torch.zeros(1, device=place), 0) for place in places]
+    on_device, on_host = by_place(parts)
+    assert [one.key for one in on_device] == ["meta"]
+    assert [one.key for one in on_host] == ["cpu"]
+
+
+# what a run can be told
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"intervals": [100]}, "intervals: every 100 updates is never within 10 steps"),
+        ({"intervals": [0]}, r"intervals\[0\]"),
+        ({"steps": 0}, "steps"),
+        ({"shares": [0.0]}, "shares"),
+        ({"share": 0.0}, "share"),
+        ({"gaps": [1]}, "gaps"),
+        ({"data": 1}, "data"),
+        ({"data": 3}, "data"),
+        ({"models": ["99B"]}, "models"),
+        ({"copy_rate": 1.0}, "copy_rate: 1 bytes/s are too few"),
+        ({"killed_at": 8}, "killed_at"),
+        ({"hidden": 100}, "multiple of 64"),
+    ],
+)
+def test_a_config_that_cannot_run_is_refused_in_one_line(told: dict[str, Any], message: str) -> None:
+    with pytest.raises((LabError, ValueError), match=message) as refused:
+        compose(told)
+    assert "\n" not in str(refused.value)
+
+
+def compose(told: dict[str, Any]) -> Config:
+    """A config as the lab checks it: each field by its bounds, then all together."""
+    config = Config(**told)
+    for name, hint in get_type_hints(Config, include_extras=True).items():
+        bounds.check(getattr(config, name), getattr(hint, "__metadata__", ()), name)
+    check(config)
+    return config
+
+
+def test_every_field_has_its_bounds() -> None:
+    assert bounds.unbounded(Config) == []
+    assert compose({}) == Config()
+
+
+# the model
+
+
+def test_7b_by_hand() -> None:
+    """83 GB on 8 GPUs, 4 GB/s a node: 10.4 s of storage a checkpoint beside 3.2 s of iteration."""
+    model = MODELS["7B"]
+    lone = simulate("datastates", ranks(model, 4e9), model.phases, 2, 1)
+    assert lone.blocked[0] == pytest.approx(20e-6 * model.tensors)  # the copy, 0.4 s, lies under 3.08 s
+    total = simulate("datastates", ranks(model, 4e9), model.phases, 50, 1).total
+    assert total == pytest.approx(49 * 83e9 / 8e9, rel=0.05)  # as slow as the storage
+    assert simulate("sync", ranks(model, 4e9), model.phases, 50, 0).total == pytest.approx(50 * 3.2)
+
+
+def test_one_writer_is_a_switch_of_our_engine_alone() -> None:
+    config = Config(through_rank_zero=True)
+    rival = run_of(config, "async", "13B", 4e9, 1).total
+    assert rival == run_of(Config(), "async", "13B", 4e9, 1).total
+    assert (
+        run_of(config, "datastates", "13B", 4e9, 1).total
+        > run_of(Config(), "datastates", "13B", 4e9, 1).total
+    )
+
+
+def test_the_notebooks_exercises_have_answers() -> None:
+    assert EXERCISES["exercise-1"].answer(None) == pytest.approx(166 / 16 * (1 - 1 / 25))
+    cost = young_daly(None) ** 2 / (2 * 3 * 3600)
+    each = 444e9 / 32
+    assert cost == pytest.approx(each / 1e9 + each / host_rates()["serialise"])
 
 
 def test_a_tier_handles_items_in_order() -> None:
