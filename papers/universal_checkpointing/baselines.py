@@ -1,11 +1,8 @@
-"""What else can be done with a distributed checkpoint: DCP, MCP, and consolidation while saving.
+"""What else can be done with a distributed checkpoint: DCP, and consolidation while saving.
 
 DCP     torch.distributed.checkpoint itself, on the trainer's state as its users have it: data ranks' slices as
         DTensors and ShardedTensors, tensor ranks' pieces as tensors of their own, since a piece of a fused matrix or
         of a padded vocabulary is no even share of anything
-MCP     a converter by global shapes (Megatron's distributed checkpoint, as the paper describes it): it knows tensor,
-        pipeline and data parallelism and the fused matrices of a dense decoder, but neither another ZeRO stage nor
-        experts fused into one matrix
 """
 
 import warnings
@@ -16,14 +13,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from common.training.sharded.layout import Layout, form_groups
-from common.training.sharded.parameters import Shape
+from common.distributed.tensor_files import Storage
+from common.training.sharded.held import snapshot
+from common.training.sharded.layout import form_groups
 from common.training.sharded.trainer import RankState, Trainer
-from papers.universal_checkpointing.decoder import decoder_rules
 from papers.universal_checkpointing.native import VALUES, Described, file_of, load_native, partition
-from papers.universal_checkpointing.patterns import Rule, Shard
-from papers.universal_checkpointing.storage import CheckpointError, Storage
-from papers.universal_checkpointing.training import Data, Job, Ran, snapshot
+from papers.universal_checkpointing.training import Data, Job, Ran
 
 
 def dcp_state(trainer: Trainer) -> dict[str, Any]:
@@ -119,23 +114,6 @@ def through_dcp(
     data.consumed = progress.consumed
     held = snapshot(trainer, data.consumed)
     return Ran(tuple(trainer.step(data.batch()) for _ in range(steps)), held)
-
-
-def mcp_rules(shape: Shape) -> tuple[Rule, ...]:
-    """What global shapes say of the decoder: fused experts are one matrix, cut evenly."""
-    rules = decoder_rules(shape)
-    if not shape.experts:
-        return rules
-    return tuple(
-        replace(rule, pattern=Shard(0)) if "mlp" in rule.names and "up" in rule.names else rule
-        for rule in rules
-    )
-
-
-def mcp_accepts(source: Layout, target: Layout) -> None:
-    """CheckpointError for another ZeRO stage: moments are written in the form of the one that saved."""
-    if source.zero != target.zero and source.data > 1 and target.data > 1:
-        raise CheckpointError(f"the optimiser's state is that of ZeRO stage {source.zero}, not {target.zero}")
 
 
 def save_consolidated(folder: Path, trainer: Trainer, described: Described, storage: Storage) -> None:

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common.distributed.tensor_files import CheckpointError, Storage, read_json, write_json
 from common.training.sharded.layout import Layout, Place
 from common.training.sharded.trainer import RankState, Trainer
 from common.training.sharded.zero import MOMENTS, Adam, Fragment, Sliced
 from papers.universal_checkpointing.patterns import Rule
-from papers.universal_checkpointing.storage import CheckpointError, Storage, read_json, write_json
 
 VALUES = ("fp32", *MOMENTS)  # the paper's names of files; values are written in the type they are trained in
 DESCRIPTION = "checkpoint.json"

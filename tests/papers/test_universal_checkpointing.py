@@ -49,7 +49,7 @@ from papers.universal_checkpointing.patterns import (
 from papers.universal_checkpointing.reconfiguration import forget, reconfigured, trained
 from papers.universal_checkpointing.scenarios import SCENARIOS
 from papers.universal_checkpointing.slices import cells, padded_size, put
-from papers.universal_checkpointing.storage import CheckpointError, Storage
+from common.distributed.tensor_files import CheckpointError, Storage
 from papers.universal_checkpointing.timings import make_checkpoint
 from papers.universal_checkpointing.training import Job, fleet
 

@@ -1,0 +1,256 @@
+"""Seconds of saving, converting and loading on storage of a set rate, in real processes.
+
+Files pass through throttled devices, so that the page cache of one machine does not stand in for storage: one device
+for each node that has its own way to storage, or one that all share. Both sides of a comparison run in turn (A B B A).
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from common.distributed.fleet import Fleet
+from common.distributed.rooms import Room
+from common.distributed.tensor_files import Storage
+from common.distributed.throttled import Device
+from common.lab.runtime import Observations, Runtime
+from common.training.sharded.layout import Layout, form_groups
+from common.training.sharded.parameters import Shape
+from common.training.sharded.trainer import Recipe, Trainer
+from papers.universal_checkpointing.baselines import save_consolidated
+from papers.universal_checkpointing.config import Config
+from papers.universal_checkpointing.conversion import NESTED, Converted, Sharing, convert
+from papers.universal_checkpointing.decoder import decoder_rules
+from papers.universal_checkpointing.loading import load_universal
+from papers.universal_checkpointing.native import Described, Progress, load_native, save
+from papers.universal_checkpointing.training import LETTERS, Job
+
+MB = 1e6
+STORED = Layout(2, 1, 2, 3)  # of the state that is saved and converted
+TURNS = 2  # of each side within a seed
+
+
+def untrained(job: Job, rank: int) -> Trainer:
+    """A trainer as it begins: first values, and moments that are zero. Bytes are bytes."""
+    import torch._dynamo  # noqa: F401  see training.py
+
+    return Trainer(job.shape, form_groups(job.layout, rank), job.recipe)
+
+
+def together(world: int, work: Callable[[], object]) -> float:
+    """Seconds from the moment when all ranks begin until the last one is through."""
+    if world > 1:
+        dist.barrier()
+    begun = time.perf_counter()
+    work()
+    if world > 1:
+        dist.barrier()
+    return time.perf_counter() - begun
+
+
+def in_turn(world: int, sides: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Seconds of each side, forwards and backwards through all of them, so that a drift hits all alike."""
+    seconds = dict.fromkeys(sides, 0.0)
+    for turn in range(TURNS):
+        for side in list(sides)[:: 1 if turn % 2 == 0 else -1]:
+            seconds[side] += together(world, sides[side]) / TURNS
+    return seconds
+
+
+# on the ranks
+
+
+def time_saves(
+    rank: int, world: int, job: Job, folder: str, devices: tuple[Device, ...], distributed: bool
+) -> dict[str, float]:
+    """Seconds of a save without rules in it, with them, and gathered on one rank; each rank is a node.
+
+    distributed False: the save with rules gathers; for controls.
+    """
+    trainer, storage, room = untrained(job, rank), Storage(devices[rank]), Path(folder)
+    plain = Described(job.layout, Progress(0, 0, job.recipe.adam), None)
+    stated = replace(plain, rules=decoder_rules(job.shape))
+    with_rules = save if distributed else save_consolidated
+    save(room / "first", trainer, plain)  # what a process does only once is no part of a save
+    seconds = in_turn(
+        world,
+        {
+            "plain": lambda: save(room / "plain", trainer, plain, storage),
+            "universal": lambda: with_rules(room / "universal", trainer, stated, storage),
+        },
+    )
+    gathered = together(world, lambda: save_consolidated(room / "one", trainer, plain, storage))
+    return {**seconds, "consolidated": gathered}
+
+
+def make_checkpoint(rank: int, world: int, job: Job, folder: str) -> None:
+    """A distributed checkpoint to convert or load, at the machine's own speed."""
+    described = Described(job.layout, Progress(0, 0, job.recipe.adam), decoder_rules(job.shape))
+    save(Path(folder), untrained(job, rank), described)
+
+
+def time_conversion(
+    rank: int, world: int, source: str, target: str, devices: tuple[Device, ...], sharing: Sharing
+) -> tuple[float, Converted]:
+    """Each rank is a node with its own device; seconds, and what this rank did."""
+    found: list[Converted] = []
+
+    def work() -> None:
+        storage = Storage(devices[rank])
+        found.append(convert(Path(source), Path(target), rank, world, 1, storage, sharing))
+
+    return together(world, work), found[0]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Seconds of a load, and bytes that this rank read in it."""
+
+    seconds: float
+    read_bytes: float
+
+
+def time_loads(
+    rank: int,
+    world: int,
+    job: Job,
+    native: str,
+    universal: str,
+    device: Device,
+    sides: Mapping[str, str],
+    handed_around: bool = True,
+) -> dict[str, Loaded]:
+    """All ranks share a device. sides: names, each with "direct" (the layout's own files) or a way to read the others."""
+    trainer = untrained(job, rank)
+    load_universal(Path(universal), trainer)  # what a process does only once is no part of a load
+    storages = {side: Storage(device) for side in sides}
+
+    def load(side: str) -> None:
+        if sides[side] == "direct":
+            load_native(Path(native), trainer, storages[side])
+        else:
+            load_universal(Path(universal), trainer, storages[side], sides[side], handed_around=handed_around)
+
+    seconds = in_turn(world, {side: partial(load, side) for side in sides})
+    return {side: Loaded(seconds[side], storages[side].read_bytes / TURNS) for side in sides}
+
+
+def packing_rate(folder: Path, nbytes: int = 16 << 20) -> float:
+    """Bytes/s of torch.save and torch.load together on one core."""
+    values, path = torch.rand(nbytes // 4), folder / "values.pt"
+    torch.save(values, path)
+    begun = time.perf_counter()
+    torch.save(values, path)
+    torch.load(path)
+    seconds = time.perf_counter() - begun
+    path.unlink()
+    return 2 * nbytes / seconds
+
+
+# what is observed
+
+
+def stored_job(config: Config, layout: Layout, layers: int) -> Job:
+    """The decoder whose state is saved, converted and loaded."""
+    h = config.stored_hidden
+    shape = Shape(LETTERS, h, layers, heads=8, kv_heads=4, mlp=3 * h, context=16)
+    return Job(shape, layout, Recipe(), config.rows)
+
+
+def stored(processes: Fleet, room: Path, job: Job) -> tuple[Path, Path]:
+    """A distributed checkpoint and the atomic one made of it, in a room; made there once."""
+    name = f"{job.shape.hidden} {job.shape.layers} {job.layout}"
+    native, universal = (room / kind / name for kind in ("native", "universal"))
+    if not universal.exists():
+        processes.run(make_checkpoint, job.layout.world, (job, str(native)))
+        convert(native, universal)
+    return native, universal
+
+
+def devices_of(room: Path, n: int, rate_mb: float) -> tuple[Device, ...]:
+    return tuple(Device.make(room / f"device{i}", rate_mb * MB) for i in range(n))
+
+
+def saves(config: Config, processes: Fleet, seed: int, seen: Observations) -> None:
+    """Four nodes with a device each."""
+    job = stored_job(config, STORED, config.stored_layers)
+    with Room("paperlab-ucp-") as room:
+        devices = devices_of(room, job.layout.world, config.node_rate)
+        arguments = (job, str(room), devices, config.distributed_save)
+        found = processes.run(time_saves, job.layout.world, arguments)[0]
+        if config.distributed_save:
+            files = list((room / "universal").glob("*.safetensors"))
+            same = all(path.read_bytes() == (room / "plain" / path.name).read_bytes() for path in files)
+            seen.add("saved_files_identical", int(same), seed)
+        saved = sum(path.stat().st_size for path in (room / "plain").glob("*.safetensors"))
+        seen.add("saved_mb", saved / MB, seed)
+    for kind, seconds in found.items():
+        seen.add("save_seconds", seconds, seed, kind=kind)
+    seen.add("save_gain", found["plain"] / found["universal"], seed)
+
+
+def conversions(
+    config: Config, processes: Fleet, room: Path, lab: Runtime, seed: int, seen: Observations
+) -> None:
+    """One node, and as many as `converters` says, each with its device and a process; the first seed all numbers."""
+    most = max(config.converters)
+    worlds = [1, most, most, 1]
+    if seed == lab.seeds[0]:
+        worlds += [n for n in config.converters if n not in (1, most)]
+    sharing = Sharing(config.parallel, config.assignment, seed)
+    native, _ = stored(processes, room, stored_job(config, STORED, config.stored_layers))
+    seconds: dict[int, list[float]] = {}
+    for world in worlds:
+        with Room("paperlab-ucp-") as target:
+            devices = devices_of(target, world, config.node_rate)
+            arguments = (str(native), str(target / "universal"), devices, sharing if world > 1 else NESTED)
+            ranks = processes.run(time_conversion, world, arguments)
+        if world not in seconds:
+            done = [converted for _, converted in ranks]
+            seen.add("converted_mb", sum(one.written_bytes for one in done) / MB, seed, workers=world)
+            seen.add("most_held_mb", max(one.most_held for one in done) / MB, seed, workers=world)
+        seconds.setdefault(world, []).append(max(took for took, _ in ranks))
+    means = {world: sum(each) / len(each) for world, each in seconds.items()}
+    for world, mean in means.items():
+        seen.add("conversion_seconds", mean, seed, workers=world)
+    seen.add("conversion_gain", means[1] / means[most], seed)
+
+
+def loads(config: Config, processes: Fleet, room: Path, seed: int, seen: Observations) -> None:
+    """The same layout from its own files and from atomic ones; four ranks share a device."""
+    job = stored_job(config, STORED, config.stored_layers)
+    sides = {"direct": "direct", "ours": "parts" if config.row_reads else "whole", "whole": "whole"}
+    native, universal = stored(processes, room, job)
+    (device,) = devices_of(room, 1, config.shared_rate)
+    arguments = (job, str(native), str(universal), device, sides)
+    ranks = processes.run(time_loads, job.layout.world, arguments)
+    for side, found in ranks[0].items():
+        seen.add("load_seconds", found.seconds, seed, reading=side)
+        seen.add("load_mb", sum(rank[side].read_bytes for rank in ranks) / MB, seed, reading=side)
+    seen.add("load_ratio", ranks[0]["ours"].seconds / ranks[0]["direct"].seconds, seed)
+    seen.add("load_ratio_whole", ranks[0]["whole"].seconds / ranks[0]["direct"].seconds, seed)
+
+
+def bypasses(
+    config: Config, processes: Fleet, room: Path, lab: Runtime, seed: int, seen: Observations
+) -> None:
+    """What handing files around saves over reading them on every rank; the first seed all numbers of data ranks."""
+    sides = {"whole": "whole", "bypass": "bypass", "parts": "parts"}
+    most = max(config.data_ranks)
+    native, universal = stored(processes, room, stored_job(config, Layout(), config.loaded_layers))
+    for data in config.data_ranks if seed == lab.seeds[0] else [most]:
+        job = stored_job(config, Layout(1, 1, data, 3 if data > 1 else 0), config.loaded_layers)
+        (device,) = devices_of(room, 1, config.bypass_rate)
+        arguments = (job, str(native), str(universal), device, sides, config.handed_around)
+        ranks = processes.run(time_loads, data, arguments)
+        for side, found in ranks[0].items():
+            at = {"reading": side, "data": data}
+            seen.add("group_load_seconds", found.seconds, seed, **at)
+            seen.add("group_load_mb", sum(rank[side].read_bytes for rank in ranks) / MB, seed, **at)
+        if data == most:
+            seen.add("bypass_gain", ranks[0]["whole"].seconds / ranks[0]["bypass"].seconds, seed)
+            seen.add("bypass_over_rows", ranks[0]["parts"].seconds / ranks[0]["bypass"].seconds, seed)
