@@ -124,7 +124,7 @@ def time_loads(
     sides: Mapping[str, str],
     handed_around: bool = True,
 ) -> dict[str, Loaded]:
-    """All ranks share a device. sides: names, each with "direct" (the layout's own files) or a way to read the others."""
+    """All ranks share a device. sides: names, each with "direct" (the layout's own files) or a way of reading."""
     trainer = untrained(job, rank)
     load_universal(Path(universal), trainer)  # what a process does only once is no part of a load
     storages = {side: Storage(device) for side in sides}
