@@ -53,9 +53,8 @@ class Config:
     # Who resumes whom.
     steps: Annotated[int, At(2, 5000)] = 100  # before the checkpoint
     further: Annotated[int, At(1, 1000)] = 50  # after it
-    zero3_steps: Annotated[int, At(1, 1000)] = (
-        8  # after it under ZeRO-3, whose steps take some ten times as long here
-    )
+    # After it under ZeRO-3 and TP 4, whose steps take up to ten times as long here.
+    slow_steps: Annotated[int, At(1, 1000)] = 8
     source: One = field(default_factory=lambda: [2, 2, 2, 1])
     targets: Layouts = field(
         default_factory=lambda: [
@@ -75,12 +74,12 @@ class Config:
     scenarios: Annotated[list[str], Length(1), Choice(*SCENARIOS)] = field(
         default_factory=lambda: list(SCENARIOS)
     )
-    scenarios_steps: Annotated[int, At(2, 2000)] = 40
+    scenarios_steps: Annotated[int, At(2, 2000)] = 20
     tensor_dcp: bool = True  # also show DCP with DTensors over tensor ranks
 
     # What is saved, converted and loaded on throttled storage.
     stored_hidden: Annotated[int, At(64, 1024)] = 256
-    stored_layers: Annotated[int, At(1, 32)] = 8
+    stored_layers: Annotated[int, At(1, 32)] = 6
     loaded_layers: Annotated[int, At(1, 32)] = 1  # of the state that several data ranks load
     node_rate: Annotated[float, At(20, 2000)] = 80.0  # MB/s of each node's storage, saving and converting
     shared_rate: Annotated[float, At(20, 2000)] = 200.0  # MB/s of storage that four ranks share, loading

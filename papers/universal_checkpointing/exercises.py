@@ -23,7 +23,7 @@ QKV = Shard(0, (64, 32, 32))  # rows of queries, keys and values
 
 def misplaced_share(lab: Any) -> float:
     """Share of rows that plain concatenation of two tensor ranks' pieces puts in the wrong place."""
-    concatenated = []
+    concatenated: list[int] = []
     for rank in range(2):
         for _, (rows, *_) in cells(QKV.box((128,), rank, 2)):
             concatenated += range(rows.start, rows.stop)

@@ -31,7 +31,7 @@ class Hosts:
     merging: int = 2
 
     def __post_init__(self) -> None:
-        if not min(self.node, self.process, self.extracting, self.merging) > 0:
+        if not all(each > 0 for each in (self.node, self.process, self.extracting, self.merging)):
             raise ValueError(f"rates and processes are above 0, not {self}")
 
 

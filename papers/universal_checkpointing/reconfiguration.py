@@ -182,11 +182,11 @@ def resumptions(
         source = trained(
             processes, lab, job_of(config, text, Layout(*config.source), seed), config.steps, config.further
         )
-        targets = [Layout(*target) for target in config.targets]
-        return [
-            Resumption(run, source, to, config.zero3_steps if to.zero == 3 else config.further)
-            for to in targets
-        ]
+        found = []
+        for to in (Layout(*target) for target in config.targets):
+            slow = to.zero == 3 or to.tensor > 2
+            found.append(Resumption(run, source, to, config.slow_steps if slow else config.further))
+        return found
     found = []
     for layout in (Layout(*source) for source in config.sources):
         steps = (2, 1) if layout.zero == 3 else (config.sources_steps, config.sources_further)
@@ -222,7 +222,9 @@ def resume_all(
         seen.add("steps_after", config.further)
 
 
-CASES = {  # a decoder, the layout that saves, the layout that resumes
+CASES: dict[
+    str, tuple[dict[str, Any], list[int], list[int]]
+] = {  # a decoder, the layout that saves, the layout that resumes
     "gpt": ({"gated": False, "kv_heads": None}, [2, 2, 1, 0], [1, 1, 2, 1]),
     "grouped": ({"tied": False}, [2, 1, 2, 1], [1, 2, 2, 2]),
     "experts": ({"experts": 4}, [2, 1, 2, 2], [1, 2, 1, 0]),
