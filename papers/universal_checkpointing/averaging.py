@@ -5,13 +5,13 @@ from pathlib import Path
 
 from common.distributed.fleet import Fleet, RankFailed
 from common.distributed.rooms import Room
+from common.training.sharded.job import Data, Job
 from common.training.sharded.layout import Layout, Place, form_groups
 from common.training.sharded.trainer import Trainer
 from papers.universal_checkpointing.conversion import convert
 from papers.universal_checkpointing.decoder import averaged_rules
 from papers.universal_checkpointing.loading import load_universal
 from papers.universal_checkpointing.native import Described, Progress, save
-from papers.universal_checkpointing.training import Data, Job
 
 REPLICAS, STEPS = 3, 4
 

@@ -22,10 +22,10 @@ QKV = Shard(0, (64, 32, 32))  # rows of queries, keys and values
 
 
 def misplaced_share(lab: Any) -> float:
-    """Share of rows that plain concatenation of two tensor ranks' pieces puts in the wrong place."""
+    """Share of rows that plain concatenation of four tensor ranks' pieces puts in the wrong place."""
     concatenated: list[int] = []
-    for rank in range(2):
-        for _, (rows, *_) in cells(QKV.box((128,), rank, 2)):
+    for rank in range(4):
+        for _, (rows, *_) in cells(QKV.box((128,), rank, 4)):
             concatenated += range(rows.start, rows.stop)
     return sum(row != place for place, row in enumerate(concatenated)) / len(concatenated)
 
@@ -71,10 +71,10 @@ def wrong_parameter(lab: Any, ranks: int = 2) -> str:
 
 EXERCISES = {
     "exercise-1": Exercise(
-        "Two tensor ranks hold a fused matrix of 64 rows of queries, 32 of keys, 32 of values. Somebody puts their "
+        "Four tensor ranks hold a fused matrix of 64 rows of queries, 32 of keys, 32 of values. Somebody puts their "
         "pieces one behind the other. Which share of the rows is then in the wrong place?",
-        "Rank 0 has 32 rows of queries, then 16 of keys, then 16 of values; write down which row of the whole matrix "
-        "stands at each place, and count those where the two numbers differ. `cells(pattern.box((128,), rank, 2))` "
+        "Rank 0 has 16 rows of queries, then 8 of keys, then 8 of values; write down which row of the whole matrix "
+        "stands at each place, and count those where the two numbers differ. `cells(pattern.box((128,), rank, 4))` "
         "names the rows.",
         misplaced_share,
     ),

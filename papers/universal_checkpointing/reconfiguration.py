@@ -18,6 +18,7 @@ from common.distributed.fleet import Fleet, RankFailed
 from common.distributed.rooms import Room
 from common.lab.runtime import Observations, Runtime
 from common.training.sharded.held import State, differing, generators_kept, whole_state
+from common.training.sharded.job import LETTERS, Job, Schedule
 from common.training.sharded.layout import Layout
 from common.training.sharded.parameters import Shape
 from common.training.sharded.trainer import Recipe
@@ -26,9 +27,9 @@ from papers.universal_checkpointing.averaging import averaged_apart
 from papers.universal_checkpointing.config import Config
 from papers.universal_checkpointing.decoder import decoder_rules
 from papers.universal_checkpointing.loading import AS_MEANT, How
-from papers.universal_checkpointing.native import Described, Schedule
+from papers.universal_checkpointing.native import Described
 from papers.universal_checkpointing.patterns import Rule
-from papers.universal_checkpointing.training import LETTERS, Job, Ran, go_on, train
+from papers.universal_checkpointing.training import Ran, go_on, train
 
 SECONDS = 240.0  # that a group may take
 AGAIN = math.log(LETTERS)  # nats: how much a run is behind that cannot resume and begins again (at most)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from common.distributed.fleet import Fleet, RankFailed
 from common.lab.runtime import Observations, Runtime
+from common.training.sharded.job import LETTERS
 from common.training.sharded.layout import Layout
 from papers.universal_checkpointing.baselines import through_dcp
 from papers.universal_checkpointing.config import Config
@@ -21,7 +22,6 @@ from papers.universal_checkpointing.reconfiguration import (
     shape_of,
     trained,
 )
-from papers.universal_checkpointing.training import LETTERS
 
 
 @dataclass(frozen=True)

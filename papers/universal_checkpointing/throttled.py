@@ -5,19 +5,20 @@ for each node that has its own way to storage, or one that all share. Both sides
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from common.distributed.fleet import Fleet
 from common.distributed.rooms import Room
 from common.distributed.tensor_files import Storage
 from common.distributed.throttled import Device
+from common.distributed.turns import TURNS, in_turn, together
 from common.lab.runtime import Observations, Runtime
+from common.training.sharded.job import LETTERS, Job
 from common.training.sharded.layout import Layout, form_groups
 from common.training.sharded.parameters import Shape
 from common.training.sharded.trainer import Recipe, Trainer
@@ -27,11 +28,9 @@ from papers.universal_checkpointing.conversion import NESTED, Converted, Sharing
 from papers.universal_checkpointing.decoder import decoder_rules
 from papers.universal_checkpointing.loading import load_universal
 from papers.universal_checkpointing.native import Described, Progress, load_native, save
-from papers.universal_checkpointing.training import LETTERS, Job
 
 MB = 1e6
 STORED = Layout(2, 1, 2, 3)  # of the state that is saved and converted
-TURNS = 2  # of each side within a seed
 
 
 def untrained(job: Job, rank: int) -> Trainer:
@@ -39,26 +38,6 @@ def untrained(job: Job, rank: int) -> Trainer:
     import torch._dynamo  # noqa: F401  see training.py
 
     return Trainer(job.shape, form_groups(job.layout, rank), job.recipe)
-
-
-def together(world: int, work: Callable[[], object]) -> float:
-    """Seconds from the moment when all ranks begin until the last one is through."""
-    if world > 1:
-        dist.barrier()
-    begun = time.perf_counter()
-    work()
-    if world > 1:
-        dist.barrier()
-    return time.perf_counter() - begun
-
-
-def in_turn(world: int, sides: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Seconds of each side, forwards and backwards through all of them, so that a drift hits all alike."""
-    seconds = dict.fromkeys(sides, 0.0)
-    for turn in range(TURNS):
-        for side in list(sides)[:: 1 if turn % 2 == 0 else -1]:
-            seconds[side] += together(world, sides[side]) / TURNS
-    return seconds
 
 
 # on the ranks

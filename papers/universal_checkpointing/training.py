@@ -8,36 +8,18 @@ from dataclasses import dataclass, replace
 from multiprocessing import forkserver
 from pathlib import Path
 
-import numpy as np
-import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from common.distributed.fleet import METHOD, Fleet
 from common.training.sharded.held import Held, assert_holds_only_its_part, snapshot
-from common.training.sharded.layout import Layout, form_groups
-from common.training.sharded.parameters import Shape
-from common.training.sharded.trainer import Recipe, Trainer
+from common.training.sharded.job import Data, Job
+from common.training.sharded.layout import form_groups
+from common.training.sharded.trainer import Trainer
 from papers.universal_checkpointing.loading import How, resume
 from papers.universal_checkpointing.native import Described, Progress, save
 from papers.universal_checkpointing.patterns import Rule
 
 PRELOADED = ("torch._dynamo", "safetensors.torch", __name__)
-LETTERS = 65  # distinct characters of Tiny Shakespeare
-
-
-@dataclass(frozen=True)
-class Job:
-    """A decoder, how it is laid out and trained, and on what: `rows` windows of a text each step.
-
-    text: a file, or None for a text drawn from a chain of letters.
-    """
-
-    shape: Shape
-    layout: Layout
-    recipe: Recipe
-    rows: int
-    text: str | None = None
 
 
 @dataclass(frozen=True)
@@ -55,36 +37,6 @@ def fleet() -> Fleet:
     if METHOD == "forkserver":
         forkserver.set_forkserver_preload(["torch", "torch.distributed", *PRELOADED])
     return made
-
-
-def letters(text: str | None) -> np.ndarray:
-    """The text as numbers from 0 to LETTERS - 1."""
-    if text is not None:
-        found = np.frombuffer(Path(text).read_bytes(), np.uint8)
-        return np.searchsorted(np.unique(found), found).astype(np.int64)
-    rng = np.random.default_rng(0)
-    likely = rng.integers(0, LETTERS, (LETTERS, 4))  # four successors a letter: something to learn
-    choices, state, chain = rng.integers(0, 4, 50_000), 0, np.empty(50_000, np.int64)
-    for i, choice in enumerate(choices):
-        state = chain[i] = likely[state, choice]
-    return chain
-
-
-class Data:
-    """Windows of a text; the row of number n is the same whoever reads it, and `consumed` rows are gone."""
-
-    def __init__(self, job: Job) -> None:
-        self._letters, self._job, self.consumed = letters(job.text), job, 0
-
-    def batch(self) -> Tensor:
-        """The next rows, int64 of shape (rows, context + 1)."""
-        job, length = self._job, self._job.shape.context + 1
-        rows = []
-        for n in range(self.consumed, self.consumed + job.rows):
-            start = int(np.random.default_rng([job.recipe.seed, n]).integers(len(self._letters) - length))
-            rows.append(self._letters[start : start + length])
-        self.consumed += job.rows
-        return torch.from_numpy(np.stack(rows))
 
 
 def train(

@@ -24,6 +24,7 @@ from common.lab.config import compose
 from common.lab.errors import LabError
 from common.lab.project import Project
 from common.lab.runtime import Runtime
+from common.training.sharded.job import Job, Schedule
 from common.training.sharded.layout import Groups, Layout
 from common.training.sharded.parameters import Shape, Split, held_by, parameters
 from common.training.sharded.trainer import Recipe, Trainer
@@ -40,7 +41,6 @@ from papers.universal_checkpointing.native import (
     VALUES,
     Described,
     Progress,
-    Schedule,
     file_of,
     load_native,
     partition,
@@ -62,7 +62,7 @@ from papers.universal_checkpointing.reconfiguration import trained as trained_on
 from papers.universal_checkpointing.scenarios import SCENARIOS as TRIED
 from papers.universal_checkpointing.slices import cells, padded_size, put
 from papers.universal_checkpointing.throttled import make_checkpoint
-from papers.universal_checkpointing.training import Job, fleet
+from papers.universal_checkpointing.training import fleet
 
 SMALL = Shape(
     vocab=13, hidden=16, layers=4, heads=4, kv_heads=2, mlp=24, context=4
@@ -675,6 +675,7 @@ def test_arms_share_a_source_and_a_run_that_fails_leaves_nothing(
 DIES = """
 import os, signal, sys, tempfile
 tempfile.tempdir = sys.argv[1]
+from common.training.sharded.job import Schedule
 from common.lab.runtime import Runtime
 from papers.universal_checkpointing import throttled
 from papers.universal_checkpointing.config import Config
@@ -735,7 +736,7 @@ def test_a_load_names_the_ways_of_reading_that_there_are(tmp_path: Path) -> None
 
 
 def test_text_is_the_same_to_every_rank_and_rows_follow_one_another() -> None:
-    from papers.universal_checkpointing.training import Data
+    from common.training.sharded.job import Data
 
     one, other = Data(job_of(Layout())), Data(job_of(Layout()))
     other.consumed = 12
