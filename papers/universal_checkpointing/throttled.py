@@ -24,7 +24,7 @@ from common.training.sharded.parameters import Shape
 from common.training.sharded.trainer import Recipe, Trainer
 from papers.universal_checkpointing.baselines import save_consolidated
 from papers.universal_checkpointing.config import Config
-from papers.universal_checkpointing.conversion import NESTED, Converted, Sharing, convert
+from papers.universal_checkpointing.conversion import Converted, Sharing, convert
 from papers.universal_checkpointing.decoder import decoder_rules
 from papers.universal_checkpointing.loading import load_universal
 from papers.universal_checkpointing.native import Described, Progress, load_native, save
@@ -72,17 +72,22 @@ def make_checkpoint(rank: int, world: int, job: Job, folder: str) -> None:
     save(Path(folder), untrained(job, rank), described)
 
 
-def time_conversion(
-    rank: int, world: int, source: str, target: str, devices: tuple[Device, ...], sharing: Sharing
-) -> tuple[float, Converted]:
-    """Each rank is a node with its own device; seconds, and what this rank did."""
-    found: list[Converted] = []
+def time_conversions(
+    rank: int,
+    world: int,
+    source: str,
+    target: str,
+    devices: tuple[Device, ...],
+    sharings: Mapping[str, Sharing],
+) -> tuple[dict[str, float], dict[str, Converted]]:
+    """Each rank is a node with its own device; seconds of each way to share the work, and what this rank did in it."""
+    done: dict[str, Converted] = {}
 
-    def work() -> None:
+    def work(side: str) -> None:
         storage = Storage(devices[rank])
-        found.append(convert(Path(source), Path(target), rank, world, 1, storage, sharing))
+        done[side] = convert(Path(source), Path(target) / side, rank, world, 1, storage, sharings[side])
 
-    return together(world, work), found[0]
+    return in_turn(world, {side: partial(work, side) for side in sharings}), done
 
 
 @dataclass(frozen=True)
@@ -175,28 +180,22 @@ def saves(config: Config, processes: Fleet, seed: int, seen: Observations) -> No
 def conversions(
     config: Config, processes: Fleet, room: Path, lab: Runtime, seed: int, seen: Observations
 ) -> None:
-    """One node, and as many as `converters` says, each with its device and a process; the first seed all numbers."""
+    """One node that does all, and as many as `converters` says, each with its device; the first seed all numbers."""
     most = max(config.converters)
-    worlds = [1, most, most, 1]
-    if seed == lab.seeds[0]:
-        worlds += [n for n in config.converters if n not in (1, most)]
-    sharing = Sharing(config.parallel, config.assignment, seed)
+    sharings = {"one": Sharing("none"), "all": Sharing(config.parallel, config.assignment, seed)}
     native, _ = stored(processes, room, stored_job(config, STORED, config.stored_layers))
-    seconds: dict[int, list[float]] = {}
-    for world in worlds:
+    for world in config.converters if seed == lab.seeds[0] else [most]:
         with Room("paperlab-ucp-") as target:
             devices = devices_of(target, world, config.node_rate)
-            arguments = (str(native), str(target / "universal"), devices, sharing if world > 1 else NESTED)
-            ranks = processes.run(time_conversion, world, arguments)
-        if world not in seconds:
-            done = [converted for _, converted in ranks]
-            seen.add("converted_mb", sum(one.written_bytes for one in done) / MB, seed, workers=world)
-            seen.add("most_held_mb", max(one.most_held for one in done) / MB, seed, workers=world)
-        seconds.setdefault(world, []).append(max(took for took, _ in ranks))
-    means = {world: sum(each) / len(each) for world, each in seconds.items()}
-    for world, mean in means.items():
-        seen.add("conversion_seconds", mean, seed, workers=world)
-    seen.add("conversion_gain", means[1] / means[most], seed)
+            arguments = (str(native), str(target), devices, sharings)
+            ranks = processes.run(time_conversions, world, arguments)
+        seconds, done = ranks[0][0], [converted["all"] for _, converted in ranks]
+        for workers, side in ((1, "one"), (world, "all")) if world == most else ((world, "all"),):
+            seen.add("conversion_seconds", seconds[side], seed, workers=workers)
+        seen.add("converted_mb", sum(one.written_bytes for one in done) / MB, seed, workers=world)
+        seen.add("most_held_mb", max(one.most_held for one in done) / MB, seed, workers=world)
+        if world == most:
+            seen.add("conversion_gain", seconds["one"] / seconds["all"], seed)
 
 
 def loads(config: Config, processes: Fleet, room: Path, seed: int, seen: Observations) -> None:
