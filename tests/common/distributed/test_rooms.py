@@ -32,7 +32,8 @@ def test_a_room_is_gone_with_its_block_its_object_or_its_close(tmp_path: Path) -
 def test_only_rooms_of_the_same_prefix_whose_owner_is_gone_are_cleared(tmp_path: Path) -> None:
     for name in ("a-dead", "b-dead", ".a-being-made.new"):
         (tmp_path / name).mkdir()
-    living = Room("b-")
+    living = Room("b-")  # clears its own kind
+    assert not (tmp_path / "b-dead").exists()
+    assert clear_abandoned("b-") == []
     assert clear_abandoned("a-") == [tmp_path / "a-dead"]
-    assert clear_abandoned("b-") == [tmp_path / "b-dead"]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([".a-being-made.new", living.path.name])
