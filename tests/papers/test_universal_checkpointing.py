@@ -248,7 +248,7 @@ loadable = layouts.map(
 
 
 @given(source=layouts, target=loadable, shape=st.sampled_from([SMALL, EXPERTS]))
-@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_layout_loads_what_any_layout_saved(source: Layout, target: Layout, shape: Shape) -> None:
     values = whole_values(shape)
     with tempfile.TemporaryDirectory() as room:
@@ -471,13 +471,13 @@ def processes():
 
 
 def test_memory_of_a_conversion_does_not_grow_with_the_state(processes: Fleet, tmp_path: Path) -> None:
-    shape = Shape(65, 256, 6, 8, 4, 768, 16)  # 57 MB; the largest tensor has 1.5 MB
+    shape = Shape(65, 256, 3, 8, 4, 768, 16)  # 29 MB; the largest tensor has 1.5 MB
     job = Job(shape, Layout(), Recipe(), 1)
     processes.run(make_checkpoint, 1, (job, str(tmp_path / "native")))
     grown = processes.run(convert_in_a_child, 1, (str(tmp_path / "native"), str(tmp_path / "universal")))[0]
     size = sum(path.stat().st_size for path in (tmp_path / "native").iterdir())
-    assert size > 55e6
-    assert grown < 20e6
+    assert size > 27e6
+    assert grown < 15e6
 
 
 def convert_together(rank: int, world: int, source: str, target: str, cores: int) -> tuple[str, ...]:
@@ -598,7 +598,6 @@ def job_of(layout: Layout, **recipe) -> Job:
     [
         (Layout(2, 1, 2, 1), Layout(1, 2, 1)),
         (Layout(1, 2, 2, 2), Layout(1, 1, 3, 3)),
-        (Layout(1, 1, 3, 3), Layout(2, 1, 1)),
     ],
 )
 def test_training_goes_on_under_another_layout(processes: Fleet, source: Layout, target: Layout) -> None:
