@@ -1,11 +1,15 @@
-"""Seconds of work that all ranks of a group do together, one side of a comparison after the other (A B B A)."""
+"""Seconds of work that all ranks of a group do together, one side of a comparison after the other (A B B A).
 
+The first time is the dearest (folders and files are made, pages are found), and what it costs falls from time to time
+rather than steadily, so that no order of turns cancels it: each side goes once before the clock runs. Of a side's turns
+the median counts; one turn in which the machine did something else says nothing.
+"""
+
+import statistics
 import time
 from collections.abc import Callable
 
 import torch.distributed as dist
-
-TURNS = 2  # of each side
 
 
 def together(world: int, work: Callable[[], object]) -> float:
@@ -19,10 +23,22 @@ def together(world: int, work: Callable[[], object]) -> float:
     return time.perf_counter() - begun
 
 
-def in_turn(world: int, sides: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Seconds of each side, forwards and backwards through all of them, so that a drift hits all alike."""
-    seconds = dict.fromkeys(sides, 0.0)
-    for turn in range(TURNS):
-        for side in list(sides)[:: 1 if turn % 2 == 0 else -1]:
-            seconds[side] += together(world, sides[side]) / TURNS
-    return seconds
+def in_turn(
+    world: int, sides: dict[str, Callable[[], object]], repetitions: int = 1, turns: int = 1
+) -> list[dict[str, float]]:
+    """For each repetition the median seconds of each side: forwards and backwards through all of them, in `turns`.
+
+    Each side is worked 1 + repetitions * turns times. ValueError where nothing would be timed.
+    """
+    if repetitions < 1 or turns < 1:
+        raise ValueError(f"{repetitions} repetitions of {turns} turns time nothing")
+    for work in sides.values():
+        together(world, work)
+    found = []
+    for repetition in range(repetitions):
+        seconds: dict[str, list[float]] = {side: [] for side in sides}
+        for turn in range(repetition * turns, (repetition + 1) * turns):
+            for side in list(sides)[:: 1 if turn % 2 == 0 else -1]:
+                seconds[side].append(together(world, sides[side]))
+        found.append({side: statistics.median(each) for side, each in seconds.items()})
+    return found

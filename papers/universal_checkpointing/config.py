@@ -134,7 +134,9 @@ def check(config: Config) -> None:
         raise ValueError(f"sources: {config.target} is the target, to which nothing changes")
     for name, layouts in (("targets", config.targets), ("sources", config.sources)):
         if not config.slow_curves and all(map(is_slow, layouts)):
-            raise ValueError(f"{name}: none of {layouts} trains on unless slow_curves=true; name one below TP 4 and ZeRO-3")
+            raise ValueError(
+                f"{name}: none of {layouts} trains on unless slow_curves=true; name one below TP 4 and ZeRO-3"
+            )
     if not config.fused and not config.row_parallel:
         raise ValueError("row_parallel: one mistake at a time; fused is off already")
     if config.parallel == "none" and config.assignment != "balanced":
@@ -142,7 +144,7 @@ def check(config: Config) -> None:
 
 
 def is_slow(layout: list[int]) -> bool:
-    """Whether a step takes up to ten times as long here: ZeRO-3 gathers every tensor, and four ranks add up each sum."""
+    """Whether a step takes up to ten times as long here, since collectives are many (ZeRO-3) or of many ranks."""
     return layout[0] > 2 or layout[3] == 3
 
 

@@ -27,15 +27,14 @@ def run(config: Config, lab: Runtime) -> Observations:
     seen = Observations()
     with fleet() as processes, Room("paperlab-ucp-") as room:
         resume(config, lab, processes, seen)
-        for seed in lab.progress(lab.seeds, "storage"):
-            if lab.wants("save_gain", "saved_mb"):
-                throttled.saves(config, processes, seed, seen)
-            if lab.wants("conversion_gain"):
-                throttled.conversions(config, processes, room, lab, seed, seen)
-            if lab.wants("load_ratio"):
-                throttled.loads(config, processes, room, seed, seen)
-            if lab.wants("bypass_gain", "bypass_over_rows"):
-                throttled.bypasses(config, processes, room, lab, seed, seen)
+        if lab.wants("save_gain", "saved_mb"):
+            throttled.saves(config, processes, lab.seeds, seen)
+        if lab.wants("conversion_gain"):
+            throttled.conversions(config, processes, room, lab.seeds, seen)
+        if lab.wants("load_ratio"):
+            throttled.loads(config, processes, room, lab.seeds, seen)
+        if lab.wants("bypass_gain"):
+            throttled.bypasses(config, processes, room, lab.seeds, seen)
         if lab.wants("packing_gb_per_s"):
             seen.add("packing_gb_per_s", throttled.packing_rate(room) / 1e9)
     if lab.wants(*AT_SCALE):
@@ -47,11 +46,12 @@ def resume(config: Config, lab: Runtime, processes: Fleet, seen: Observations) -
     """All that trains, two groups of processes at a time: ranks of one wait for each other more than they compute."""
     text = text_of(lab)
     parts: list[Callable[[Observations], None]] = []
-    for seed in lab.seeds:
-        for name in RUNS:
-            slug = name.replace(" ", "_")
-            if lab.wants(f"state_differs_{slug}", f"loss_gap_{slug}"):
-                parts.append(lambda own, s=seed, n=name: resume_all(config, lab, processes, text, s, n, own))  # type: ignore[misc]
+    for name in RUNS:
+        losses, states = lab.wants(f"loss_gap_{name.replace(' ', '_')}"), lab.wants("state_differs")
+        for seed in (
+            lab.seeds if losses else lab.seeds[:states]
+        ):  # what is equal to the last bit is so with any seed
+            parts.append(lambda own, s=seed, n=name: resume_all(config, lab, processes, text, s, n, own))  # type: ignore[misc]
     if lab.wants("cases_resumed"):
         parts.append(lambda own: resume_cases(config, lab, processes, text, own))
     if lab.wants("scenarios_ucp", "scenarios_dcp"):
@@ -59,6 +59,8 @@ def resume(config: Config, lab: Runtime, processes: Fleet, seen: Observations) -
     with ThreadPoolExecutor(min(2, lab.workers)) as pool:
         for found in lab.progress(pool.map(observed, parts), "trainings", len(parts)):
             seen.extend(found)
+    if seen.rows("resumed_differs"):
+        seen.add("state_differs", max(seen.values("resumed_differs")))
     if lab.wants("needless_conversions"):
         resume_unchanged(config, lab, processes, text, seen)
 

@@ -24,7 +24,7 @@ from common.training.sharded.parameters import Shape
 from common.training.sharded.trainer import Recipe
 from common.training.sharded.zero import Adam
 from papers.universal_checkpointing.averaging import averaged_apart
-from papers.universal_checkpointing.config import Config
+from papers.universal_checkpointing.config import Config, is_slow
 from papers.universal_checkpointing.decoder import decoder_rules
 from papers.universal_checkpointing.loading import AS_MEANT, How
 from papers.universal_checkpointing.native import Described
@@ -112,6 +112,20 @@ def reconfigured(
     return compared(source, ranks, job)
 
 
+def resumed(
+    processes: Fleet,
+    lab: Runtime,
+    source: Source,
+    layout: Layout,
+    rules: tuple[Rule, ...],
+    steps: int,
+    how: How,
+) -> Outcome:
+    """`reconfigured`, once for all arms of a run."""
+    key = ("universal_checkpointing: resumed", source.job, source.until, layout, rules, steps, how)
+    return lab.once(key, lambda: reconfigured(processes, source, layout, rules, steps, how))
+
+
 def compared(source: Source, ranks: Sequence[Ran], job: Job, generators: bool = True) -> Outcome:
     """A resumption's state and losses beside its source's; generators: whether they must have come along."""
     try:
@@ -176,51 +190,57 @@ class Resumption:
 
 
 def resumptions(
-    config: Config, lab: Runtime, processes: Fleet, text: str | None, seed: int, run: str
+    config: Config, lab: Runtime, processes: Fleet, text: str | None, seed: int, run: str, losses: bool
 ) -> list[Resumption]:
-    """One source and every target (Figure 7a), or every source and one target (Figure 7b)."""
-    if run == "one to many":
-        source = trained(
-            processes, lab, job_of(config, text, Layout(*config.source), seed), config.steps, config.further
-        )
-        found = []
-        for to in (Layout(*target) for target in config.targets):
-            slow = to.zero == 3 or to.tensor > 2
-            found.append(Resumption(run, source, to, config.slow_steps if slow else config.further))
-        return found
+    """One source and every target (Figure 7a), or every source and one target (Figure 7b).
+
+    Slow layouts load, in the first seed, and train on only where the config says so.
+    """
+    one = run == "one to many"
     found = []
-    for layout in (Layout(*source) for source in config.sources):
-        steps = (2, 1) if layout.zero == 3 else (config.sources_steps, config.sources_further)
-        source = trained(processes, lab, job_of(config, text, layout, seed), *steps)
-        found.append(Resumption(run, source, Layout(*config.target), steps[1]))
+    for layout in config.targets if one else config.sources:
+        loads_alone = is_slow(layout) and not config.slow_curves
+        if loads_alone and seed != lab.seeds[0]:
+            continue
+        saves, loads = (config.source, layout) if one else (layout, config.target)
+        steps = (config.steps, config.further) if one else (config.sources_steps, config.sources_further)
+        if loads_alone and not one:
+            steps = (2, 0)
+        source = trained(processes, lab, job_of(config, text, Layout(*saves), seed), *steps)
+        found.append(Resumption(run, source, Layout(*loads), 0 if loads_alone or not losses else steps[1]))
     return found
 
 
 def resume_all(
     config: Config, lab: Runtime, processes: Fleet, text: str | None, seed: int, run: str, seen: Observations
 ) -> None:
-    """The worst state and the worst losses of all resumptions of a seed, and curves of the first."""
+    """States and losses of all resumptions of a seed, and curves of the first; the worst losses of those that go on."""
     slug = run.replace(" ", "_")
-    losses = lab.wants(f"loss_gap_{slug}")
-    outcomes = []
-    for one in resumptions(config, lab, processes, text, seed, run):
-        steps = min(one.steps, len(one.source.losses) - one.source.until) if losses else 0
+    gone_on: dict[int, list[float]] = {}  # gaps, by steps taken
+    for one in resumptions(config, lab, processes, text, seed, run, lab.wants(f"loss_gap_{slug}")):
         rules = rules_of(config, one.source.job.shape)
-        outcome = reconfigured(processes, one.source, one.target, rules, steps, how_of(config))
-        outcomes.append(outcome)
+        outcome = resumed(processes, lab, one.source, one.target, rules, one.steps, how_of(config))
         seen.add("resumed_differs", outcome.differing, seed, run=run, layout=one.named())
-        seen.add("resumed_gap", outcome.gap, seed, run=run, layout=one.named(), error=outcome.error)
-        if seed == lab.seeds[0]:
+        if one.steps:
+            seen.add("resumed_gap", outcome.gap, seed, run=run, layout=one.named(), error=outcome.error)
+            taken = (
+                one.steps if outcome.error else len(outcome.losses)
+            )  # what can't resume is as far behind as can be
+            gone_on.setdefault(taken, []).append(outcome.gap)
+        if one.steps and seed == lab.seeds[0]:
             for step, loss in enumerate(outcome.losses):
                 seen.add("curve", loss, seed, run=run, layout=one.named(), step=one.source.until + step)
             for step, loss in enumerate(one.source.losses):
                 seen.add("source_curve", loss, seed, run=run, layout=one.named(), step=step)
-    seen.add(f"state_differs_{slug}", max(outcome.differing for outcome in outcomes), seed)
-    if losses:
-        seen.add(f"loss_gap_{slug}", max(outcome.gap for outcome in outcomes), seed)
-    if run == "one to many":
-        seen.add("steps_before", config.steps)
-        seen.add("steps_after", config.further)
+    if gone_on:
+        seen.add(f"loss_gap_{slug}", max(map(max, gone_on.values())), seed)
+        before, after = (
+            ("steps_before", "steps_after")
+            if run == "one to many"
+            else ("sources_steps", "sources_steps_after")
+        )
+        seen.add(before, config.steps if run == "one to many" else config.sources_steps, seed)
+        seen.add(after, min(gone_on), seed)
 
 
 CASES: dict[
@@ -240,7 +260,9 @@ def resume_cases(
     good = 0
     for name in config.cases:
         if name == "trained apart":
-            share = averaged_apart(processes, job_of(config, text, Layout(), 0), config.average)
+            job = job_of(config, text, Layout(), 0)
+            key = ("universal_checkpointing: apart", job, config.average)
+            share = lab.once(key, lambda job=job: averaged_apart(processes, job, config.average))  # type: ignore[misc]
             outcome = Outcome(share, 0.0)
         else:
             other, before, after = CASES[name]
@@ -249,9 +271,8 @@ def resume_cases(
             job = job_of(config, text, Layout(*before), 0, shape)
             source = trained(processes, lab, job, config.cases_steps, config.cases_further)
             rules = rules_of(config, shape)
-            outcome = reconfigured(
-                processes, source, Layout(*after), rules, config.cases_further, how_of(config)
-            )
+            how, further = how_of(config), config.cases_further
+            outcome = resumed(processes, lab, source, Layout(*after), rules, further, how)
         seen.add("case_gap", outcome.gap, case=name, error=outcome.error)
         seen.add("case_differs", outcome.differing, case=name)
         good += outcome.continues and outcome.differing == 0

@@ -10,6 +10,7 @@ from common.training.sharded.job import LETTERS
 from common.training.sharded.layout import Layout
 from papers.universal_checkpointing.baselines import through_dcp
 from papers.universal_checkpointing.config import Config
+from papers.universal_checkpointing.loading import AS_MEANT
 from papers.universal_checkpointing.reconfiguration import (
     AGAIN,
     SECONDS,
@@ -17,7 +18,7 @@ from papers.universal_checkpointing.reconfiguration import (
     Source,
     compared,
     job_of,
-    reconfigured,
+    resumed,
     rules_of,
     shape_of,
     trained,
@@ -74,7 +75,8 @@ def resume_scenarios(
         target = scenario.source if config.same_layout else scenario.target
         if lab.wants("scenarios_ucp"):
             rules = rules_of(config, shape)
-            found["ucp"].append(reconfigured(processes, source, target, rules, config.cases_further))
+            further = config.cases_further
+            found["ucp"].append(resumed(processes, lab, source, target, rules, further, AS_MEANT))
         if lab.wants("scenarios_dcp"):
             found["dcp"].append(by_dcp(processes, source, target, config.cases_further))
         for system, outcomes in found.items():

@@ -1,11 +1,12 @@
 """Seconds of saving, converting and loading on storage of a set rate, in real processes.
 
 Files pass through throttled devices, so that the page cache of one machine does not stand in for storage: one device
-for each node that has its own way to storage, or one that all share. Both sides of a comparison run in turn (A B B A).
+for each node that has its own way to storage, or one that all share. Sides of a comparison run in turn (A B B A), and
+nothing but the clock is chance: one group of processes repeats them, a repetition a seed.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,8 +17,8 @@ from common.distributed.fleet import Fleet
 from common.distributed.rooms import Room
 from common.distributed.tensor_files import Storage
 from common.distributed.throttled import Device
-from common.distributed.turns import TURNS, in_turn, together
-from common.lab.runtime import Observations, Runtime
+from common.distributed.turns import in_turn, together
+from common.lab.runtime import Observations
 from common.training.sharded.job import LETTERS, Job
 from common.training.sharded.layout import Layout, form_groups
 from common.training.sharded.parameters import Shape
@@ -31,6 +32,7 @@ from papers.universal_checkpointing.native import Described, Progress, load_nati
 
 MB = 1e6
 STORED = Layout(2, 1, 2, 3)  # of the state that is saved and converted
+SAVES = 4  # turns of a repetition, since a save is short
 
 
 def untrained(job: Job, rank: int) -> Trainer:
@@ -44,8 +46,8 @@ def untrained(job: Job, rank: int) -> Trainer:
 
 
 def time_saves(
-    rank: int, world: int, job: Job, folder: str, devices: tuple[Device, ...], distributed: bool
-) -> dict[str, float]:
+    rank: int, world: int, job: Job, folder: str, devices: tuple[Device, ...], distributed: bool, times: int
+) -> list[dict[str, float]]:
     """Seconds of a save without rules in it, with them, and gathered on one rank; each rank is a node.
 
     distributed False: the save with rules gathers; for controls.
@@ -54,16 +56,13 @@ def time_saves(
     plain = Described(job.layout, Progress(0, 0, job.recipe.adam), None)
     stated = replace(plain, rules=decoder_rules(job.shape))
     with_rules = save if distributed else save_consolidated
-    save(room / "first", trainer, plain)  # what a process does only once is no part of a save
-    seconds = in_turn(
-        world,
-        {
-            "plain": lambda: save(room / "plain", trainer, plain, storage),
-            "universal": lambda: with_rules(room / "universal", trainer, stated, storage),
-        },
-    )
+    sides = {
+        "plain": lambda: save(room / "plain", trainer, plain, storage),
+        "universal": lambda: with_rules(room / "universal", trainer, stated, storage),
+    }
+    found = in_turn(world, sides, times, SAVES)
     gathered = together(world, lambda: save_consolidated(room / "one", trainer, plain, storage))
-    return {**seconds, "consolidated": gathered}
+    return [*({**seconds, "consolidated": gathered} for seconds in found)]
 
 
 def make_checkpoint(rank: int, world: int, job: Job, folder: str) -> None:
@@ -79,7 +78,8 @@ def time_conversions(
     target: str,
     devices: tuple[Device, ...],
     sharings: Mapping[str, Sharing],
-) -> tuple[dict[str, float], dict[str, Converted]]:
+    times: int,
+) -> tuple[list[dict[str, float]], dict[str, Converted]]:
     """Each rank is a node with its own device; seconds of each way to share the work, and what this rank did in it."""
     done: dict[str, Converted] = {}
 
@@ -87,15 +87,15 @@ def time_conversions(
         storage = Storage(devices[rank])
         done[side] = convert(Path(source), Path(target) / side, rank, world, 1, storage, sharings[side])
 
-    return in_turn(world, {side: partial(work, side) for side in sharings}), done
+    return in_turn(world, {side: partial(work, side) for side in sharings}, times), done
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """Seconds of a load, and bytes that this rank read in it."""
+    """Seconds of each side's loads, one a repetition, and bytes that this rank read in one load."""
 
-    seconds: float
-    read_bytes: float
+    seconds: list[dict[str, float]]
+    read_bytes: dict[str, float]
 
 
 def time_loads(
@@ -106,11 +106,11 @@ def time_loads(
     universal: str,
     device: Device,
     sides: Mapping[str, str],
+    times: int,
     handed_around: bool = True,
-) -> dict[str, Loaded]:
+) -> Loaded:
     """All ranks share a device. sides: names, each with "direct" (the layout's own files) or a way of reading."""
     trainer = untrained(job, rank)
-    load_universal(Path(universal), trainer)  # what a process does only once is no part of a load
     storages = {side: Storage(device) for side in sides}
 
     def load(side: str) -> None:
@@ -119,8 +119,8 @@ def time_loads(
         else:
             load_universal(Path(universal), trainer, storages[side], sides[side], handed_around=handed_around)
 
-    seconds = in_turn(world, {side: partial(load, side) for side in sides})
-    return {side: Loaded(seconds[side], storages[side].read_bytes / TURNS) for side in sides}
+    seconds = in_turn(world, {side: partial(load, side) for side in sides}, times)
+    return Loaded(seconds, {side: storage.read_bytes / (1 + times) for side, storage in storages.items()})
 
 
 def packing_rate(folder: Path, nbytes: int = 16 << 20) -> float:
@@ -159,76 +159,85 @@ def devices_of(room: Path, n: int, rate_mb: float) -> tuple[Device, ...]:
     return tuple(Device.make(room / f"device{i}", rate_mb * MB) for i in range(n))
 
 
-def saves(config: Config, processes: Fleet, seed: int, seen: Observations) -> None:
+def saves(config: Config, processes: Fleet, seeds: Sequence[int], seen: Observations) -> None:
     """Four nodes with a device each."""
     job = stored_job(config, STORED, config.stored_layers)
     with Room("paperlab-ucp-") as room:
         devices = devices_of(room, job.layout.world, config.node_rate)
-        arguments = (job, str(room), devices, config.distributed_save)
+        arguments = (job, str(room), devices, config.distributed_save, len(seeds))
         found = processes.run(time_saves, job.layout.world, arguments)[0]
         if config.distributed_save:
             files = list((room / "universal").glob("*.safetensors"))
             same = all(path.read_bytes() == (room / "plain" / path.name).read_bytes() for path in files)
-            seen.add("saved_files_identical", int(same), seed)
+            seen.add("saved_files_identical", int(same))
         saved = sum(path.stat().st_size for path in (room / "plain").glob("*.safetensors"))
-        seen.add("saved_mb", saved / MB, seed)
-    for kind, seconds in found.items():
-        seen.add("save_seconds", seconds, seed, kind=kind)
-    seen.add("save_gain", found["plain"] / found["universal"], seed)
+        seen.add("saved_mb", saved / MB)
+    for seed, seconds in zip(seeds, found, strict=True):
+        for kind, each in seconds.items():
+            seen.add("save_seconds", each, seed, kind=kind)
+        seen.add("save_gain", seconds["plain"] / seconds["universal"], seed)
 
 
 def conversions(
-    config: Config, processes: Fleet, room: Path, lab: Runtime, seed: int, seen: Observations
+    config: Config, processes: Fleet, room: Path, seeds: Sequence[int], seen: Observations
 ) -> None:
-    """One node that does all, and as many as `converters` says, each with its device; the first seed all numbers."""
+    """One node that does all, and as many as `converters` says, each with its device; only the most repeatedly."""
     most = max(config.converters)
-    sharings = {"one": Sharing("none"), "all": Sharing(config.parallel, config.assignment, seed)}
+    sharings = {"one": Sharing("none"), "all": Sharing(config.parallel, config.assignment)}
     native, _ = stored(processes, room, stored_job(config, STORED, config.stored_layers))
-    for world in config.converters if seed == lab.seeds[0] else [most]:
+    for world in config.converters:
+        repeated = seeds if world == most else seeds[:1]
         with Room("paperlab-ucp-") as target:
             devices = devices_of(target, world, config.node_rate)
-            arguments = (str(native), str(target), devices, sharings)
+            arguments = (str(native), str(target), devices, sharings, len(repeated))
             ranks = processes.run(time_conversions, world, arguments)
-        seconds, done = ranks[0][0], [converted["all"] for _, converted in ranks]
-        for workers, side in ((1, "one"), (world, "all")) if world == most else ((world, "all"),):
-            seen.add("conversion_seconds", seconds[side], seed, workers=workers)
-        seen.add("converted_mb", sum(one.written_bytes for one in done) / MB, seed, workers=world)
-        seen.add("most_held_mb", max(one.most_held for one in done) / MB, seed, workers=world)
-        if world == most:
-            seen.add("conversion_gain", seconds["one"] / seconds["all"], seed)
+        done = [converted["all"] for _, converted in ranks]
+        seen.add("converted_mb", sum(one.written_bytes for one in done) / MB, workers=world)
+        seen.add("most_held_mb", max(one.most_held for one in done) / MB, workers=world)
+        for seed, seconds in zip(repeated, ranks[0][0], strict=True):
+            seen.add("conversion_seconds", seconds["all"], seed, workers=world)
+            if world == most:
+                seen.add("conversion_seconds", seconds["one"], seed, workers=1)
+                seen.add("conversion_gain", seconds["one"] / seconds["all"], seed)
 
 
-def loads(config: Config, processes: Fleet, room: Path, seed: int, seen: Observations) -> None:
+def loads(config: Config, processes: Fleet, room: Path, seeds: Sequence[int], seen: Observations) -> None:
     """The same layout from its own files and from atomic ones; four ranks share a device."""
     job = stored_job(config, STORED, config.stored_layers)
     sides = {"direct": "direct", "ours": "parts" if config.row_reads else "whole", "whole": "whole"}
     native, universal = stored(processes, room, job)
     (device,) = devices_of(room, 1, config.shared_rate)
-    arguments = (job, str(native), str(universal), device, sides)
+    arguments = (job, str(native), str(universal), device, sides, len(seeds))
     ranks = processes.run(time_loads, job.layout.world, arguments)
-    for side, found in ranks[0].items():
-        seen.add("load_seconds", found.seconds, seed, reading=side)
-        seen.add("load_mb", sum(rank[side].read_bytes for rank in ranks) / MB, seed, reading=side)
-    seen.add("load_ratio", ranks[0]["ours"].seconds / ranks[0]["direct"].seconds, seed)
-    seen.add("load_ratio_whole", ranks[0]["whole"].seconds / ranks[0]["direct"].seconds, seed)
+    for side in sides:
+        seen.add("load_mb", sum(rank.read_bytes[side] for rank in ranks) / MB, reading=side)
+    for seed, seconds in zip(seeds, ranks[0].seconds, strict=True):
+        for side, each in seconds.items():
+            seen.add("load_seconds", each, seed, reading=side)
+        seen.add("load_ratio", seconds["ours"] / seconds["direct"], seed)
+        seen.add("load_ratio_whole", seconds["whole"] / seconds["direct"], seed)
 
 
-def bypasses(
-    config: Config, processes: Fleet, room: Path, lab: Runtime, seed: int, seen: Observations
-) -> None:
-    """What handing files around saves over reading them on every rank; the first seed all numbers of data ranks."""
+def bypasses(config: Config, processes: Fleet, room: Path, seeds: Sequence[int], seen: Observations) -> None:
+    """What handing files around saves over reading them on every rank; only the most data ranks repeatedly.
+
+    bypass_over_rows: against reading the needed rows, which the paper's files do not allow and safetensors do.
+    """
     sides = {"whole": "whole", "bypass": "bypass", "parts": "parts"}
     most = max(config.data_ranks)
     native, universal = stored(processes, room, stored_job(config, Layout(), config.loaded_layers))
-    for data in config.data_ranks if seed == lab.seeds[0] else [most]:
+    for data in config.data_ranks:
+        repeated = seeds if data == most else seeds[:1]
         job = stored_job(config, Layout(1, 1, data, 3 if data > 1 else 0), config.loaded_layers)
         (device,) = devices_of(room, 1, config.bypass_rate)
-        arguments = (job, str(native), str(universal), device, sides, config.handed_around)
+        arguments = (job, str(native), str(universal), device, sides, len(repeated), config.handed_around)
         ranks = processes.run(time_loads, data, arguments)
-        for side, found in ranks[0].items():
-            at = {"reading": side, "data": data}
-            seen.add("group_load_seconds", found.seconds, seed, **at)
-            seen.add("group_load_mb", sum(rank[side].read_bytes for rank in ranks) / MB, seed, **at)
-        if data == most:
-            seen.add("bypass_gain", ranks[0]["whole"].seconds / ranks[0]["bypass"].seconds, seed)
-            seen.add("bypass_over_rows", ranks[0]["parts"].seconds / ranks[0]["bypass"].seconds, seed)
+        for side in sides:
+            mb = sum(rank.read_bytes[side] for rank in ranks) / MB
+            seen.add("group_load_mb", mb, reading=side, data=data)
+        for seed, seconds in zip(repeated, ranks[0].seconds, strict=True):
+            for side, each in seconds.items():
+                seen.add("group_load_seconds", each, seed, reading=side, data=data)
+            if data == most:
+                seen.add("bypass_gain", seconds["whole"] / seconds["bypass"], seed)
+                seen.add("bypass_over_rows", seconds["parts"] / seconds["bypass"], seed)
