@@ -57,7 +57,7 @@ from papers.universal_checkpointing.patterns import (
     match,
 )
 from papers.universal_checkpointing.reconfiguration import CASES as SHAPES
-from papers.universal_checkpointing.reconfiguration import Source, reconfigured
+from papers.universal_checkpointing.reconfiguration import Source, reconfigured, resumed
 from papers.universal_checkpointing.reconfiguration import trained as trained_once
 from papers.universal_checkpointing.scenarios import SCENARIOS as TRIED
 from papers.universal_checkpointing.slices import cells, padded_size, put
@@ -645,6 +645,7 @@ TINY = Config(
     hidden=16, layers=2, heads=4, kv_heads=2, mlp=24, context=8, steps=3, further=2, source=[2, 1, 1, 0],
     targets=[[1, 2, 1, 0]], sources=[[1, 1, 2, 1]], target=[2, 1, 1, 0], sources_steps=2, sources_further=2,
 )  # fmt: skip
+SLOW = dataclasses.replace(TINY, targets=[[1, 2, 1, 0], [1, 1, 2, 3]])
 WANTED = ["loss_gap_one_to_many", "loss_gap_many_to_one", "balanced_gain", "end_to_end_minutes"]
 
 
@@ -654,6 +655,26 @@ def test_two_runs_observe_the_same_and_leave_nothing(monkeypatch, tmp_path: Path
     assert seen[0] == seen[1]
     gc.collect()
     assert list(tmp_path.glob("*paperlab*")) == []
+
+
+def test_a_floor_is_what_the_worst_layout_ran_and_slow_ones_load_in_the_first_seed() -> None:
+    seen = run(SLOW, Runtime([0, 1], workers=1, wanted=["loss_gap_one_to_many", "state_differs"]))
+    zero_3 = "TP1 PP1 DP2 ZeRO-3"
+    assert [row.seed for row in seen.rows("resumed_differs", layout=zero_3)] == [0]
+    assert seen.rows("resumed_gap", layout=zero_3) == seen.rows("curve", layout=zero_3) == []
+    assert seen.values("steps_after") == [2.0, 2.0]
+    assert len(seen.rows("curve", run="one to many")) == 2
+    assert seen.values("state_differs") == [0.0]
+    slow = dataclasses.replace(SLOW, slow_curves=True, targets=[[1, 1, 2, 3]])
+    assert run(slow, Runtime([0], workers=1, wanted=["loss_gap_one_to_many"])).values("steps_after") == [2.0]
+
+
+def test_arms_resume_once_what_is_the_same(processes: Fleet, monkeypatch) -> None:
+    lab, rules = Runtime([0]), decoder_rules(job_of(Layout()).shape)
+    source = trained_once(processes, lab, job_of(Layout()), 2, 0)
+    to = (processes, lab, source, Layout(tensor=2), rules, 0, How())
+    assert resumed(*to) is resumed(*to)
+    assert resumed(*to[:-1], How(optimiser=False)).differing > 0
 
 
 def test_arms_share_a_source_and_a_run_that_fails_leaves_nothing(
@@ -715,6 +736,7 @@ def test_what_a_killed_run_left_is_cleared_by_the_next(tmp_path: Path) -> None:
         ({"targets": [[2, 2, 1, 0], [2, 2, 2, 1]]}, "nothing changes"),
         ({"targets": [[4, 2, 2, 0]]}, "takes 16 processes"),
         ({"targets": [[1, 1, 1, 3]]}, "say ZeRO 0"),
+        ({"targets": [[4, 1, 1, 0], [1, 1, 3, 3]]}, "none of .* trains on unless slow_curves"),
         ({"converters": []}, "converters: has 0 items"),
         ({"scenarios": ["foo"]}, "'foo' is none of"),
         ({"cases": []}, "cases: has 0 items"),
