@@ -7,7 +7,7 @@ the median counts; one turn in which the machine did something else says nothing
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch.distributed as dist
 
@@ -24,7 +24,7 @@ def together(world: int, work: Callable[[], object]) -> float:
 
 
 def in_turn(
-    world: int, sides: dict[str, Callable[[], object]], repetitions: int = 1, turns: int = 1
+    world: int, sides: Mapping[str, Callable[[], object]], repetitions: int = 1, turns: int = 1
 ) -> list[dict[str, float]]:
     """For each repetition the median seconds of each side: forwards and backwards through all of them, in `turns`.
 
