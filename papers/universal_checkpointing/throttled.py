@@ -32,7 +32,7 @@ from papers.universal_checkpointing.native import Described, Progress, load_nati
 
 MB = 1e6
 STORED = Layout(2, 1, 2, 3)  # of the state that is saved and converted
-SAVES = 4  # turns of a repetition, since a save is short
+SAVES = 6  # turns of a repetition, since a save is short
 
 
 def untrained(job: Job, rank: int) -> Trainer:

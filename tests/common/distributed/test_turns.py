@@ -26,8 +26,8 @@ def test_the_same_work_on_both_sides_takes_as_long_although_its_first_time_is_de
     assert first.done == second.done == 1 + 2 * 3
 
 
-def test_one_turn_in_which_the_machine_did_something_else_says_nothing() -> None:
-    (seconds,) = in_turn(1, {"side": Side(0, 0.01, 0.5)}, turns=3)
+def test_turns_in_which_the_machine_did_something_else_say_nothing() -> None:
+    (seconds,) = in_turn(1, {"side": Side(0, 0.5, 0.01, 0.5)}, turns=3)
     assert seconds["side"] < 0.1
 
 
