@@ -42,7 +42,7 @@ GPUS_OF = {"llama-2-7b": 1, "llama-2-70b": 8}  # of an instance (inferred); 13B 
 @dataclass(frozen=True)
 class Setup:
     """A cluster. gpus: in nodes of eight. between_nodes: bytes/s of a node's network card. prefills: whether prompts
-    cost time. dispatch: a name of DISPATCHES.
+    cost time. dispatch: a name of DISPATCHES. fetches: remote keys and values come home in every step, over NVLink.
     """
 
     model: str = "llama-2-7b"
@@ -51,6 +51,7 @@ class Setup:
     between_nodes: float = ETHERNET
     prefills: bool = False
     dispatch: str = "in turn"
+    fetches: bool = False
 
     @property
     def instance_gpus(self) -> int:
@@ -64,7 +65,7 @@ class Setup:
     def longest(self) -> int:
         """Tokens of the longest request that lending instances can hold together."""
         alone = self.kv_tokens(self.instance_gpus)
-        return alone + int((self.instances - 1) * self.rules.most_lent * alone)
+        return alone + int(min(self.instances - 1, self.rules.most_parts) * self.rules.most_lent * alone)
 
     def kv_tokens(self, gpus: int) -> int:
         """KV tokens of an instance on so many GPUs."""
@@ -79,7 +80,7 @@ class Outcome:
 
     throughput: float
     served: float
-    trace: Trace
+    trace: Trace | None
     mean_batch: float
     loans: int = 0
     refused: int = 0
@@ -178,7 +179,10 @@ def lender(loop: EventLoop, name: int, setup: Setup) -> Lender:
     gpus = setup.instance_gpus
     latency = profiled_latency(setup.model, "a100", gpus, network=NETWORK)
     node = name * gpus // NODE_GPUS
-    return Lender(loop, name, node, LendingLatency(latency, setup.prefills), setup.kv_tokens(gpus))
+    nvlink = link(device(CARD).interconnect)
+    home = SHAPES[setup.model].kv_bytes_per_token() / (nvlink.bytes_per_s * nvlink.usable)
+    times = LendingLatency(latency, setup.prefills, home if setup.fetches else None)
+    return Lender(loop, name, node, times, setup.kv_tokens(gpus))
 
 
 def lend_between(loop: EventLoop, lenders: list[Lender], setup: Setup) -> Lending:

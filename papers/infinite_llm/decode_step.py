@@ -14,7 +14,7 @@ GPUS = 4
 
 
 def attention_seconds(method: str, tokens: int) -> float:
-    """Of one layer's attention of one request over `tokens` tokens on GPUS GPUs: "dist" or "ring".
+    """Of one layer's attention of one request over `tokens` tokens on GPUS GPUs: "dist", "ring" or "fetch".
 
     dist: each GPU attends to its part, queries and partial results cross once. ring: before each of the other parts is
     attended to, it travels one hop; copies overlap with attention, so that the longer of the two counts.
@@ -28,7 +28,10 @@ def attention_seconds(method: str, tokens: int) -> float:
     if method == "ring":
         hop = send(NETWORK, 2, 0.0) + kv_bytes / GPUS / (nvlink.bytes_per_s * nvlink.usable)
         return part + (GPUS - 1) * max(hop, part)
-    raise KeyError(f"no method {method!r}; there is dist and ring")
+    if method == "fetch":  # all remote parts come to one GPU, which attends to everything
+        copies = (GPUS - 1) * kv_bytes / GPUS / (nvlink.bytes_per_s * nvlink.usable)
+        return max(copies, GPUS * part)
+    raise KeyError(f"no method {method!r}; there is dist, ring and fetch")
 
 
 def movement_loss(tokens: int, bytes_per_s: float = 0.0, batch: int = 32, context: int = 2048) -> float:

@@ -6,6 +6,7 @@ gathers blocks, round after round, until it has enough; of those who would gathe
 no two can each hold what the other lacks.
 """
 
+import random
 from collections.abc import Sequence as Several
 from functools import partial
 
@@ -43,18 +44,19 @@ class Lending:
         self._far = {
             one.node: Link(exchange.across.bytes_per_s) for one in instances
         }  # one network card a node
+        self._rng = None if rules.drawn is None else random.Random(rules.drawn)
         self._cancelling = False
         self.moved_blocks = self.placed_blocks = self.refused = self.dropped = self.cancelled = self.loans = 0
         self.remote_share: list[float] = []  # of all blocks in use, a round
         for one in instances:
             one.manager.most_lent = rules.most_lent
             others = [int(rules.most_lent * other.manager.blocks) for other in instances if other is not one]
-            one.largest = one.manager.blocks + sum(others)
+            one.largest = one.manager.blocks + sum(sorted(others)[-rules.most_parts :])
             one.on_parts = self._share_the_network
         loop.every(rules.period, COPY, self._round)
 
     def _round(self) -> None:
-        for plan in plan_loans(self.heard, self.rules, self.exchange):
+        for plan in plan_loans(self.heard, self.rules, self.exchange, self._rng):
             self._carry_out(plan)
         self._give_up()
         for debtor in self.instances:
@@ -161,6 +163,9 @@ class Lending:
         nodes = self.gathering[sequence][1]
         lacking = debtor.lacking(sequence) - sum(loan.blocks for loan in debtor.loans.get(sequence, []))
         for name in self.global_manager.propose(debtor.name, 1, most=len(self.instances)):
+            holders = {loan.creditor.name for loan in debtor.loans.get(sequence, [])}
+            if len(holders | {name}) > self.rules.most_parts:
+                continue
             creditor = self.instances[name]
             told = self.global_manager.ledger[name]
             may = int(self.rules.most_lent * creditor.manager.blocks) - sum(told.lent.values())

@@ -46,14 +46,18 @@ class LendingLatency:
     """An instance's latencies with loans: `remote` tokens of its requests lie elsewhere, it hosts `hosted` of others.
 
     exchange_seconds: of one iteration's queries and partial results. prefills: False lets requests arrive prefilled, so
-    that prompts cost nothing: what lending changes is the decode batch.
+    that prompts cost nothing: what lending changes is the decode batch. fetch_seconds_per_token: where remote keys and
+    values come home in every step instead of the query going out; the creditor then only stores them.
     """
 
     stages = 1
 
-    def __init__(self, base: LatencyModel, prefills: bool) -> None:
+    def __init__(
+        self, base: LatencyModel, prefills: bool, fetch_seconds_per_token: float | None = None
+    ) -> None:
         self.base = base
         self.prefills = prefills
+        self.fetch_seconds_per_token = fetch_seconds_per_token
         self.remote = 0
         self.hosted = 0
         self.exchange_seconds = 0.0
@@ -69,6 +73,8 @@ class LendingLatency:
     def decode_line(self, decodes: int, context: int) -> Line:
         """See LatencyModel. A request that ended may leave fewer tokens than are remote, until the loan is repaid."""
         intercept, slope, until = self.base.decode_line(decodes, context)
+        if self.fetch_seconds_per_token is not None:
+            return Line(intercept + self.fetch_seconds_per_token * self.remote, slope, until)
         fixed = intercept + slope * self.hosted + self.exchange_seconds
         if context < self.remote:
             return Line(fixed, 0.0, min(until, float(self.remote)))

@@ -9,6 +9,7 @@ computed (v1). What raises the throughput of both together most is planned: plac
 one pays, then a move, as far as it gets until the next plan.
 """
 
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -29,6 +30,8 @@ class Rules:
     moved_per_step: tokens that may leave a request in a decode step (v2 finds that 16 cost nothing). least_gain: share
     of the debtor's throughput that a loan must add (v2: more than nothing, which costs throughput here: what a loan
     takes from the creditor's next requests is not in the model). cancels: whether debts along cycles are cancelled.
+    most_parts: creditors that a request which fits no instance may lie at. drawn: a seed; debtors and creditors are
+    then drawn among those that may, whatever the model says of them (a placebo).
     """
 
     period: float = 0.25
@@ -40,6 +43,8 @@ class Rules:
     moved_per_step: int = 16
     least_gain: float = 0.02
     cancels: bool = True
+    most_parts: int = 31
+    drawn: int | None = None
 
 
 class Waiting(NamedTuple):
@@ -116,9 +121,13 @@ def movable_in_a_round(one: Standing, rules: Rules, exchange: Exchange) -> int:
     return int(steps * rules.moved_per_step / BLOCK_TOKENS)
 
 
-def creditors_of(debtor: Standing, known: Mapping[int, Standing], rules: Rules) -> list[Standing]:
-    """The instances to ask: the same node first, then those with most free; PROPOSALS at most."""
+def creditors_of(
+    debtor: Standing, known: Mapping[int, Standing], rules: Rules, rng: random.Random | None = None
+) -> list[Standing]:
+    """The instances to ask: the same node first, then those with most free; PROPOSALS at most. rng: one of all."""
     able = [one for one in known.values() if one.name != debtor.name and one.lends and spare(one, rules)]
+    if rng is not None:
+        return [rng.choice(able)] if able else []
     able.sort(key=lambda one: (one.node != debtor.node, -one.free, one.name))
     return able[:PROPOSALS]
 
@@ -142,8 +151,10 @@ def lent(debtor: Standing, creditor: Standing, blocks: int, of_longest: bool) ->
     )
 
 
-def plan_loans(heard: Mapping[int, Standing], rules: Rules, exchange: Exchange) -> list[Plan]:
-    """The loans of a round, in the order in which they should be made."""
+def plan_loans(
+    heard: Mapping[int, Standing], rules: Rules, exchange: Exchange, rng: random.Random | None = None
+) -> list[Plan]:
+    """The loans of a round, in the order in which they should be made. rng: draws them, where the rules say so."""
     known = dict(heard)
     plans: list[Plan] = []
 
@@ -152,12 +163,15 @@ def plan_loans(heard: Mapping[int, Standing], rules: Rules, exchange: Exchange) 
         plans.append(plan)
         known[debtor.name], known[creditor.name] = _admitted(debtor), creditor
 
-    for name in sorted(known, key=lambda name: (known[name].decodes, name)):
+    order = sorted(known, key=lambda name: (known[name].decodes, name))
+    if rng is not None:
+        rng.shuffle(order)
+    for name in order:
         known[name] = _admitted(known[name])
         while known[name].decodes < rules.batch:
-            if found := placement(known[name], known, rules, exchange):
+            if found := placement(known[name], known, rules, exchange, rng):
                 make(found)
-            elif found := move(known[name], known, rules, exchange):
+            elif found := move(known[name], known, rules, exchange, rng):
                 make(found)
                 break  # no more leaves it in this round
             else:
@@ -166,7 +180,11 @@ def plan_loans(heard: Mapping[int, Standing], rules: Rules, exchange: Exchange) 
 
 
 def placement(
-    debtor: Standing, known: Mapping[int, Standing], rules: Rules, exchange: Exchange
+    debtor: Standing,
+    known: Mapping[int, Standing],
+    rules: Rules,
+    exchange: Exchange,
+    rng: random.Random | None = None,
 ) -> tuple[Plan, Standing, Standing] | None:
     """The best loan of what the debtor's next request lacks, with both instances after it; None if none pays."""
     if not debtor.waiting:
@@ -174,8 +192,8 @@ def placement(
     head = debtor.waiting[0]
     lacking = head.blocks - max(0, debtor.free)
     now = speed(debtor, exchange)
-    best, found = rules.least_gain * now, None
-    for creditor in creditors_of(debtor, known, rules):
+    best, found = rules.least_gain * now if rng is None else -float("inf"), None
+    for creditor in creditors_of(debtor, known, rules, rng):
         if lacking <= spare(creditor, rules):
             after = lent(debtor, creditor, lacking, of_longest=False)
             gain = speed(after[0], exchange) + speed(after[1], exchange) - now - speed(creditor, exchange)
@@ -186,7 +204,11 @@ def placement(
 
 
 def move(
-    debtor: Standing, known: Mapping[int, Standing], rules: Rules, exchange: Exchange
+    debtor: Standing,
+    known: Mapping[int, Standing],
+    rules: Rules,
+    exchange: Exchange,
+    rng: random.Random | None = None,
 ) -> tuple[Plan, Standing, Standing] | None:
     """The best move of blocks of the longest request, with both instances after it; None if none pays.
 
@@ -197,8 +219,8 @@ def move(
         return None
     movable = min(debtor.movable, movable_in_a_round(debtor, rules, exchange))
     now = speed(debtor, exchange)
-    best, found = rules.least_gain * now, None
-    for creditor in creditors_of(debtor, known, rules):
+    best, found = rules.least_gain * now if rng is None else -float("inf"), None
+    for creditor in creditors_of(debtor, known, rules, rng):
         before = now + speed(creditor, exchange)
         most = min(movable, spare(creditor, rules))
         for blocks in sorted({most * piece // rules.pieces for piece in range(1, rules.pieces + 1)} - {0}):

@@ -89,22 +89,24 @@ def attention_steps(
         mine = torch.stack([keys, values])[:, :, first : first + lengths[rank]].contiguous()
         truth = merge([attend_part(query.double(), keys.double(), values.double())])
         found = {}
-        for method in methods:
-            wire = Counted()
-            seconds = []
-            for turn in range(WARM_UP + REPEATS):
-                wire.bytes = 0
+        seconds: dict[str, list[float]] = {method: [] for method in methods}
+        sent_by, results = {}, {}
+        for turn in range(WARM_UP + REPEATS):
+            for method in (*methods, *reversed(methods)):  # A B B A: no method has the quieter half
+                wire = Counted()
                 dist.barrier()
                 start = time.perf_counter()
                 result = STEPS[method](rank, world, query, mine, lengths, wire, merging)
                 if turn >= WARM_UP:
-                    seconds.append(time.perf_counter() - start)
-            sent = torch.tensor([wire.bytes])
+                    seconds[method].append(time.perf_counter() - start)
+                sent_by[method], results[method] = wire.bytes, result
+        for method in methods:
+            sent, result = torch.tensor([sent_by[method]]), results[method]
             dist.all_reduce(sent)
             if rank == 0:
                 assert result is not None
                 error = float((result.double() - truth).abs().max())
-                found[method] = Step(sorted(seconds)[len(seconds) // 2], int(sent), error)
+                found[method] = Step(sorted(seconds[method])[len(seconds[method]) // 2], int(sent), error)
         answers.append(found)
     return answers
 
