@@ -12,6 +12,7 @@ be out of date.
     ledger.py            who lends to whom: rManager, gManager, cycles of debt
     lending_protocol.py  real borrowers that ask one creditor at once
     lending.py           loans between simulated instances: when they pay, what they cost both
+    comparison.py        which runs a metric needs, and what it makes of them
     cluster.py           32 A100s, with loans, without, and as one instance
     decode_step.py       one decode step in closed form
     traces.py            requests with a heavy tail of contexts

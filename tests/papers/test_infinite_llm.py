@@ -1,5 +1,6 @@
 """Infinite-LLM: the merge against one softmax, the books against over-commitment, loans against conservation."""
 
+import json
 from dataclasses import replace
 from itertools import permutations
 
@@ -12,6 +13,9 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from common.distributed.launch import launch
+from common.lab.config import compose
+from common.lab.errors import LabError
+from common.lab.project import Project
 from common.lab.runtime import Runtime
 from common.serving.workload import Lengths, Workload
 from papers.infinite_llm.cluster import Setup, longest_served
@@ -36,8 +40,10 @@ from papers.infinite_llm.planning import Rules
 from papers.infinite_llm.processes import METHODS, Shape, attention_steps, bytes_of
 from papers.infinite_llm.remote_cache import serve_shared
 from papers.infinite_llm.traces import draw
+from tests.lab.toy import REPOSITORY
 from tests.papers.test_distserve import PLAIN
 
+PROJECT = Project(REPOSITORY)
 CHAT = Lengths(np.array([100, 300, 800]), np.array([50, 200, 400]))
 
 
@@ -292,8 +298,8 @@ def test_the_longest_request_is_what_all_may_lend_and_one_block_more_is_refused(
 
 
 def test_same_config_and_seeds_give_the_same_bytes():
-    config = Config(gpus=8, requests=60, short=[60_000], long=[200_000], sizes=[30])
-    metrics = ["gain_typical", "gain_by_tokens", "gain_growth", "served_more", "longest_context_gain"]
+    config = Config(gpus=8, requests=60, short=[60_000], long=[200_000], instances=[2])
+    metrics = ["gain_end_to_end", "served_more", "gain_equal_lengths", "longest_context_gain"]
     runs = [run(config, Runtime((0, 1), wanted=metrics)) for _ in range(2)]
     assert runs[0].to_json() == runs[1].to_json()
 
@@ -302,3 +308,44 @@ def test_more_cancelling_rules_do_not_change_what_is_served():
     for cancels in (True, False):
         outcome = serve(long_trace(100_000, 80), "infinite", Setup(gpus=8, rules=Rules(cancels=cancels)))
         assert outcome.exact and outcome.served == 1.0
+
+
+@pytest.mark.parametrize(
+    "field,value",
+    [
+        ("processes", 1),
+        ("gpus", 12),
+        ("gpus", 1),
+        ("short", []),
+        ("short", [5000]),
+        ("remote", 0.0),
+        ("model", "llama-2-13b"),
+        ("spread", -1.0),
+    ],
+)
+def test_what_cannot_run_is_refused_in_one_line(field, value):
+    text = json.dumps(value)
+    with pytest.raises(LabError) as refused:
+        compose(PROJECT, "infinite_llm", "smoke", [f"paper.{field}={text}"])
+    assert "\n" not in str(refused.value) and field in str(refused.value)
+
+
+def test_keys_and_values_that_come_home_cost_more_than_a_query_that_goes_out():
+    workload = long_trace(100_000)
+    query, fetch = (serve(workload, "infinite", replace(SMALL, fetches=fetches)) for fetches in (False, True))
+    assert query.exact and fetch.exact and query.loans > 0 and fetch.loans > 0
+    assert attention_seconds("fetch", 65_536) > attention_seconds("dist", 65_536)
+    assert fetch.throughput < query.throughput
+
+
+def test_creditors_drawn_at_random_keep_the_books_and_depend_on_the_seed_alone():
+    runs = [
+        serve(long_trace(100_000), "infinite", replace(SMALL, rules=Rules(drawn=seed))) for seed in (1, 1, 2)
+    ]
+    assert all(one.exact and one.served == 1.0 for one in runs)
+    assert runs[0].throughput == runs[1].throughput
+
+
+def test_a_request_cut_in_two_is_as_long_as_two_instances_hold():
+    setup = Setup(gpus=8, rules=Rules(most_parts=1))
+    assert longest_served(setup, "infinite") == longest_served(Setup(gpus=2), "infinite")
