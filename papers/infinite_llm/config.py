@@ -66,3 +66,5 @@ def check(config: Config) -> None:
         raise ValueError(f"long: {max(config.long)} tokens may not fit {config.gpus} instances; raise gpus")
     if min(config.contexts) < 8 * config.processes:
         raise ValueError(f"contexts: {min(config.contexts)} are too few for {config.processes} processes")
+    if 32 not in config.instances:
+        raise ValueError(f"instances: {config.instances} lack 32, where the paper's longest context is; add it")

@@ -298,7 +298,7 @@ def test_the_longest_request_is_what_all_may_lend_and_one_block_more_is_refused(
 
 
 def test_same_config_and_seeds_give_the_same_bytes():
-    config = Config(gpus=8, requests=60, short=[60_000], long=[200_000], instances=[2])
+    config = Config(gpus=8, requests=60, short=[60_000], long=[200_000], instances=[32])
     metrics = ["gain_end_to_end", "served_more", "gain_equal_lengths", "longest_context_gain"]
     runs = [run(config, Runtime((0, 1), wanted=metrics)) for _ in range(2)]
     assert runs[0].to_json() == runs[1].to_json()
