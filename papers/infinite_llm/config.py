@@ -60,11 +60,13 @@ def check(config: Config) -> None:
     for name in ("short", "long"):
         if sorted(getattr(config, name)) != getattr(config, name):
             raise ValueError(f"{name}: {getattr(config, name)} is not in rising order")
-    if config.requests * config.long_share < 5:
-        raise ValueError(f"requests: {config.requests} hold fewer than five long ones; raise them")
+    if config.requests * config.long_share < 3:
+        raise ValueError(f"requests: {config.requests} hold fewer than three long ones; raise them")
     if max(config.long) > 1000 * 90 * config.gpus * 0.5:
         raise ValueError(f"long: {max(config.long)} tokens may not fit {config.gpus} instances; raise gpus")
     if min(config.contexts) < 8 * config.processes:
         raise ValueError(f"contexts: {min(config.contexts)} are too few for {config.processes} processes")
     if 32 not in config.instances:
-        raise ValueError(f"instances: {config.instances} lack 32, where the paper's longest context is; add it")
+        raise ValueError(
+            f"instances: {config.instances} lack 32, where the paper's longest context is; add it"
+        )
