@@ -76,10 +76,14 @@ class Setup:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run gave. Tokens/s over the whole run; shares of requests served, and of blocks that were remote."""
+    """What a run gave. Tokens/s over the whole run; shares of requests served, and of blocks that were remote.
+
+    finished: requests that came to their end.
+    """
 
     throughput: float
     served: float
+    finished: int
     trace: Trace | None
     mean_batch: float
     loans: int = 0
@@ -127,6 +131,7 @@ def run(workload: Workload, system: str, setup: Setup, most: float = 0.98) -> Ou
     outcome = Outcome(
         float(served.output.sum()) / seconds,
         float(fits.mean()),
+        int(np.isfinite(trace.finish).sum()),
         trace,
         float(served.output.sum()) / iterations,
     )
@@ -136,6 +141,7 @@ def run(workload: Workload, system: str, setup: Setup, most: float = 0.98) -> Ou
     return Outcome(
         outcome.throughput,
         outcome.served,
+        outcome.finished,
         trace,
         outcome.mean_batch,
         book.loans,

@@ -53,6 +53,10 @@ def serve_job(job: Job) -> Outcome:
         moved_per_step=case.moved,
         most_lent=config.most_lent,
         most_parts=config.most_parts,
+        period=config.period,
+        batch=config.batch,
+        busy=config.busy,
+        least_gain=config.least_gain,
         drawn=job.seed if config.creditors == "random" else None,
     )
     setup = Setup(
@@ -63,7 +67,15 @@ def serve_job(job: Job) -> Outcome:
         dispatch=case.dispatch,
         fetches=config.attends == "fetch",
     )
-    workload = draw(job.rng, config.requests, job.chat, case.longest, case.spread, config.long_share)
+    workload = draw(
+        job.rng,
+        config.requests,
+        job.chat,
+        case.longest,
+        case.spread,
+        config.long_share,
+        config.shortest_long,
+    )
     return replace(serve(workload, case.system, setup), trace=None)
 
 
@@ -84,10 +96,8 @@ def pairs_of(config: Config) -> dict[str, list[tuple[Case, list[Case]]]]:
             against(n, MULTI, SINGLE, prefills=False) for n in [*config.short, *config.long]
         ],
         "by_tokens_end_to_end": [against(n, MULTI, SINGLE, dispatch="by tokens") for n in config.short],
-        "multi_gain_end_to_end": [against(n, MULTI) for n in config.short],
         "gain_equal_lengths": [against(last, MULTI, spread=0.0)],
-        "single_gain_short": [against(config.short[0], SINGLE)],
-        "single_gain_long": [against(longest, SINGLE)],
+        "single_gain": [against(n, SINGLE) for n in [*config.short, *config.long]],
         "gain_over_refusing": [against(longest, MULTI)],
         "gain_of_moving": [(replace(here, longest=last), [still])],
         "remote_share_saved": [(replace(here, longest=longest), [stays])],
@@ -117,8 +127,8 @@ def compare_systems(config: Config, lab: Runtime, seen: Observations) -> None:
     for at, found in zip(missing, lab.map(serve_job, [jobs[at] for at in missing], "clusters"), strict=True):
         known[keys[at]] = found
     for seed in lab.seeds:
-        seen.add("requests_served", float(config.requests), seed)
         outcomes = {case: known[keys[seed, case]] for case in cases}
+        seen.add("requests_served", min(o.finished for c, o in outcomes.items() if c.system == OURS), seed)
         for case, outcome in outcomes.items():
             at = asdict(case)
             for name in ("throughput", "served", "mean_batch"):
@@ -132,9 +142,10 @@ def compare_systems(config: Config, lab: Runtime, seen: Observations) -> None:
 
 def decisive(config: Config, case: Case) -> str:
     """All of a config that decides an outcome; vLLM knows nothing of the method's switches."""
-    at = [config.model, config.gpus, config.requests, config.long_share]
+    at = [config.model, config.gpus, config.requests, config.long_share, config.shortest_long]
     if case.system == OURS:
         at += [config.most_lent, config.most_parts, config.creditors, config.attends]
+        at += [config.period, config.batch, config.busy, config.least_gain]
     return repr(at)
 
 

@@ -28,6 +28,9 @@ class Config:
     long_share: Annotated[
         float, Inferred(0.05, 0.2, "share of long prompts; the paper's traces are unpublished")
     ] = 0.1
+    shortest_long: Annotated[
+        int, Inferred(2_000, 9_000, "shortest of the long prompts; the paper's traces are unpublished")
+    ] = 8_000
     instances: Annotated[list[int], Length(1), Choice(2, 4, 8, 16, 32)] = field(
         default_factory=lambda: [2, 4, 8, 16, 32]
     )  # of the longest context
@@ -43,6 +46,15 @@ class Config:
     most_lent: Annotated[
         float, Inferred(0.5, 0.95, "v1 names a cap on what is lent as a hyper-parameter, without a value")
     ] = 0.8
+    period: Annotated[float, Inferred(0.125, 1.0, "v2 plans periodically and names no period")] = 0.25  # s
+    # From this batch on an instance borrows no more. Dealt out in turn, 1,000 requests give 32 instances at most 32
+    # each, so that from 32 on it never binds and decides nothing.
+    batch: Annotated[int, Inferred(32, 256, "v2's beta, without a value")] = 64
+    busy: Annotated[float, Inferred(0.7, 0.95, "v2's mu, without a value")] = 0.8  # then it lends no more
+    least_gain: Annotated[
+        float,
+        Inferred(0.0, 0.05, "v2 lends for any gain in its model, which omits the creditor's next requests"),
+    ] = 0.02  # of the debtor's throughput
 
     # The real processes.
     processes: Annotated[int, At(2, 8)] = 4
