@@ -23,10 +23,8 @@ from common.serving.profiled import SHAPES, profiled_latency, send
 from common.serving.schedulers import PrefillFirst
 from common.serving.trace import Trace
 from common.serving.workload import Workload
-from papers.infinite_llm.lender import Lender
-from papers.infinite_llm.lending import Lending
-from papers.infinite_llm.loan_costs import BLOCK_TOKENS, Exchange, LendingLatency, Wire
-from papers.infinite_llm.planning import Rules
+from papers.infinite_llm.lending import Lender, Lending
+from papers.infinite_llm.planning import BLOCK_TOKENS, Exchange, LendingLatency, Rules, Wire
 
 SYSTEMS = ("infinite", "vllm-multi", "vllm-single")
 CARD = "a100-80gb-sxm"

@@ -4,7 +4,7 @@ from common.lab.runtime import Observations, Runtime
 from papers.infinite_llm.cluster import Setup, longest_served
 from papers.infinite_llm.comparison import compare_systems, mean_ratio
 from papers.infinite_llm.config import Config
-from papers.infinite_llm.decode_step import GPUS, attention_seconds, movement_loss
+from papers.infinite_llm.decode_step import GPUS, attention_seconds
 from papers.infinite_llm.planning import Rules
 
 BLOCKS = 1000  # that the real creditor has
@@ -30,9 +30,6 @@ def run(config: Config, lab: Runtime) -> Observations:
             ratios.append(attention_seconds("ring", tokens) / attention_seconds(ours, tokens))
             seen.add("ring_over_dist_a100", ratios[-1], tokens=tokens)
         seen.add("ring_over_dist_a100_typical", mean_ratio(ratios))
-    if lab.wants("movement_loss_at"):
-        for tokens in (4, 8, 16, 32, 64):
-            seen.add("movement_loss_at", movement_loss(tokens), tokens=tokens)
     if lab.wants("attention_error", "ring_over_dist", "same_tokens", "over_commitment"):
         run_processes(config, lab, seen)
     return seen
@@ -41,8 +38,7 @@ def run(config: Config, lab: Runtime) -> Observations:
 def run_processes(config: Config, lab: Runtime, seen: Observations) -> None:
     """Attention, a decoder and the lending protocol in real processes, started once a seed."""
     from common.distributed.launch import launch  # brings torch, which the simulations do without
-    from papers.infinite_llm.lending_protocol import lend_concurrently
-    from papers.infinite_llm.processes import Shape, attention_steps, in_turn
+    from papers.infinite_llm.processes import Shape, attention_steps, in_turn, lend_concurrently
     from papers.infinite_llm.remote_cache import serve_shared
 
     ours = "dist" if config.attends == "remote" else "fetch"

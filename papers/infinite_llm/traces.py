@@ -17,7 +17,8 @@ def draw(
     """`n` requests, all there at once: offline serving.
 
     chat: lengths that are drawn from. A share of the prompts is log-uniform between `shortest_long` and `longest`
-    tokens instead. spread: 1 as drawn, 0 all of mean length, between them logarithms shrunk by so much around the same mean.
+    tokens instead. spread: 1 as drawn, 0 all of mean length, between them logarithms shrunk by so much
+    around the same mean.
     """
     drawn = chat.sample(rng, n)
     long = rng.random(n) < long_share

@@ -21,7 +21,7 @@ from common.serving.workload import Lengths, Workload
 from papers.infinite_llm.cluster import Setup, longest_served
 from papers.infinite_llm.cluster import run as serve
 from papers.infinite_llm.config import Config
-from papers.infinite_llm.decode_step import attention_seconds, movement_loss
+from papers.infinite_llm.decode_step import attention_seconds
 from papers.infinite_llm.dist_attention import attend_part, cut, joined, merge, packed, unpacked
 from papers.infinite_llm.experiment import run
 from papers.infinite_llm.ledger import (
@@ -34,10 +34,8 @@ from papers.infinite_llm.ledger import (
     cycles,
     repay,
 )
-from papers.infinite_llm.lending_protocol import lend_concurrently
-from papers.infinite_llm.loan_costs import Exchange, LendingLatency, Wire
-from papers.infinite_llm.planning import Rules
-from papers.infinite_llm.processes import METHODS, Shape, attention_steps, bytes_of
+from papers.infinite_llm.planning import Exchange, LendingLatency, Rules, Wire
+from papers.infinite_llm.processes import METHODS, Shape, attention_steps, bytes_of, lend_concurrently
 from papers.infinite_llm.remote_cache import serve_shared
 from papers.infinite_llm.traces import draw
 from tests.lab.toy import REPOSITORY
@@ -272,13 +270,6 @@ def test_one_long_request_beside_idle_instances_is_faster_the_more_may_leave_it(
 def test_attention_over_a_ring_takes_longer_the_longer_the_context():
     ratios = [attention_seconds("ring", n) / attention_seconds("dist", n) for n in (4096, 65_536, 262_144)]
     assert 1 < ratios[0] < ratios[1] < ratios[2]
-
-
-def test_moving_more_than_a_step_carries_costs_the_rest():
-    hidden = [movement_loss(tokens) for tokens in (0, 16, 32)]
-    assert hidden[0] == 0.0 and hidden[2] == pytest.approx(2 * hidden[1]) and hidden[1] < 1e-3
-    lossy = [movement_loss(tokens, 1e8) for tokens in (16, 32)]
-    assert lossy[1] - lossy[0] == pytest.approx(lossy[0] + 1, rel=1e-9)
 
 
 def test_the_spread_of_lengths_shrinks_around_their_mean():
