@@ -124,18 +124,18 @@ def compare_systems(config: Config, lab: Runtime, seen: Observations) -> None:
     known: dict[object, Outcome] = lab.once("infinite_llm: outcomes", dict)
     keys = {at: (*at, decisive(config, at[1])) for at in jobs}
     missing = [at for at, key in keys.items() if key not in known]
-    for at, found in zip(missing, lab.map(serve_job, [jobs[at] for at in missing], "clusters"), strict=True):
-        known[keys[at]] = found
+    answers = lab.map(serve_job, [jobs[at] for at in missing], "clusters")
+    known.update({keys[at]: answer for at, answer in zip(missing, answers, strict=True)})
     for seed in lab.seeds:
         outcomes = {case: known[keys[seed, case]] for case in cases}
         seen.add("requests_served", min(o.finished for c, o in outcomes.items() if c.system == OURS), seed)
         for case, outcome in outcomes.items():
-            at = asdict(case)
+            where = asdict(case)
             for name in ("throughput", "served", "mean_batch"):
-                seen.add(name, getattr(outcome, name), seed, **at)
+                seen.add(name, getattr(outcome, name), seed, **where)
             if case.system == OURS:
                 for name in COUNTERS:
-                    seen.add(name, float(getattr(outcome, name)), seed, **at)
+                    seen.add(name, float(getattr(outcome, name)), seed, **where)
         for metric, found in wanted.items():
             add_metric(metric, found, outcomes, seen, seed)
 
