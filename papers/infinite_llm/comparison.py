@@ -80,8 +80,12 @@ def serve_job(job: Job) -> Outcome:
 
 
 def pairs_of(config: Config) -> dict[str, list[tuple[Case, list[Case]]]]:
-    """By metric: our cases, each with its rivals. The gain is over the better of those that serve every request."""
-    here = Case(0, moved=config.moved_per_step, cancels=config.cancels)
+    """By metric: our cases, each with its rivals. The gain is over the better of those that serve every request.
+
+    It is taken on traces that both layouts of vLLM serve whole: where one refuses a few requests it would drop out, and
+    the slower one alone would be compared with.
+    """
+    here = Case(0, prefills=config.prompts_cost, moved=config.moved_per_step, cancels=config.cancels)
 
     def against(longest: int, *systems: str, **changes: object) -> tuple[Case, list[Case]]:
         ours = replace(here, longest=longest, **changes)  # type: ignore[arg-type]
@@ -91,10 +95,8 @@ def pairs_of(config: Config) -> dict[str, list[tuple[Case, list[Case]]]]:
     still = replace(here, longest=last, moved=0)
     stays = replace(here, longest=longest, cancels=False)
     return {
-        "gain_end_to_end": [against(n, MULTI, SINGLE) for n in [*config.short, *config.long]],
-        "gain_decode_only": [
-            against(n, MULTI, SINGLE, prefills=False) for n in [*config.short, *config.long]
-        ],
+        "gain_end_to_end": [against(n, MULTI, SINGLE) for n in config.short],
+        "gain_decode_only": [against(n, MULTI, SINGLE, prefills=False) for n in config.short],
         "by_tokens_end_to_end": [against(n, MULTI, SINGLE, dispatch="by tokens") for n in config.short],
         "gain_equal_lengths": [against(last, MULTI, spread=0.0)],
         "single_gain": [against(n, SINGLE) for n in [*config.short, *config.long]],

@@ -35,6 +35,8 @@ class Config:
         default_factory=lambda: [2, 4, 8, 16, 32]
     )  # of the longest context
 
+    prompts_cost: bool = True  # False: all requests arrive prefilled
+
     # The method, and what of it is switched off.
     # `fetch`: keys and values come home in every step, instead of the query going out.
     attends: Annotated[str, Choice("remote", "fetch")] = "remote"

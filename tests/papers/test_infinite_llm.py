@@ -20,7 +20,8 @@ from common.lab.runtime import Runtime
 from common.serving.workload import Lengths, Workload
 from papers.infinite_llm.cluster import Setup, longest_served
 from papers.infinite_llm.cluster import run as serve
-from papers.infinite_llm.config import Config
+from papers.infinite_llm.comparison import MULTI, SINGLE, Case, decisive, pairs_of
+from papers.infinite_llm.config import HELD_ALONE, Config
 from papers.infinite_llm.decode_step import attention_seconds
 from papers.infinite_llm.dist_attention import attend_part, cut, joined, merge, packed, unpacked
 from papers.infinite_llm.experiment import run
@@ -340,3 +341,28 @@ def test_creditors_drawn_at_random_keep_the_books_and_depend_on_the_seed_alone()
 def test_a_request_cut_in_two_is_as_long_as_two_instances_hold():
     setup = Setup(gpus=8, rules=Rules(most_parts=1))
     assert longest_served(setup, "infinite") == longest_served(Setup(gpus=2), "infinite")
+
+
+def test_the_gain_is_over_rivals_that_serve_everything_on_traces_that_both_serve():
+    config = Config()
+    for metric in ("gain_end_to_end", "gain_decode_only", "by_tokens_end_to_end"):
+        for ours, rivals in pairs_of(config)[metric]:
+            assert ours.longest <= HELD_ALONE and {one.system for one in rivals} == {MULTI, SINGLE}
+            assert all(replace(one, system=ours.system) == ours for one in rivals), "all else is the same"
+
+
+def test_requests_served_counts_those_that_came_to_their_end():
+    config = Config(gpus=8, requests=60, most_parts=1, instances=[32])
+    seen = run(config, Runtime((0, 1, 2), wanted=["served_more"]))
+    for seed in (0, 1, 2):
+        shares = [row.value for row in seen.rows("served", system="infinite") if row.seed == seed]
+        (finished,) = (row.value for row in seen.rows("requests_served") if row.seed == seed)
+        assert finished == round(60 * min(shares))
+
+
+@pytest.mark.parametrize("field,value", [("busy", 0.7), ("least_gain", 0.05), ("period", 1.0), ("batch", 32)])
+def test_what_decides_a_run_is_part_of_what_it_is_remembered_by(field, value):
+    ours = Case(60_000)
+    assert decisive(Config(), ours) != decisive(replace(Config(), **{field: value}), ours)
+    rival = replace(ours, system=MULTI)
+    assert decisive(Config(), rival) == decisive(replace(Config(), **{field: value}), rival)
