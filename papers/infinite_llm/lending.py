@@ -202,8 +202,12 @@ class Lender(Instance):
             needed += self.memory.needs(one)
             if one is sequence:
                 return needed
-            needed -= sum(loan.blocks for loan in self.loans.get(one, []) if not loan.arrived)
+            needed -= self.reserved(one)
         raise ValueError(f"request {sequence.index} does not wait here")
+
+    def reserved(self, sequence: Sequence) -> int:
+        """Blocks that creditors hold ready for a waiting request."""
+        return sum(loan.blocks for loan in self.loans.get(sequence, []) if not loan.arrived)
 
     def movable(self, sequence: Sequence) -> int:
         """Blocks of a running request that are here, full, and not its newest."""
@@ -217,7 +221,8 @@ class Lender(Instance):
         for sequence in list(self.waiting)[:heads]:
             if not self.fits_alone(sequence):  # waits for a place of another kind, and nobody passes it
                 break
-            waiting.append(Waiting(sequence, self.memory.needs(sequence), sequence.goal))
+            needed = max(0, self.memory.needs(sequence) - self.reserved(sequence))
+            waiting.append(Waiting(sequence, needed, sequence.goal))
         longest = max(group.members, key=lambda one: (one.base, -one.index), default=None)
         return Standing(
             self.name,

@@ -133,7 +133,7 @@ class Rules:
 
 
 class Waiting(NamedTuple):
-    """A request at the head of a queue: blocks that it needs to be admitted, and its tokens by then."""
+    """A request at the head of a queue: blocks that it needs beside those reserved for it, and its tokens by then."""
 
     sequence: Sequence
     blocks: int

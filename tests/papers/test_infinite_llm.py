@@ -366,3 +366,12 @@ def test_what_decides_a_run_is_part_of_what_it_is_remembered_by(field, value):
     assert decisive(Config(), ours) != decisive(replace(Config(), **{field: value}), ours)
     rival = replace(ours, system=MULTI)
     assert decisive(Config(), rival) == decisive(replace(Config(), **{field: value}), rival)
+
+
+def test_a_request_that_has_its_room_is_not_planned_for_again():
+    """A prompt of 90,000 tokens takes a hundred rounds; what waits behind it is reserved for once."""
+    workload = Workload(np.zeros(4), np.array([90_000, 1000, 60_000, 1000]), np.full(4, 20))
+    setup = Setup(gpus=2, rules=Rules(batch=256, busy=1.0, least_gain=0.0), prefills=True)
+    outcome = serve(workload, "infinite", setup)
+    assert outcome.exact and outcome.served == 1.0 and outcome.placed_blocks > 0
+    assert outcome.dropped <= outcome.loans
