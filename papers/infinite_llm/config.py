@@ -53,10 +53,8 @@ class Config:
     # each, so that from 32 on it never binds and decides nothing.
     batch: Annotated[int, Inferred(32, 256, "v2's beta, without a value")] = 64
     busy: Annotated[float, Inferred(0.7, 0.95, "v2's mu, without a value")] = 0.8  # then it lends no more
-    least_gain: Annotated[
-        float,
-        Inferred(0.0, 0.05, "v2 lends for any gain in its model, which omits the creditor's next requests"),
-    ] = 0.02  # of the debtor's throughput
+    # Share of the debtor's throughput that a loan must add; v2's scheduler makes every loan that gains.
+    least_gain: Annotated[float, At(0, 1)] = 0.0
 
     # The real processes.
     processes: Annotated[int, At(2, 8)] = 4

@@ -113,10 +113,10 @@ class Rules:
     blocks in use from which an instance lends no more. most_lent: share of its blocks that it may lend. heads: waiting
     requests that a plan looks at. pieces: sizes of a move that are tried, in parts of what could be moved.
     moved_per_step: tokens that may leave a request in a decode step (v2 finds that 16 cost nothing). least_gain: share
-    of the debtor's throughput that a loan must add (v2: more than nothing, which costs throughput here: what a loan
-    takes from the creditor's next requests is not in the model). cancels: whether debts along cycles are cancelled.
-    most_parts: creditors that a request which fits no instance may lie at. drawn: a seed; debtors and creditors are
-    then drawn among those that may, whatever the model says of them (a placebo).
+    of the debtor's throughput that a loan must add. v2 asks for more than nothing; a fiftieth forbids all moves, for a
+    round moves less than that. cancels: whether debts along cycles are cancelled. most_parts: creditors that a request
+    which fits no instance may lie at. drawn: a seed; debtors and creditors are then drawn among those that may,
+    whatever the model says of them (a placebo).
     """
 
     period: float = 0.25
@@ -126,7 +126,7 @@ class Rules:
     heads: int = 16
     pieces: int = 4
     moved_per_step: int = 16
-    least_gain: float = 0.02
+    least_gain: float = 0.0
     cancels: bool = True
     most_parts: int = 31
     drawn: int | None = None

@@ -375,3 +375,11 @@ def test_a_request_that_has_its_room_is_not_planned_for_again():
     outcome = serve(workload, "infinite", setup)
     assert outcome.exact and outcome.served == 1.0 and outcome.placed_blocks > 0
     assert outcome.dropped <= outcome.loans
+
+
+def test_blocks_move_while_they_decode_unless_a_threshold_forbids_it():
+    kept = [
+        serve(long_trace(100_000), "infinite", replace(SMALL, rules=Rules(least_gain=least)))
+        for least in (Config().least_gain, 0.5)
+    ]
+    assert kept[0].moved_blocks > 0 == kept[1].moved_blocks
