@@ -221,7 +221,7 @@ class Lender(Instance):
         for sequence in list(self.waiting)[:heads]:
             if not self.fits_alone(sequence):  # waits for a place of another kind, and nobody passes it
                 break
-            needed = max(0, self.memory.needs(sequence) - self.reserved(sequence))
+            needed = self.memory.needs(sequence) - self.reserved(sequence)
             waiting.append(Waiting(sequence, needed, sequence.goal))
         longest = max(group.members, key=lambda one: (one.base, -one.index), default=None)
         return Standing(

@@ -133,7 +133,10 @@ class Rules:
 
 
 class Waiting(NamedTuple):
-    """A request at the head of a queue: blocks that it needs beside those reserved for it, and its tokens by then."""
+    """A request at the head of a queue: blocks that it needs beside those reserved for it, and its tokens by then.
+
+    Below 0 where more is reserved, for what an instance keeps free may be in use.
+    """
 
     sequence: Sequence
     blocks: int
@@ -275,7 +278,7 @@ def placement(
     if not debtor.waiting:
         return None
     head = debtor.waiting[0]
-    lacking = head.blocks - max(0, debtor.free)
+    lacking = head.blocks - debtor.free
     now = speed(debtor, exchange)
     best, found = rules.least_gain * now if rng is None else -float("inf"), None
     for creditor in creditors_of(debtor, known, rules, rng):
