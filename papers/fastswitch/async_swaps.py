@@ -10,7 +10,7 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 
-from common.hardware.copies import CopyCost
+from common.hardware.copies import CopyCost, h100
 from papers.fastswitch.block_groups import Piece, Run
 
 HISTORY = 8  # swap-ins whose batch size and seconds the adaptive choice looks back on (inferred)
@@ -34,6 +34,14 @@ class KVLayout:
     def seconds(self, cost: CopyCost, pieces: list[Piece]) -> float:
         """Seconds of copying these pieces in one direction."""
         return cost.seconds(self.calls(len(pieces)), self.size(sum(piece.length for piece in pieces)))
+
+
+def measured_cost(direction: str) -> CopyCost:
+    """The H100's cost of copies to ten digits: what least squares gives beyond them depends on the processor."""
+    cost = h100(direction)
+    return CopyCost(
+        *(float(f"{one:.10g}") for one in (cost.bandwidth, cost.dispatch, cost.per_call, cost.fixed))
+    )
 
 
 @dataclass

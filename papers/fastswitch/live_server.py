@@ -104,13 +104,13 @@ class TabledCache:
 
 
 class RealTransfer(Transfer):
-    """A copy under way. over: set by whoever copies; ordered, ended: iterations of the server by then."""
+    """A copy under way. over: set by whoever copies; began, ended: iterations of the server when the copying itself began and ended, on the clock
+    of whoever copies; equal where no iteration ended in between."""
 
-    def __init__(self, blocks: int, ordered: int) -> None:
+    def __init__(self, blocks: int) -> None:
         super().__init__()
         self.blocks = blocks
-        self.ordered = ordered
-        self.ended = ordered
+        self.began = self.ended = 0
         self.over = threading.Event()
 
 
@@ -126,9 +126,11 @@ class LiveServer(SwitchingInstance, LiveBatches):
         prompts: list[list[int]],
         policy: PrioritySwitching,
         worker: bool = True,
+        instant: bool = False,
     ) -> None:
         super().__init__(loop, Unpredicted(), setup, conversations, policy)
         self.wall, self.model, self.prompts = loop, model, prompts
+        self.instant = instant  # copies move nothing, which ruins the answers
         self.log: list[Iteration] = []
         self.texts: dict[int, list[int]] = {}  # of each conversation, answers included
         config = model.config
@@ -177,10 +179,11 @@ class LiveServer(SwitchingInstance, LiveBatches):
         """See SwitchingInstance; without a worker the copies have ended on return."""
         ordered: list[Transfer] = []
         for batch in batches:
-            copy = RealTransfer(sum(piece.length for piece in batch), self.iterations)
+            copy = RealTransfer(sum(piece.length for piece in batch))
             self.transfers.append(copy)
             ordered.append(copy)
             if self.worker is None:
+                copy.began = copy.ended = self.iterations
                 self._copy(out, batch)
                 self._end(copy)
             else:
@@ -201,6 +204,8 @@ class LiveServer(SwitchingInstance, LiveBatches):
         return super().freed_at(blocks)
 
     def _copy(self, out: bool, batch: list[Piece]) -> None:
+        if self.instant:
+            return
         source, target = (self.gpu, self.cpu) if out else (self.cpu, self.gpu)
         for start, to, length in batch:
             target[to : to + length] = source[start : start + length]
@@ -208,7 +213,9 @@ class LiveServer(SwitchingInstance, LiveBatches):
     def _copy_beside(self, out: bool, batch: list[Piece], copy: RealTransfer) -> None:
         """On the worker's thread."""
         try:
+            copy.began = copy.ended = self.iterations
             self._copy(out, batch)
+            copy.ended = self.iterations
         finally:
             copy.over.set()
             self.wall.post(self._ended, copy)
@@ -221,7 +228,6 @@ class LiveServer(SwitchingInstance, LiveBatches):
     def _end(self, copy: RealTransfer) -> None:
         if copy.end == float("inf"):
             copy.end = self.loop.now  # as of the event under way, in which it is noticed
-            copy.ended = self.iterations
 
     def _wait(self, copy: Transfer) -> None:
         if isinstance(copy, RealTransfer) and self.worker is not None:
@@ -259,7 +265,7 @@ class LiveRun:
         if not self.transfers:
             return 0.0
         median = float(np.median([copy.blocks for copy in self.transfers]))
-        return float(np.mean([copy.ended - copy.ordered for copy in self.transfers if copy.blocks >= median]))
+        return float(np.mean([copy.ended - copy.began for copy in self.transfers if copy.blocks >= median]))
 
 
 def serve_live(
@@ -273,13 +279,14 @@ def serve_live(
     *,
     trusts_copies: bool = False,
     worker: bool = True,
+    instant: bool = False,
     max_sequences: int = 256,
 ) -> LiveRun:
     """Let conversations talk to a real model under changing priorities, in real time, until the last has ended."""
     loop = WallClock()
     setup = replace(live_setup(model.config, system, gpu_blocks, host_blocks), trusts_copies=trusts_copies)
     policy = PrioritySwitching(update, FREQUENCY, max_sequences)
-    server = LiveServer(loop, model, setup, conversations, prompts, policy, worker)
+    server = LiveServer(loop, model, setup, conversations, prompts, policy, worker, instant)
     model(
         [torch.zeros(2, dtype=torch.int64)], [KVCache(model.config, 2)]
     )  # the first batch would pay for set-up

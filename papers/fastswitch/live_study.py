@@ -68,7 +68,12 @@ class Beside:
 
 
 def decode_beside(
-    generator: torch.Generator, rng: np.random.Generator, tokens: int, output: int, worker: bool
+    generator: torch.Generator,
+    rng: np.random.Generator,
+    tokens: int,
+    output: int,
+    worker: bool,
+    instant: bool = False,
 ) -> Beside:
     """Long conversations (prompts of `tokens`) and short ones take turns on the GPU; all of them swap at a time.
 
@@ -94,6 +99,7 @@ def decode_beside(
                 blocks + 8,
                 2 * blocks,
                 worker=beside and worker,
+                instant=instant,
                 max_sequences=SHORT,
             )
             for beside in (False, True)

@@ -46,6 +46,7 @@ class Setup:
     target: int = INITIAL_TARGET  # blocks of a first group
     longest_group: int | None = None
     reuse: bool = True  # keep host copies valid
+    kept_tokens: int = 1_000_000  # of each, at most
     asynchronous: bool = True  # copy beside computing
     wait_for_all: bool = False  # whoever allocates while copies are in flight waits for every one of them
     trusts_copies: bool = False  # take any host copy for complete, which is wrong
@@ -106,7 +107,9 @@ class SwitchingInstance(Instance):
         self.session: list[int] = conversations.session.tolist()
         self.history: list[int] = conversations.history.tolist()
         self.ends: list[bool] = conversations.last.tolist()
-        self.host = HostCopies(setup.tables(setup.host_blocks), BLOCK_TOKENS, setup.reuse, policy.priority)
+        self.host = HostCopies(
+            setup.tables(setup.host_blocks), BLOCK_TOKENS, setup.reuse, policy.priority, setup.kept_tokens
+        )
         self.to_host = Stream(setup.to_host, setup.layout)
         self.to_device = Stream(setup.to_device, setup.layout)
         self.leaving = InFlight()
