@@ -24,7 +24,8 @@ class HostCopy:
 class HostCopies:
     """Host copies by conversation, in `tables`, blocks of `block_tokens` tokens.
 
-    keep: leave copies valid when they are swapped in (reuse), their first `kept_tokens` tokens. priority: of a conversation, the lowest is evicted first.
+    keep: leave copies valid when they are swapped in (reuse), their first `kept_tokens` tokens.
+    priority: of a conversation, the lowest is evicted first.
     """
 
     def __init__(

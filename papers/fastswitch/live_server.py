@@ -104,7 +104,8 @@ class TabledCache:
 
 
 class RealTransfer(Transfer):
-    """A copy under way. over: set by whoever copies; began, ended: iterations of the server when the copying itself began and ended, on the clock
+    """A copy under way. over: set by whoever copies; began, ended: iterations
+    of the server when copying itself began and ended, on the clock
     of whoever copies; equal where no iteration ended in between."""
 
     def __init__(self, blocks: int) -> None:
