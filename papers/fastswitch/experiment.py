@@ -18,7 +18,7 @@ import torch
 from common.lab.runtime import Observations, Runtime
 from common.serving.workload import draw_lengths
 from papers.fastswitch.allocator_replay import CAPACITY, operations, replay
-from papers.fastswitch.block_groups import BlockGroups, BlockTables, SingleBlocks
+from papers.fastswitch.block_groups import BlockGroups, SingleBlocks
 from papers.fastswitch.config import Config
 from papers.fastswitch.conversations import Conversations, draw_conversations
 from papers.fastswitch.evaluation import SYSTEMS, Job, pinned_gain, serve
@@ -67,17 +67,12 @@ def run(config: Config, lab: Runtime) -> Observations:
     if config.copied_tokens and lab.wants("iterations_during_copies"):
         for seed in lab.seeds:  # one at a time: two would time each other
             (gap,) = lab.map(partial(copies, config), [(seed, lab.rng(seed, "copies"))], "copies")
-            seen.add("real_gap_gain", gap.waiting / gap.beside, seed)
             seen.add("real_gap", gap.waiting, seed, system="waiting")
             seen.add("real_gap", gap.beside, seed, system="beside")
             seen.add("iterations_during_copies", gap.meanwhile, seed)
     if config.replayed and lab.wants("replay_seconds"):
         work = list(operations(lab.rng(0, "replay"), config.replayed))
-        allocators: dict[str, BlockTables] = {
-            "groups": BlockGroups(CAPACITY),
-            "blocks": SingleBlocks(CAPACITY),
-        }
-        for name, tables in allocators.items():
+        for name, tables in (("groups", BlockGroups(CAPACITY)), ("blocks", SingleBlocks(CAPACITY))):
             replayed = replay(tables, work)
             seen.add("replay_seconds", replayed.seconds, None, allocator=name)
             seen.add("replay_run", replayed.mean_run, None, allocator=name)
