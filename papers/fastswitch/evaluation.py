@@ -1,5 +1,6 @@
 """One simulated run of one system, and what is read off it."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +11,7 @@ from common.serving.engine import simulate
 from common.serving.loop import EventLoop
 from common.serving.metrics import token_gaps
 from papers.fastswitch.async_swaps import KVLayout, measured_cost
+from papers.fastswitch.config import Config
 from papers.fastswitch.conversations import Conversations
 from papers.fastswitch.deployments import DEPLOYMENTS
 from papers.fastswitch.ledger import Swap
@@ -33,35 +35,38 @@ UNITS = {"switch_gain_32kib": 32 << 10, "switch_gain_128kib": 128 << 10}  # byte
 class Job:
     """A system on one seed's conversations under one pattern of priorities."""
 
-    deployment: str
+    config: Config
     system: str
     pattern: str
     frequency: float
     seed: int
     conversations: Conversations
     priorities: np.random.Generator
-    kv_tokens: int = 0  # of the GPU; 0: as many as the deployment has
-    host_seconds: float = 0.0
-    free_calls: bool = False
-    longest_group: int | None = None  # of systems with groups
-    keep_copies: bool = True  # of systems with reuse
-    wait_for_all: bool = False
-    kept_tokens: int = 1_000_000
-    kept_priority: float = 0.8
-    zipf_exponent: float = 2.0
 
     def setup(self) -> Setup:
-        deployment = DEPLOYMENTS[self.deployment]
-        if self.kv_tokens:
-            deployment = replace(deployment, kv_tokens=self.kv_tokens)
-        setup = replace(deployment.setup(self.host_seconds, self.free_calls), **SYSTEMS[self.system])
+        """The system's own switches, and the config's where they mean something to it."""
+        config = self.config
+        deployment = DEPLOYMENTS[config.deployment]
+        if config.kv_tokens:
+            deployment = replace(deployment, kv_tokens=config.kv_tokens)
+        whole = replace(deployment.setup(config.host_seconds, config.free_calls), **SYSTEMS[self.system])
+        reuse = whole.reuse and config.keep_copies
         return replace(
-            setup,
-            longest_group=self.longest_group if setup.groups else None,
-            reuse=setup.reuse and self.keep_copies,
-            kept_tokens=self.kept_tokens,
-            wait_for_all=setup.asynchronous and self.wait_for_all,
+            whole,
+            longest_group=(config.longest_group or None) if whole.groups else None,
+            reuse=reuse,
+            kept_tokens=config.kept_tokens if reuse else 0,
+            wait_for_all=whole.asynchronous and config.wait_for_all,
         )
+
+    @property
+    def decided_by(self) -> Hashable:
+        """All that decides what `serve` gives: what means nothing to a system leaves its run the same."""
+        config = self.config
+        drawn = (self.seed, config.conversations, config.rate, config.mean_turns, config.longest)
+        chain = (config.kept_priority, config.zipf_exponent) if self.pattern == "markov" else ()
+        priorities = (self.pattern, self.frequency, *chain)
+        return config.deployment, self.setup(), drawn, priorities, config.free_calls
 
 
 def serve(job: Job) -> dict[str, float]:
@@ -71,10 +76,10 @@ def serve(job: Job) -> dict[str, float]:
 
     def build(loop: EventLoop) -> SwitchingInstance:
         update = PATTERNS[job.pattern](
-            job.priorities, conversations.count, job.kept_priority, job.zipf_exponent
+            job.priorities, conversations.count, job.config.kept_priority, job.config.zipf_exponent
         )
         policy = PrioritySwitching(update, job.frequency)
-        latency = DEPLOYMENTS[job.deployment].latency()
+        latency = DEPLOYMENTS[job.config.deployment].latency()
         built.append(SwitchingInstance(loop, latency, job.setup(), conversations, policy))
         return built[0]
 
@@ -102,7 +107,10 @@ def serve(job: Job) -> dict[str, float]:
             "out_blocks": float(sum(swap.blocks for swap in ledger.swaps if swap.out)),
             "evicted_blocks": float(built[0].host.evicted_blocks),
         }
-        | {name: switch_gain(ledger.swaps, unit, free_calls=job.free_calls) for name, unit in UNITS.items()}
+        | {
+            name: switch_gain(ledger.swaps, unit, free_calls=job.config.free_calls)
+            for name, unit in UNITS.items()
+        }
     )
 
 

@@ -8,6 +8,7 @@
 Every system sees the same conversations and the same priorities, and admits by the same count of blocks.
 """
 
+from collections.abc import Hashable
 from functools import partial
 from statistics import geometric_mean
 from typing import Any
@@ -54,9 +55,7 @@ NEEDED = {  # systems whose runs a metric is read off
 def run(config: Config, lab: Runtime) -> Observations:
     """Serve every seed's conversations with every system that somebody asks about, then run the real mechanisms."""
     seen = Observations()
-    jobs = chosen_jobs(config, lab)
-    results = dict(zip(jobs, lab.map(serve, jobs.values(), "servers"), strict=True))
-    observe(config, lab, results, seen)
+    observe(config, lab, served(config, lab), seen)
     if config.answered_turns and lab.wants("changed_answers"):
         rounds = partial(answers, config)
         seeds = [(seed, lab.rng(seed, "answers")) for seed in lab.seeds]
@@ -83,6 +82,17 @@ def run(config: Config, lab: Runtime) -> Observations:
 Key = tuple[str, float, int, str]  # pattern, frequency, seed, system
 
 
+def served(config: Config, lab: Runtime) -> dict[Key, dict[str, float]]:
+    """What each run gave; a run that several arms ask for is made once."""
+    jobs = chosen_jobs(config, lab)
+    known: dict[Hashable, dict[str, float]] = lab.once("fastswitch: servers", dict)
+    keys = {at: job.decided_by for at, job in jobs.items()}
+    missing = {key: jobs[at] for at, key in keys.items() if key not in known}
+    for key, found in zip(missing, lab.map(serve, missing.values(), "servers"), strict=True):
+        known[key] = found
+    return {at: known[key] for at, key in keys.items()}
+
+
 def chosen_jobs(config: Config, lab: Runtime) -> dict[Key, Job]:
     """The runs behind the metrics that are asked for."""
     systems = [
@@ -99,23 +109,9 @@ def chosen_jobs(config: Config, lab: Runtime) -> dict[Key, Job]:
         for frequency in frequencies:
             for pattern in config.patterns:
                 for system in systems:
+                    chances = lab.rng(seed, "priorities", pattern)
                     jobs[pattern, frequency, seed, system] = Job(
-                        config.deployment,
-                        system,
-                        pattern,
-                        frequency,
-                        seed,
-                        conversations,
-                        lab.rng(seed, "priorities", pattern),
-                        config.kv_tokens,
-                        config.host_seconds,
-                        config.free_calls,
-                        config.longest_group or None,
-                        config.keep_copies,
-                        config.wait_for_all,
-                        config.kept_tokens,
-                        config.kept_priority,
-                        config.zipf_exponent,
+                        config, system, pattern, frequency, seed, conversations, chances
                     )
     return jobs
 
