@@ -63,12 +63,12 @@ def run(config: Config, lab: Runtime) -> Observations:
             seen.add("changed_answers", found.changed, seed)
             seen.add("answers_saving", found.saving, seed)
             seen.add("answers_compared", found.tokens, seed)
-    if config.copied_tokens and lab.wants("iterations_during_copies"):
+    if config.copied_tokens and lab.wants("copied_beside"):
         for seed in lab.seeds:  # one at a time: two would time each other
             (gap,) = lab.map(partial(copies, config), [(seed, lab.rng(seed, "copies"))], "copies")
             seen.add("real_gap", gap.waiting, seed, system="waiting")
             seen.add("real_gap", gap.beside, seed, system="beside")
-            seen.add("iterations_during_copies", gap.meanwhile, seed)
+            seen.add("copied_beside", gap.copied_beside, seed)
     if config.replayed and lab.wants("replay_seconds"):
         work = list(operations(lab.rng(0, "replay"), config.replayed))
         for name, tables in (("groups", BlockGroups(CAPACITY)), ("blocks", SingleBlocks(CAPACITY))):
@@ -186,7 +186,7 @@ def copies(config: Config, one: tuple[int, np.random.Generator]) -> Beside:
     """A live server that decodes while it copies, or does not."""
     seed, rng = one
     generator = torch.Generator().manual_seed(seed)
-    return decode_beside(generator, rng, config.copied_tokens, 30, config.copy_worker, config.instant_copies)
+    return decode_beside(generator, rng, config.copied_tokens, 20, config.copy_worker, config.instant_copies)
 
 
 def answers(config: Config, one: tuple[int, np.random.Generator]) -> Swapped:

@@ -104,14 +104,12 @@ class TabledCache:
 
 
 class RealTransfer(Transfer):
-    """A copy under way. over: set by whoever copies; began, ended: iterations
-    of the server when copying itself began and ended, on the clock
-    of whoever copies; equal where no iteration ended in between."""
+    """A copy under way. over: set by whoever copies; began, ended: seconds when copying itself began and ended."""
 
     def __init__(self, blocks: int) -> None:
         super().__init__()
         self.blocks = blocks
-        self.began = self.ended = 0
+        self.began = self.ended = 0.0
         self.over = threading.Event()
 
 
@@ -139,6 +137,7 @@ class LiveServer(SwitchingInstance, LiveBatches):
         self.gpu = torch.full((setup.kv_blocks, *shape), torch.nan)
         self.cpu = torch.full((setup.host_blocks, *shape), torch.nan)
         self.transfers: list[RealTransfer] = []
+        self.computed: list[tuple[float, float]] = []  # when each batch was computed, s
         self.worker = ThreadPoolExecutor(1) if setup.asynchronous and worker else None
 
     # What the engine asks for
@@ -167,7 +166,9 @@ class LiveServer(SwitchingInstance, LiveBatches):
         for sequence in decoding:
             if (sequence.base + step) % BLOCK_TOKENS == 0:
                 self.grow(sequence)
+        begun = self.wall.clock()
         super()._compute(plan, decoding)
+        self.computed.append((begun, self.wall.clock()))
 
     # What the mechanism asks for
 
@@ -184,8 +185,7 @@ class LiveServer(SwitchingInstance, LiveBatches):
             self.transfers.append(copy)
             ordered.append(copy)
             if self.worker is None:
-                copy.began = copy.ended = self.iterations
-                self._copy(out, batch)
+                self._stamped(out, batch, copy)
                 self._end(copy)
             else:
                 self.wall.outside += 1
@@ -204,6 +204,11 @@ class LiveServer(SwitchingInstance, LiveBatches):
             self._wait(copy)
         return super().freed_at(blocks)
 
+    def _stamped(self, out: bool, batch: list[Piece], copy: RealTransfer) -> None:
+        copy.began = self.wall.clock()
+        self._copy(out, batch)
+        copy.ended = self.wall.clock()
+
     def _copy(self, out: bool, batch: list[Piece]) -> None:
         if self.instant:
             return
@@ -214,9 +219,7 @@ class LiveServer(SwitchingInstance, LiveBatches):
     def _copy_beside(self, out: bool, batch: list[Piece], copy: RealTransfer) -> None:
         """On the worker's thread."""
         try:
-            copy.began = copy.ended = self.iterations
-            self._copy(out, batch)
-            copy.ended = self.iterations
+            self._stamped(out, batch, copy)
         finally:
             copy.over.set()
             self.wall.post(self._ended, copy)
@@ -252,21 +255,27 @@ def blocks_in(runs: list[Run]) -> list[int]:
 
 @dataclass(frozen=True)
 class LiveRun:
-    """What a run leaves behind. texts: all tokens of each conversation. copied, held: blocks of swap-outs."""
+    """What a run leaves behind. texts: all tokens of each conversation. copied, held: blocks of swap-outs.
+
+    computed: when each batch was computed, s.
+    """
 
     trace: Trace
     texts: dict[int, list[int]]
     transfers: list[RealTransfer]
+    computed: list[tuple[float, float]]
     copied: int
     held: int
 
     @property
-    def meanwhile(self) -> float:
-        """Iterations that ended while a copy was under way, mean over the larger half of the copies; 0 without any."""
-        if not self.transfers:
-            return 0.0
-        median = float(np.median([copy.blocks for copy in self.transfers]))
-        return float(np.mean([copy.ended - copy.began for copy in self.transfers if copy.blocks >= median]))
+    def copied_beside(self) -> float:
+        """Share of the seconds of computing in which a copy was under way; 0 where copies take no time."""
+        begun, ended = np.array(self.computed).reshape(-1, 2).T
+        overlaps = [
+            np.maximum(np.minimum(ended, copy.ended) - np.maximum(begun, copy.began), 0).sum()
+            for copy in self.transfers
+        ]
+        return float(sum(overlaps) / (ended - begun).sum()) if len(begun) else 0.0
 
 
 def serve_live(
@@ -298,7 +307,12 @@ def serve_live(
             server.worker.shutdown()
     out = [swap for swap in server.ledger.swaps if swap.out]
     return LiveRun(
-        trace, server.texts, server.transfers, sum(one.blocks for one in out), sum(one.held for one in out)
+        trace,
+        server.texts,
+        server.transfers,
+        server.computed,
+        sum(one.blocks for one in out),
+        sum(one.held for one in out),
     )
 
 

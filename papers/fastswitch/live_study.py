@@ -59,12 +59,12 @@ def answer_swapped(
 class Beside:
     """waiting, beside: P99 of gaps between tokens, s, of a server that copies itself and of one with a thread for it.
 
-    meanwhile: iterations that ended while a copy was under way, with the thread.
+    copied_beside: share of the seconds of computing in which a copy was under way, with the thread.
     """
 
     waiting: float
     beside: float
-    meanwhile: float
+    copied_beside: float
 
 
 def decode_beside(
@@ -104,7 +104,7 @@ def decode_beside(
             )
             for beside in (False, True)
         }
-    return Beside(tail_gap(runs[False]), tail_gap(runs[True]), runs[True].meanwhile)
+    return Beside(tail_gap(runs[False]), tail_gap(runs[True]), runs[True].copied_beside)
 
 
 def taking_turns(k: int) -> np.ndarray:

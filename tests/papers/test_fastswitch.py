@@ -20,10 +20,11 @@ from papers.fastswitch.async_swaps import AdaptiveChoice, InFlight, KVLayout, St
 from papers.fastswitch.block_groups import Piece, Run
 from papers.fastswitch.config import Config
 from papers.fastswitch.conversations import Conversations, draw_conversations
-from papers.fastswitch.evaluation import SYSTEMS, granularity, pinned_gain, saving, switch_gain, tail
+from papers.fastswitch.evaluation import SYSTEMS, Job, granularity, pinned_gain, saving, switch_gain, tail
 from papers.fastswitch.experiment import copies, run
 from papers.fastswitch.kv_reuse import HostCopies
 from papers.fastswitch.ledger import Swap
+from papers.fastswitch.live_server import LiveRun, RealTransfer
 from papers.fastswitch.priorities import PATTERNS, markov_priorities, random_priorities
 from papers.fastswitch.priority_switching import PrioritySwitching
 from papers.fastswitch.server import BLOCK_TOKENS, Setup, SwitchingInstance, TabledGroup
@@ -414,9 +415,36 @@ def test_what_cannot_run_is_refused_in_one_line_that_names_the_field(odd):
     assert "\n" not in str(refused.value) and odd.split("=")[0].split(".")[1] in str(refused.value)
 
 
-def test_copies_that_move_nothing_count_no_iteration_beside_them():
+def test_copies_that_move_nothing_take_no_time_beside_computing():
     still = Config(copied_tokens=200, instant_copies=True)
-    assert copies(still, (0, np.random.default_rng(0))).meanwhile < 0.05
+    assert copies(still, (0, np.random.default_rng(0))).copied_beside < 0.001
+
+
+def test_a_server_that_copies_itself_copies_nothing_beside_computing():
+    alone = Config(copied_tokens=200, copy_worker=False)
+    assert copies(alone, (0, np.random.default_rng(0))).copied_beside == 0
+
+
+def test_time_beside_is_what_copies_and_batches_have_in_common():
+    copy = RealTransfer(1)
+    copy.began, copy.ended = 1.5, 4.0  # half a second of the first batch, one of the second
+    run_ = LiveRun(None, {}, [copy], [(0.0, 2.0), (3.0, 6.0)], 0, 0)
+    assert run_.copied_beside == pytest.approx(1.5 / 5)
+    assert LiveRun(None, {}, [], [], 0, 0).copied_beside == 0
+
+
+def test_arms_share_a_run_exactly_where_nothing_that_decides_it_differs():
+    def key(system, pattern="random", **changes):
+        config = replace(SMALL, **changes)
+        return Job(config, system, pattern, 0.04, 0, conversations(0), np.random.default_rng(0)).decided_by
+
+    off = {"longest_group": 2, "kept_tokens": 64, "wait_for_all": True}
+    assert key("vLLM", **off) == key("vLLM") and key("FastSwitch", **off) != key("FastSwitch")
+    assert key("+DBG+Reuse", keep_copies=False) == key("+DBG"), "without kept copies nothing is left of reuse"
+    assert key("vLLM", kept_priority=0.5) == key("vLLM"), "Markov's alone"
+    assert key("vLLM", "markov", kept_priority=0.5) != key("vLLM", "markov")
+    for changed in ({"rate": 0.7}, {"conversations": 20}, {"host_seconds": 1e-6}, {"free_calls": True}):
+        assert key("vLLM", **changed) != key("vLLM")
 
 
 def test_the_cost_of_a_copy_holds_no_digit_that_depends_on_the_processor():
