@@ -438,7 +438,7 @@ def test_arms_share_a_run_exactly_where_nothing_that_decides_it_differs():
         config = replace(SMALL, **changes)
         return Job(config, system, pattern, 0.04, 0, conversations(0), np.random.default_rng(0)).decided_by
 
-    off = {"longest_group": 2, "kept_tokens": 64, "wait_for_all": True}
+    off = {"longest_group": 2, "kept_tokens": 0, "wait_for_all": True}
     assert key("vLLM", **off) == key("vLLM") and key("FastSwitch", **off) != key("FastSwitch")
     assert key("+DBG+Reuse", keep_copies=False) == key("+DBG"), "without kept copies nothing is left of reuse"
     assert key("vLLM", kept_priority=0.5) == key("vLLM"), "Markov's alone"
