@@ -56,10 +56,11 @@ class Stream:
         """When each batch of pieces has arrived, seconds; the batches are one swap, one after another."""
         start = max(now, self._free)
         ends = []
-        together: list[Piece] = []
+        calls = blocks = 0
         for batch in batches:
-            together = together + batch
-            ends.append(start + self.layout.seconds(self.cost, together))
+            calls += len(batch)
+            blocks += sum(piece.length for piece in batch)
+            ends.append(start + self.cost.seconds(self.layout.calls(calls), self.layout.size(blocks)))
         self._free = ends[-1] if ends else self._free
         return ends
 

@@ -5,6 +5,7 @@ blocks are free again. Who runs is the policy's affair (priority_switching.py), 
 of systems (vLLM, + block groups, + reuse, + asynchronous copies) differs in `Setup` alone.
 """
 
+from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Protocol
@@ -337,9 +338,12 @@ class SwitchingInstance(Instance):
             self.host.written(key, tokens, needed=not turn_ended)
             return True
         runs = self.tables.detach(key)
-        batches = [
-            [piece for piece in moved if run.start <= piece.source < run.start + run.length] for run in runs
-        ]
+        rest = deque(moved)  # in the order of the runs, and none reaches over a run's end
+        batches: list[list[Piece]] = []
+        for run in runs:
+            batches.append([])
+            while rest and run.start <= rest[0].source < run.start + run.length:
+                batches[-1].append(rest.popleft())
         ordered = iter(self.order(True, self.loop.now, [batch for batch in batches if batch]))
         last = Transfer(self.loop.now)
         for run, batch in zip(runs, batches, strict=True):
