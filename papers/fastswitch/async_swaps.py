@@ -10,7 +10,7 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 
-from common.hardware.copies import CopyCost, h100
+from common.hardware.copies import CopyCost
 from papers.fastswitch.block_groups import Piece, Run
 
 HISTORY = 8  # swap-ins whose batch size and seconds the adaptive choice looks back on (inferred)
@@ -36,14 +36,6 @@ class KVLayout:
         return cost.seconds(self.calls(len(pieces)), self.size(sum(piece.length for piece in pieces)))
 
 
-def measured_cost(direction: str) -> CopyCost:
-    """The H100's cost of copies to ten digits: what least squares gives beyond them depends on the processor."""
-    cost = h100(direction)
-    return CopyCost(
-        *(float(f"{one:.10g}") for one in (cost.bandwidth, cost.dispatch, cost.per_call, cost.fixed))
-    )
-
-
 @dataclass
 class Stream:
     """One direction of the wire: copies follow one another."""
@@ -56,11 +48,10 @@ class Stream:
         """When each batch of pieces has arrived, seconds; the batches are one swap, one after another."""
         start = max(now, self._free)
         ends = []
-        calls = blocks = 0
+        together: list[Piece] = []
         for batch in batches:
-            calls += len(batch)
-            blocks += sum(piece.length for piece in batch)
-            ends.append(start + self.cost.seconds(self.layout.calls(calls), self.layout.size(blocks)))
+            together = together + batch
+            ends.append(start + self.layout.seconds(self.cost, together))
         self._free = ends[-1] if ends else self._free
         return ends
 

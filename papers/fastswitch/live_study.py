@@ -59,21 +59,16 @@ def answer_swapped(
 class Beside:
     """waiting, beside: P99 of gaps between tokens, s, of a server that copies itself and of one with a thread for it.
 
-    copied_beside: share of the seconds of computing in which a copy was under way, with the thread.
+    meanwhile: iterations that ended while a copy was under way, with the thread.
     """
 
     waiting: float
     beside: float
-    copied_beside: float
+    meanwhile: float
 
 
 def decode_beside(
-    generator: torch.Generator,
-    rng: np.random.Generator,
-    tokens: int,
-    output: int,
-    worker: bool,
-    instant: bool = False,
+    generator: torch.Generator, rng: np.random.Generator, tokens: int, output: int, worker: bool
 ) -> Beside:
     """Long conversations (prompts of `tokens`) and short ones take turns on the GPU; all of them swap at a time.
 
@@ -99,12 +94,11 @@ def decode_beside(
                 blocks + 8,
                 2 * blocks,
                 worker=beside and worker,
-                instant=instant,
                 max_sequences=SHORT,
             )
             for beside in (False, True)
         }
-    return Beside(tail_gap(runs[False]), tail_gap(runs[True]), runs[True].copied_beside)
+    return Beside(tail_gap(runs[False]), tail_gap(runs[True]), runs[True].meanwhile)
 
 
 def taking_turns(k: int) -> np.ndarray:
