@@ -16,28 +16,25 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from common.distributed.flat_state import FlatState, shard
 from common.distributed.fleet import Fleet
 from common.distributed.memory import Memory
-from common.distributed.questions import call
 from common.distributed.throttled import Device
 from common.training.sharded.layout import Layout, form_groups
 from papers.in_memory_ft.buffers import NoVersion
 from papers.in_memory_ft.recovery import Nodes, Ports, Switches, nodes_of, trainers_wire
 from papers.in_memory_ft.saving_cost import Rates
 from papers.in_memory_ft.snapshot import Saving, Snapshots
-from papers.in_memory_ft.snapshot_process import Seat
-from papers.in_memory_ft.state import HEADER, Header
+from papers.in_memory_ft.snapshot_process import Seat, call
+from papers.in_memory_ft.state import HEADER, FlatState, Header, shard
 from papers.in_memory_ft.training_job import gather
 
 BUCKET = 1 << 20
-WARM = 2  # saves of REFT before the clock counts: threads, connections and both halves are in use then
+SAVES = 3  # of each engine; the last counts, when threads, connections and both halves are warm
 
 
 @dataclass(frozen=True)
@@ -52,10 +49,13 @@ class Saved:
 
 @dataclass(frozen=True)
 class Measured:
-    """Saves by engine; seconds of loading from each disk source and, beside it, from memory."""
+    """Saves by engine; seconds of loading from each disk source and, beside it, from memory; bytes that one snapshot
+    process holds, and has sent in all saves."""
 
     saves: dict[str, Saved]
     loads: dict[str, tuple[float, float]]
+    memory: int
+    sent: int
 
 
 class ThrottledFile(io.RawIOBase):
@@ -101,73 +101,80 @@ def copy_and_write(
     return copied[0], time.monotonic() - begun
 
 
-@dataclass(frozen=True)
-class Work:
-    """What is timed. engines: to save with, in turn; sources: on disk, to load from. rates: of every node.
+def measure(
+    fleet: Fleet,
+    engines: Sequence[str],
+    sources: Sequence[str],
+    state_bytes: int,
+    peers: int,
+    rates: Rates,
+    folder: Path,
+    seed: int,
+    persist: bool = False,
+    cleared: bool = False,
+) -> Measured:
+    """Save a random state with every engine and load it from every disk source and from memory.
 
-    sharding: False where REFT copies the whole state on every rank. persist: its snapshot counts when it was written to
-    disk too. cleared: snapshot processes have lost their memory before it is loaded.
+    persist: REFT's snapshot counts when it was written to disk too. cleared: snapshot processes have lost their memory
+    before it is loaded.
     """
-
-    engines: tuple[str, ...]
-    sources: tuple[str, ...]
-    state_bytes: int
-    peers: int
-    rates: Rates
-    seeds: tuple[int, ...]
-    sharding: bool = True
-    persist: bool = False
-    cleared: bool = False
-
-    @property
-    def turns(self) -> list[str]:
-        """Who saves when, with each seed: there and back. Engines that the disk holds up for long save once."""
-        back = [one for one in reversed(self.engines) if one in ("REFT", "TorchSnapshot")]
-        return [*self.engines, *back]
-
-
-def measure(fleet: Fleet, work: Work, folder: Path) -> list[Measured]:
-    """By seed, save a random state with every engine and load it from every disk source and from memory."""
-    layout = Layout(data=work.peers)
+    layout = Layout(data=peers)
     folder.mkdir(parents=True, exist_ok=True)
-    rates = work.rates
     ports = Ports.make(folder / "devices", nodes_of(layout), rates.copy, rates.network, rates.disk)
     nodes = Nodes(fleet, layout, folder, Switches(), ports)
-    found = fleet.run(_rank, work.peers, (work, ports, dict(nodes.seats), folder), seconds=600)
+    work = (
+        tuple(engines),
+        tuple(sources),
+        state_bytes,
+        ports,
+        dict(nodes.seats),
+        folder,
+        seed,
+        persist,
+        cleared,
+    )
+    found = fleet.run(_rank, peers, work, seconds=300)
+    account = nodes.ask((0, 0), "account")
     nodes.end()
-    return [_together(work, ranks) for ranks in zip(*found, strict=True)]
-
-
-Rank = tuple[dict[str, Saved], dict[str, tuple[float, float]]]  # what one rank saw of a seed: saves, loads
-
-
-def _together(work: Work, ranks: Sequence[Rank]) -> Measured:
+    saves = {
+        engine: Saved(
+            max(one[0][engine].copied for one in found),
+            max(one[0][engine].stall for one in found),
+            max(one[0][engine].seconds for one in found),
+        )
+        for engine in engines
+    }
     loads = {}
-    for source in work.sources:
-        disk, memory = zip(*(one[1][source] for one in ranks), strict=True)
+    for source in sources:
+        disk, memory = zip(*(one[1][source] for one in found), strict=True)
         loads[source] = (max(disk), max(memory))
-    return Measured({engine: _slowest([one[0][engine] for one in ranks]) for engine in work.engines}, loads)
-
-
-def _slowest(ranks: Sequence[Saved]) -> Saved:
-    return Saved(max(r.copied for r in ranks), max(r.stall for r in ranks), max(r.seconds for r in ranks))
+    return Measured(saves, loads, account["memory"], account["sent"])
 
 
 def _rank(
-    rank: int, world: int, work: Work, ports: Ports, seats: dict[tuple[int, int], Seat], folder: Path
-) -> list[Rank]:
+    rank: int,
+    world: int,
+    engines: tuple[str, ...],
+    sources: tuple[str, ...],
+    state_bytes: int,
+    ports: Ports,
+    seats: dict[tuple[int, int], Seat],
+    folder: Path,
+    seed: int,
+    persist: bool,
+    cleared: bool,
+) -> tuple[dict[str, Saved], dict[str, tuple[float, float]]]:
     node = (0, rank)
     copy, disk, network = ports.copy[node], ports.disk[node], ports.network[node]
-    weights = torch.zeros(work.state_bytes // 8, dtype=torch.int64)
-    words = weights.numpy()
+    words = np.random.default_rng(seed).integers(0, 2**63, state_bytes // 8)  # the same on all ranks
+    weights = torch.from_numpy(words)
     state = FlatState([weights])
     first, end = shard(state.nbytes, rank, world)
     groups = form_groups(Layout(data=world), rank)
     wire = trainers_wire(seats[node])
-    saving = Saving(1, BUCKET, shards=world if work.sharding else 1, device=copy)
     snapshots = Snapshots(
-        wire, 0, rank if work.sharding else 0, saving, state,
-        persist=lambda version: str(folder / f"reft-{rank}") if work.persist else None,
+        wire, 0, rank, Saving(1, BUCKET, shards=world, device=copy), state,
+        persist=lambda version: str(folder / f"reft-{rank}") if persist else None,
     )  # fmt: skip
 
     def save(engine: str, turn: int) -> tuple[int, float]:
@@ -191,6 +198,21 @@ def _rank(
             torch.save(weights.clone(), file)  # type: ignore[arg-type]
         return state.nbytes, time.monotonic() - begun
 
+    saves = {}
+    for engine in engines:
+        for turn in range(1, SAVES + 1):
+            dist.barrier()
+            begun = time.monotonic()
+            copied, stall = save(engine, turn)
+            dist.barrier()
+            saves[engine] = Saved(copied, stall, time.monotonic() - begun)
+
+    if sources:  # not through the device: writing them is not what is measured
+        if rank == 0:
+            words.tofile(folder / "whole")
+        words.view(np.uint8)[first:end].tofile(folder / f"part-{rank}")
+    if cleared:
+        call(wire, "settle", None, 0)
     target = FlatState([torch.zeros_like(weights)])
 
     def from_disk(source: str) -> None:
@@ -205,14 +227,14 @@ def _rank(
     def from_memory(source: str) -> None:
         """source: the disk to fall back to where memory has lost the version."""
         try:
-            region = call(wire, "load", 0, snapshots.clean or 0)
+            region = call(wire, "load", 0, SAVES)
         except NoVersion:
             from_disk(source)
             return
         memory = Memory.open(region.address)
         own = np.frombuffer(memory.view, np.uint8)[region.start + HEADER : region.start + region.nbytes]
         copy.pass_through(len(own))
-        gather(target, own, groups, world if work.sharding else 1, network)
+        gather(target, own, groups, world, network)
 
     def seconds(load: Callable[[str], None], source: str) -> float:
         target.write(0, np.zeros(state.nbytes, np.uint8))
@@ -225,37 +247,6 @@ def _rank(
             raise RuntimeError(f"rank {rank}: what was loaded beside {source} is not what was saved")
         return taken
 
-    def timed(index: int) -> Rank:
-        """All saves and loads of one seed."""
-        words[:] = np.random.default_rng(work.seeds[index]).integers(
-            0, 2**63, len(words)
-        )  # the same on all ranks
-        taken: dict[str, list[Saved]] = {}
-        for turn, engine in enumerate(work.turns):
-            dist.barrier()
-            begun = time.monotonic()
-            copied, stall = save(engine, 1 + WARM + index * len(work.turns) + turn)
-            dist.barrier()
-            taken.setdefault(engine, []).append(Saved(copied, stall, time.monotonic() - begun))
-        if work.sources:  # not through the device: writing them is not what is measured
-            if rank == 0:
-                words.tofile(folder / "whole")
-            words.view(np.uint8)[first:end].tofile(folder / f"part-{rank}")
-        if work.cleared:
-            call(wire, "settle", None, 0)
-        loads = {
-            source: (seconds(from_disk, source), seconds(from_memory, source)) for source in work.sources
-        }
-        if work.cleared:
-            snapshots.clean = None  # the next seed begins without a version
-        saves = {
-            engine: Saved(each[0].copied, fmean(s.stall for s in each), fmean(s.seconds for s in each))
-            for engine, each in taken.items()
-        }
-        return saves, loads
-
-    for turn in range(WARM):
-        save("REFT", 1 + turn)
-    found = [timed(index) for index in range(len(work.seeds))]
+    loads = {source: (seconds(from_disk, source), seconds(from_memory, source)) for source in sources}
     snapshots.close()
-    return found
+    return saves, loads

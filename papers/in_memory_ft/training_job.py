@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,11 +11,8 @@ import torch
 import torch.distributed as dist
 
 from common.distributed.faults import Plan
-from common.distributed.flat_state import FlatState, shard
 from common.distributed.fleet import Fleet, RankFailed
 from common.distributed.memory import Memory
-from common.distributed.questions import call
-from common.distributed.sealed_file import read_sealed
 from common.distributed.throttled import Device
 from common.training.sharded.layout import Groups, Layout, form_groups
 from common.training.sharded.parameters import Shape
@@ -22,8 +20,8 @@ from common.training.sharded.trainer import RankState, Recipe
 from papers.in_memory_ft.recovery import Node, Nodes, Ports, Start, Switches, payload_file, trainers_wire
 from papers.in_memory_ft.replicas import Replica, Windows
 from papers.in_memory_ft.snapshot import Saving, Snapshots
-from papers.in_memory_ft.snapshot_process import Seat, SnapshotProcess
-from papers.in_memory_ft.state import HEADER, Header, flat
+from papers.in_memory_ft.snapshot_process import Seat, SnapshotProcess, call, listen, read_payload
+from papers.in_memory_ft.state import HEADER, FlatState, Header, shard
 
 
 @dataclass(frozen=True)
@@ -64,9 +62,12 @@ class Report:
 
     losses: dict[int, float]
     digests: dict[int, str]
+    seconds: dict[int, float]
     copied: tuple[int, ...] = ()
     largest_bucket: int = 0
     state_bytes: int = 0
+    waited: float = 0.0
+    restored: float = 0.0  # the monotonic clock when the state was back
 
 
 def train(
@@ -94,7 +95,8 @@ def train(
     network = seats[node].network if seats else None
     if start.source != "first values":
         restore(trainer, windows, job, start, wire, seats.get(node), copies.get(node), network)
-    state = flat(trainer.state().fragments)
+    restored = time.monotonic()
+    state = FlatState.of(trainer.state().fragments)
 
     def reached(place: str) -> None:
         if strikes(plan, rank, place):
@@ -117,22 +119,26 @@ def train(
         snapshots = Snapshots(wire, groups.place.tensor, index, job.saving, state, reached, file_of)
         if start.source == "memory":
             snapshots.clean = start.versions[groups.place.stage]
-    losses, digests = {}, {}
+    losses, digests, seconds = {}, {}, {}
     while trainer.steps < job.steps:
-        step = trainer.steps
+        step, begun = trainer.steps, time.monotonic()
         reached("step")
         batch = windows.batch(job.rows)
         losses[step] = trainer.step(batch, snapshots.before_update if snapshots else None)
         if snapshots is not None:
             snapshots.after_step(trainer.steps, start.epoch, header)
+        seconds[step] = time.monotonic() - begun
         if job.digests and (trainer.steps % job.digests == 0 or trainer.steps == job.steps):
             digests[trainer.steps] = state.digest(header().pack())
     if snapshots is None:
-        return Report(losses, digests, state_bytes=state.nbytes)
+        return Report(losses, digests, seconds, state_bytes=state.nbytes, restored=restored)
     snapshots.before_update(trainer.steps)
     snapshots.settle()
     snapshots.close()
-    return Report(losses, digests, tuple(snapshots.copied_bytes), snapshots.largest_bucket, state.nbytes)
+    return Report(
+        losses, digests, seconds, tuple(snapshots.copied_bytes), snapshots.largest_bucket, state.nbytes,
+        snapshots.waited, restored,
+    )  # fmt: skip
 
 
 def strikes(plan: Plan, rank: int, place: str) -> bool:
@@ -144,7 +150,7 @@ def strikes(plan: Plan, rank: int, place: str) -> bool:
 def live_inside(seat: Seat, peers: dict[int, str], start: Start) -> None:
     """A snapshot "process" that is a thread of its trainer: what dies with the trainer protects nothing."""
     kept = SnapshotProcess(seat)
-    kept.listen()
+    listen(kept)
     dist.barrier()
     kept.meet(peers)
     kept.settle(None, start.epoch)
@@ -170,12 +176,12 @@ def restore(
     else:
         assert job.folder is not None
         file = payload_file(job.folder, version, place.stage, place.data, place.tensor)
-        payload = read_sealed(file, seat.disk if seat else None)
+        payload = read_payload(file, seat.disk if seat else None)
     header = Header.unpack(payload[:HEADER].tobytes())
     if copy is not None:
         copy.pass_through(len(payload))
     fragments = trainer.state().fragments
-    state = flat(fragments)
+    state = FlatState.of(fragments)
     if header.state_bytes != state.nbytes:
         raise ValueError(f"a snapshot of {header.state_bytes} bytes does not fit a state of {state.nbytes}")
     gather(state, payload[HEADER:], groups, job.saving.shards if job.saving else 1, network)
@@ -205,6 +211,8 @@ class Outcome:
     reports: list[Report]
     starts: tuple[Start, ...]
     failures: tuple[RankFailed, ...]
+    decided: float  # seconds from the launcher's notice of the last failure until every node had its version
+    restored: float  # seconds from that notice until every rank had its state (0 without a failure)
     account: dict[Node, dict[str, int]]  # of every node: bytes of memory held, of blocks sent
 
 
@@ -221,8 +229,10 @@ def run_job(
     folder = job.folder or Path(os.devnull)
     nodes = Nodes(fleet, job.layout, folder, switches, ports, blow.keepers) if job.saving else None
     starts: list[Start] = []
+    noticed, decided = [0.0], [0.0]
 
     def plan(failures: tuple[RankFailed, ...]) -> tuple[int, tuple]:
+        begun = time.monotonic()
         if nodes is None or not failures:
             start = Start(len(failures))
         else:
@@ -231,6 +241,7 @@ def run_job(
                     for version in versions:
                         nodes.ask(node, "damage", slot, version, index)
             start = nodes.recover(len(failures))
+        noticed[0], decided[0] = begun, time.monotonic() - begun
         starts.append(start)
         first = not failures
         victims = (
@@ -247,4 +258,5 @@ def run_job(
     finally:
         if nodes is not None:
             nodes.end()
-    return Outcome(reports, tuple(starts), failures, account)
+    restored = max(one.restored for one in reports) - noticed[0] if failures else 0.0
+    return Outcome(reports, tuple(starts), failures, decided[0], restored, account)
