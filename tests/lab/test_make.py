@@ -20,7 +20,7 @@ TYPED = (
     "paper.label='it\\'s `touch RAN` \"b\" $(touch RAN)' # $$ $@ $(PAPER)",
     "paper.rates=[1,\n2] \\",
 )
-GIVEN = ("PAPER", "PROFILE", "SET", "LAUNCHER", "FROM", "TITLE", "NAME", "PORT", "OUT")
+GIVEN = ("PAPER", "PROFILE", "SET", "LAUNCHER", "FROM", "TITLE", "NAME", "PORT", "OUT", "RECORD")
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_what_is_typed_arrives_and_is_not_run(checkout: Path, typed: str) -> Non
         ["record", typed, *common, "--from", typed],
         ["sweep", typed, *common, "--launcher", typed],
         ["new", typed, "--title", typed],
-        ["bakeoff", typed, "--set", typed],
+        ["bakeoff", typed, "--set", typed, "--record", typed],
         ["ui", "--port", typed],
     ):
         assert ["-m", "common.lab", *expected] in calls

@@ -8,9 +8,9 @@ import torch
 from common.models.decoder import Decoder, DecoderConfig, KVCache, attend
 from papers.vattention.allocator import allocator
 from papers.vattention.block_tables import padded_in_numpy, padded_in_python
-from papers.vattention.kv_cache import KVTensors, VirtualCache, batched_views, layout_of
+from papers.vattention.kv_cache import KVTensors, VirtualCache, layout_of
 from papers.vattention.live_engine import Served, differing_share, random_requests, serve
-from papers.vattention.overlap import excess, measured_prefill_step, measured_steps
+from papers.vattention.live_overlap import excess, measured_prefill_step, measured_steps
 from papers.vattention.paged_attention import Paged, blocked_attention, gathered_attention
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mmap and memfd of Linux")
@@ -65,11 +65,9 @@ def test_logits_equal_a_dense_caches_to_the_last_bit_and_views_never_move(
             assert torch.equal(mine, theirs)
             tokens = mine.argmax(-1)
         assert tensors.keys(1).data_ptr() == address
-        keys, _ = batched_views(tensors, 1, [slot])
+        keys = tensors.keys(1)
         assert keys.shape == (3, 256, 2, 32)
         assert torch.equal(keys[slot, : ours.length].transpose(0, 1), dense.data[1, 0, :, : ours.length])
-        with pytest.raises(ValueError, match="distinct"):
-            batched_views(tensors, 0, [1, 1])
 
 
 @pytest.mark.parametrize(("new", "block"), [(1, 16), (1, 256), (150, 16), (512, 64), (200, 512)])
@@ -101,5 +99,6 @@ def test_measured_runs_map_pages_and_a_kept_slot_maps_none(model: Decoder) -> No
     steps = measured_steps(model, prompts, 40, 4096, "sync")
     assert 0 < steps.mapped.sum() < 40
     assert excess(steps) > 0
-    assert measured_prefill_step(model, 100, 4096, deferred=True, rounds=2) == 0.0
-    assert measured_prefill_step(model, 100, 4096, deferred=False, rounds=2) > 0.0
+    # 25 pages of 4 KB in four tensors are mapped again where nothing was kept: a hundred calls against none
+    kept, mapped = (measured_prefill_step(model, 100, 4096, deferred, rounds=5) for deferred in (True, False))
+    assert 0 < kept < mapped / 2
