@@ -23,6 +23,7 @@ KERNEL = "python3"  # the name in every notebook; here always this very interpre
 SLOWEST_START = 300  # seconds a kernel may take to start on a machine that is busy
 # Sockets in the file system, for runs could race for ports; a client that finds what it was not woken for.
 MANAGER = {"transport": "ipc", "client_factory": "common.lab.kernel_client.Client"}
+WIDGETS = "application/vnd.jupyter.widget-state+json"
 POLL = 0.3  # seconds between two looks at the notebook's progress
 # glibc gives large tensors back to the system when they are freed, which then has to map and clear pages for the next:
 # an eighth of the time of GPTQ. A gigabyte that was freed is kept instead. Other C libraries read none of this.
@@ -78,6 +79,16 @@ def execute_notebook(
         place = f"notebooks/{slug}.ipynb, cell {error.cell_index}"
         name = "" if error.ename == "LabError" else f"{error.ename}: "
         raise LabError(f"{place}: {name}{error.evalue}") from error
+    refuse_broken_widgets(json.loads((folder / "notebook.ipynb").read_text()), f"notebooks/{slug}.ipynb")
+
+
+def refuse_broken_widgets(executed: dict[str, Any], name: str) -> None:
+    """LabError where a widget of an executed notebook holds an error: `interact` keeps it, and the cell passes."""
+    widgets = executed["metadata"].get("widgets", {}).get(WIDGETS, {}).get("state", {})
+    for model in widgets.values():
+        for output in model["state"].get("outputs", ()):
+            if output["output_type"] == "error":
+                raise LabError(f"{name}, a widget: {output['ename']}: {output['evalue']}")
 
 
 def kernel_home(home: Path) -> dict[str, str]:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from common.lab.config import Composed
-from common.lab.execution import execute_notebook
+from common.lab.errors import LabError
+from common.lab.execution import execute_notebook, refuse_broken_widgets
 from common.lab.page import write_page
 from common.lab.project import Project
 from common.lab.staging import staging
@@ -180,3 +181,31 @@ def test_a_knob_is_the_figure_that_it_last_showed_and_its_setting(page: Parser) 
 def test_the_notebook_beside_the_page_keeps_its_widgets(executed: Path) -> None:
     kept = json.loads((executed / "notebook.ipynb").read_text())
     assert "application/vnd.jupyter.widget-state+json" in kept["metadata"]["widgets"]
+
+
+def test_an_error_inside_a_knob_is_an_error_of_the_run(tmp_path: Path) -> None:
+    project = Project(write_project(tmp_path / "project"))
+    blank: Any = notebook()
+    source = "import ipywidgets\nipywidgets.interact(lambda rate: 1 / rate, rate=(0, 0));"
+    blank["cells"].append(
+        {
+            "cell_type": "code",
+            "id": "k",
+            "metadata": {},
+            "source": source,
+            "outputs": [],
+            "execution_count": None,
+        }
+    )
+    write(project.notebook("toy"), json.dumps(blank))
+    with staging(project, "toy") as workspace:
+        folder = workspace / "outputs"
+        folder.mkdir()
+        with pytest.raises(
+            LabError, match=r"notebooks/toy\.ipynb, a widget: ZeroDivisionError: division by zero"
+        ):
+            execute_notebook(project, Composed("toy", "smoke", None, (0,)), workspace, folder, quiet=True)
+
+
+def test_a_knob_that_draws_is_none(executed: Path) -> None:
+    refuse_broken_widgets(json.loads((executed / "notebook.ipynb").read_text()), "toy")
