@@ -70,3 +70,7 @@ def check(config: Config) -> None:
         )
     if config.budget != "paper" and config.system != "sarathi":
         raise ValueError(f"budget: {config.budget!r} means nothing with system={config.system}; leave it")
+    if not config.between_nodes and not config.pipeline_requests:
+        raise ValueError(
+            "between_nodes: false means nothing without pipelines; set pipeline_requests, or leave it"
+        )

@@ -444,9 +444,15 @@ def test_what_means_nothing_is_refused_in_one_line(name: str, value: object) -> 
 
 
 @pytest.mark.parametrize(
-    "changes", [{"pipeline_requests": 1}, {"live_requests": 1}, {"pretrained_prompt": 5}]
+    "changes",
+    [
+        {"pipeline_requests": 1},
+        {"live_requests": 1},
+        {"pretrained_prompt": 5},
+        {"between_nodes": False, "pipeline_requests": 0},
+    ],
 )
-def test_sizes_that_leave_nothing_to_observe_are_refused(changes: dict[str, int]) -> None:
+def test_what_leaves_nothing_to_observe_is_refused(changes: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=next(iter(changes))):
         check(replace(Config(), **changes))  # type: ignore[arg-type]
 
