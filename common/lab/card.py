@@ -323,6 +323,13 @@ class Setting(Strict):
     why: str = Field(min_length=1)
 
 
+class PaperFigure(Strict):
+    """Points of a figure or table of the paper, which a notebook shows beside ours and no claim judges."""
+
+    source: str = Field(min_length=1)
+    points: dict[str, float] = Field(min_length=1)
+
+
 class Card(Strict):
     """One paper."""
 
@@ -341,6 +348,7 @@ class Card(Strict):
     claims: list[Claim] = Field(min_length=1)
     controls: dict[str, Control] = Field(min_length=1)
     settings: dict[str, Setting] = {}
+    figures: dict[str, PaperFigure] = {}
     not_reproduced: list[str] = Field(min_length=1)
 
     @field_validator("arxiv")
@@ -411,6 +419,14 @@ class Card(Strict):
                 return claim
         raise LabError(
             f"{self.slug} has no claim {claim_id!r}; it has {', '.join(c.id for c in self.claims)}"
+        )
+
+    def figure(self, name: str) -> dict[str, float]:
+        """The points of a figure of the paper; LabError names the figures there are."""
+        if name in self.figures:
+            return dict(self.figures[name].points)
+        raise LabError(
+            f"{self.slug} quotes no figure {name!r}; it has {', '.join(self.figures) or 'none'} (figures in its card)"
         )
 
     @classmethod

@@ -140,6 +140,10 @@ class Lab:
         """The paper's number for a claim, to annotate figures with; [low, high] of a range, None of a direction."""
         return self.card.claim(claim_id).paper.number
 
+    def paper_figure(self, name: str) -> dict[str, float]:
+        """The points of a figure of the paper that the card quotes, by their names, to show beside ours."""
+        return self.card.figure(name)
+
     def save(self, figure: Any, name: str, key: bool = False) -> Path:
         """Save a matplotlib figure as figures/<name>.png among the outputs; `key`: the figure people see first."""
         path = save_figure(figure, self.output, name)

@@ -9,6 +9,7 @@ import yaml
 
 from common.lab.card import Card
 from common.lab.errors import LabError
+from common.lab.evaluate import judged_digest
 from tests.lab.toy import CARD
 
 
@@ -375,3 +376,15 @@ def test_a_bound_on_the_wrong_side_is_refused(tmp_path: Path) -> None:
 def test_an_unknown_claim_names_those_there_are(tmp_path: Path) -> None:
     with pytest.raises(LabError, match="toy has no claim 'gian'; it has gain, peak, slow, kernel"):
         load(tmp_path, CARD).claim("gian")
+
+
+def test_points_of_a_figure_are_quoted_and_judge_nothing(tmp_path: Path) -> None:
+    points = {"a": 1323.0, "b": 1291.0}
+    card = load(
+        tmp_path,
+        yaml.safe_dump(changed("figures", to={"figure-9": {"source": "Figure 9", "points": points}})),
+    )
+    assert card.figure("figure-9") == points
+    assert judged_digest(card) == judged_digest(load(tmp_path, CARD))
+    with pytest.raises(LabError, match="toy quotes no figure 'figure-8'; it has figure-9"):
+        card.figure("figure-8")

@@ -105,6 +105,8 @@ def test_a_notebook_may_read_the_papers_number_by_claim(lab: Lab) -> None:
     assert (lab.paper("gain"), lab.paper("kernel")) == (2.0, None)
     with pytest.raises(LabError, match="it has gain, peak, slow, kernel"):
         lab.paper("goodput")
+    with pytest.raises(LabError, match="toy quotes no figure 'figure-9'; it has none"):
+        lab.paper_figure("figure-9")
 
 
 def test_figures_are_saved_among_the_outputs(lab: Lab) -> None:

@@ -18,7 +18,7 @@ from common.serving.memory import PagedMemory
 from common.serving.workload import Workload as Requests
 from papers.nanoflow import cost_model as cost
 from papers.nanoflow import list_schedule, plans
-from papers.nanoflow.config import Config, check
+from papers.nanoflow.config import TRACES, Config, check
 from papers.nanoflow.cost_model import COMPUTE, LLAMA_2_70B, MEMORY, NETWORK, TABLE_2, Operator, Workload
 from papers.nanoflow.dense_batch import DenseBatch
 from papers.nanoflow.experiment import run
@@ -152,15 +152,21 @@ def test_what_stage_i_gave_before_changes_nothing_and_is_computed_once_for_all_s
     assert [solve(one) for one in cases] == shared
 
 
-def test_published_numbers_are_those_of_the_card():
-    theirs, plain = (cost.published(f"{name}, tokens/s/GPU") for name in ("NanoFlow", "non-overlap"))
+def test_published_inputs_are_the_rivals_alone_and_the_papers_points_are_those_of_its_claims():
+    assert set(cost.published("TensorRT-LLM, tokens/s/GPU")) == {
+        *TRACES,
+        "512-512",
+        "1024-512",
+        "512-1024",
+    }
+    for name in ("vLLM", "NanoFlow, tokens/s/GPU"):
+        with pytest.raises(ValueError, match="nothing called"):
+            cost.published(name)
     card = Card.load(Project.current().card("nanoflow"))
     values = {claim.id: claim.paper.value for claim in card.claims}
-    assert theirs["512-1024"] / plain["512-1024"] == pytest.approx(values["gain-512-1024"], abs=1e-3)
-    assert theirs["512-0"] / plain["512-0"] == pytest.approx(values["gain-prefill-only"], abs=1e-3)
-    assert cost.published("NanoFlow, % of the optimum")["llama-2-70b"] == 68.5
-    with pytest.raises(ValueError, match="nothing called"):
-        cost.published("vLLM")
+    assert card.figure("figure-9")["512-1024"] == values["gain-512-1024"]
+    assert card.figure("figure-9")["512-0"] == values["gain-prefill-only"]
+    assert card.figure("figure-11")["llama-2-70b"] == pytest.approx(100 * values["optimum-llama-2-70b"])
 
 
 def test_the_fluid_bound_is_the_work_where_curves_are_straight_and_less_where_they_bend():
