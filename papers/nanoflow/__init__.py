@@ -16,5 +16,5 @@ kernels that overlap slow one another, so that number, sizes, order and shares a
     dense_batch      the batch policy; pipeline_latency, online: serving traces with it
     offload          copies of KV caches beside the pipeline; numerics: a real layer in the schedule's order
     gpu_streams      a layer in nano-batches on a GPU's streams (PROFILE=cuda)
-    published.csv    what the paper and its artifact print; exercises: the notebook's, solved
+    published.csv    throughput of a rival that nobody can run here; exercises: the notebook's, solved
 """
