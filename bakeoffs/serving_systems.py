@@ -27,8 +27,8 @@ from papers.fastswitch.priorities import markov_priorities
 from papers.fastswitch.priority_switching import PrioritySwitching
 from papers.fastswitch.server import Setup, SwitchingInstance
 from papers.infinite_llm.cluster import ETHERNET, NODE_GPUS, lending_over
-from papers.infinite_llm.lender import Lender
-from papers.infinite_llm.loan_costs import LendingLatency
+from papers.infinite_llm.lending import Lender
+from papers.infinite_llm.planning import LendingLatency
 from papers.infinite_llm.planning import Rules as LendingRules
 from papers.llumnix.freeness import Rules
 from papers.llumnix.global_scheduler import FreestFirst, Llumnix, Moving

@@ -7,11 +7,13 @@ small partial result comes back, the merge is exact. So instances lend KV memory
 be out of date.
 
     dist_attention.py    partial attention and its merge
-    processes.py         the same between real processes, against ring attention and fetching, bytes counted
+    processes.py         the same between real processes, against ring attention and fetching, bytes counted;
+                         and real borrowers that ask one creditor at once
     remote_cache.py      a decoder with most of its KV cache in other processes
     ledger.py            who lends to whom: rManager, gManager, cycles of debt
-    lending_protocol.py  real borrowers that ask one creditor at once
-    lending.py           loans between simulated instances: when they pay, what they cost both
+    planning.py          which loans pay, and what they cost both sides
+    lending.py           simulated instances that borrow and lend, round after round
+    comparison.py        which runs a metric needs, and what it makes of them
     cluster.py           32 A100s, with loans, without, and as one instance
     decode_step.py       one decode step in closed form
     traces.py            requests with a heavy tail of contexts

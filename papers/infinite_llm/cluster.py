@@ -23,10 +23,8 @@ from common.serving.profiled import SHAPES, profiled_latency, send
 from common.serving.schedulers import PrefillFirst
 from common.serving.trace import Trace
 from common.serving.workload import Workload
-from papers.infinite_llm.lender import Lender
-from papers.infinite_llm.lending import Lending
-from papers.infinite_llm.loan_costs import BLOCK_TOKENS, Exchange, LendingLatency, Wire
-from papers.infinite_llm.planning import Rules
+from papers.infinite_llm.lending import Lender, Lending
+from papers.infinite_llm.planning import BLOCK_TOKENS, Exchange, LendingLatency, Rules, Wire
 
 SYSTEMS = ("infinite", "vllm-multi", "vllm-single")
 CARD = "a100-80gb-sxm"
@@ -42,7 +40,7 @@ GPUS_OF = {"llama-2-7b": 1, "llama-2-70b": 8}  # of an instance (inferred); 13B 
 @dataclass(frozen=True)
 class Setup:
     """A cluster. gpus: in nodes of eight. between_nodes: bytes/s of a node's network card. prefills: whether prompts
-    cost time. dispatch: a name of DISPATCHES.
+    cost time. dispatch: a name of DISPATCHES. fetches: remote keys and values come home in every step, over NVLink.
     """
 
     model: str = "llama-2-7b"
@@ -51,6 +49,7 @@ class Setup:
     between_nodes: float = ETHERNET
     prefills: bool = False
     dispatch: str = "in turn"
+    fetches: bool = False
 
     @property
     def instance_gpus(self) -> int:
@@ -64,7 +63,7 @@ class Setup:
     def longest(self) -> int:
         """Tokens of the longest request that lending instances can hold together."""
         alone = self.kv_tokens(self.instance_gpus)
-        return alone + int((self.instances - 1) * self.rules.most_lent * alone)
+        return alone + int(min(self.instances - 1, self.rules.most_parts) * self.rules.most_lent * alone)
 
     def kv_tokens(self, gpus: int) -> int:
         """KV tokens of an instance on so many GPUs."""
@@ -75,11 +74,15 @@ class Setup:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run gave. Tokens/s over the whole run; shares of requests served, and of blocks that were remote."""
+    """What a run gave. Tokens/s over the whole run; shares of requests served, and of blocks that were remote.
+
+    finished: requests that came to their end.
+    """
 
     throughput: float
     served: float
-    trace: Trace
+    finished: int
+    trace: Trace | None
     mean_batch: float
     loans: int = 0
     refused: int = 0
@@ -126,6 +129,7 @@ def run(workload: Workload, system: str, setup: Setup, most: float = 0.98) -> Ou
     outcome = Outcome(
         float(served.output.sum()) / seconds,
         float(fits.mean()),
+        int(np.isfinite(trace.finish).sum()),
         trace,
         float(served.output.sum()) / iterations,
     )
@@ -135,6 +139,7 @@ def run(workload: Workload, system: str, setup: Setup, most: float = 0.98) -> Ou
     return Outcome(
         outcome.throughput,
         outcome.served,
+        outcome.finished,
         trace,
         outcome.mean_batch,
         book.loans,
@@ -178,7 +183,10 @@ def lender(loop: EventLoop, name: int, setup: Setup) -> Lender:
     gpus = setup.instance_gpus
     latency = profiled_latency(setup.model, "a100", gpus, network=NETWORK)
     node = name * gpus // NODE_GPUS
-    return Lender(loop, name, node, LendingLatency(latency, setup.prefills), setup.kv_tokens(gpus))
+    nvlink = link(device(CARD).interconnect)
+    home = SHAPES[setup.model].kv_bytes_per_token() / (nvlink.bytes_per_s * nvlink.usable)
+    times = LendingLatency(latency, setup.prefills, home if setup.fetches else None)
+    return Lender(loop, name, node, times, setup.kv_tokens(gpus))
 
 
 def lend_between(loop: EventLoop, lenders: list[Lender], setup: Setup) -> Lending:

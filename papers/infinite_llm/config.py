@@ -1,37 +1,84 @@
-"""What the experiment can be told: switches and sizes."""
+"""Sizes and switches of a run. A control changes one switch; the profiles change the sizes."""
 
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from common.lab.bounds import At, Choice, Inferred, Length
+
+HELD_ALONE = (
+    115_000  # tokens of a prompt that an instance of LLaMA-2-7B surely holds with its answer (of 121,750)
+)
 
 
 @dataclass(frozen=True)
 class Config:
-    """Sizes and switches. A control changes one switch; profiles change the sizes."""
+    """What is compared, on how much, and which part of the method is switched off."""
 
-    model: str = "llama-2-7b"
-    gpus: int = 32
-    requests: int = 3000  # of each run, all there at once
-    # longest prompts of the traces that an instance alone can serve, and of those that it cannot
-    short: list[int] = field(default_factory=lambda: [60_000, 100_000])
-    long: list[int] = field(default_factory=lambda: [200_000])
-    sizes: list[int] = field(
-        default_factory=lambda: [1000, 6000]
-    )  # other numbers of requests, on the last short trace
-    spreads: list[float] = field(
-        default_factory=lambda: [0.0, 0.5]
-    )  # of lengths, beside 1 as drawn; see traces.py
-    spread: float = 1.0  # of all traces
-    lends: bool = True  # False: the instances keep their memory to themselves
-    one_instance: bool = False  # True: all GPUs form one instance in place of ours
+    # Only LLaMA-2-7B: 13B has no operator profile.
+    model: Annotated[str, Choice("llama-2-7b")] = "llama-2-7b"
+    gpus: Annotated[int, Choice(8, 16, 32)] = 32  # one an instance, in nodes of eight
+    requests: Annotated[int, At(50, 20_000)] = 1000  # of each run, all there at once
+    # Longest prompts of the traces that an instance alone can serve, and of the one that it cannot.
+    short: Annotated[list[int], Length(1, 4), At(10_000, HELD_ALONE)] = field(
+        default_factory=lambda: [60_000, 100_000]
+    )
+    long: Annotated[list[int], Length(1, 4), At(130_000, 2_000_000)] = field(
+        default_factory=lambda: [200_000]
+    )
+    long_share: Annotated[
+        float, Inferred(0.05, 0.2, "share of long prompts; the paper's traces are unpublished")
+    ] = 0.1
+    shortest_long: Annotated[
+        int, Inferred(2_000, 9_000, "shortest of the long prompts; the paper's traces are unpublished")
+    ] = 8_000
+    instances: Annotated[list[int], Length(1), Choice(2, 4, 8, 16, 32)] = field(
+        default_factory=lambda: [2, 4, 8, 16, 32]
+    )  # of the longest context
+
+    prompts_cost: bool = True  # False: all requests arrive prefilled
+
+    # The method, and what of it is switched off.
+    # `fetch`: keys and values come home in every step, instead of the query going out.
+    attends: Annotated[str, Choice("remote", "fetch")] = "remote"
+    # `random`: any instance that can lend, and any order of debtors, one draw a seed.
+    creditors: Annotated[str, Choice("planned", "random")] = "planned"
     cancels: bool = True  # False: debts along cycles stay
-    prefills: bool = False  # True: prompts cost time too
-    moved_per_step: int = 16  # tokens that may leave a request in a decode step
-    instances: list[int] = field(default_factory=lambda: [2, 4, 8, 16, 32])  # of the longest context
-    processes: int = 4
-    contexts: list[int] = field(default_factory=lambda: [1024, 4096, 16_384])  # tokens, of the real attention
-    method: str = "dist"  # of the real attention; a name of processes.METHODS
+    moved_per_step: Annotated[int, At(0, 4096)] = 16  # tokens that may leave a request in a decode step
+    most_parts: Annotated[int, At(1, 31)] = 31  # creditors that one request may lie at
+    most_lent: Annotated[
+        float, Inferred(0.5, 0.95, "v1 names a cap on what is lent as a hyper-parameter, without a value")
+    ] = 0.8
+    period: Annotated[float, Inferred(0.125, 1.0, "v2 plans periodically and names no period")] = 0.25  # s
+    # From this batch on an instance borrows no more. Dealt out in turn, 1,000 requests give 32 instances at most 32
+    # each, so that from 32 on it never binds and decides nothing.
+    batch: Annotated[int, Inferred(32, 256, "v2's beta, without a value")] = 64
+    busy: Annotated[float, Inferred(0.7, 0.95, "v2's mu, without a value")] = 0.8  # then it lends no more
+    # Share of the debtor's throughput that a loan must add; v2's scheduler makes every loan that gains.
+    least_gain: Annotated[float, At(0, 1)] = 0.0
+
+    # The real processes.
+    processes: Annotated[int, At(2, 8)] = 4
+    contexts: Annotated[list[int], Length(1), At(64, 131_072)] = field(
+        default_factory=lambda: [1024, 4096, 16_384]
+    )
     merging: bool = True  # False: partial results are averaged
-    remote: float = 0.75  # share of a real request's prompt that other processes hold
-    loan_requests: int = 100  # of each borrower of the real protocol
+    remote: Annotated[float, At(0.1, 0.95)] = 0.75  # share of a real prompt that other processes hold
+    loan_requests: Annotated[int, At(10, 10_000)] = 100  # of each borrower of the real protocol
     refuses: bool = True  # False: a creditor grants what the ledger promised
-    moved_tokens: list[int] = field(default_factory=lambda: [4, 8, 16, 32, 64])  # a decode step
-    link_bytes_per_s: float = 0.0  # of the moves; 0: NVLink
+
+
+def check(config: Config) -> None:
+    """ValueError in one line for combinations that cannot run, or of which a run would ignore a part."""
+    for name in ("short", "long"):
+        if sorted(getattr(config, name)) != getattr(config, name):
+            raise ValueError(f"{name}: {getattr(config, name)} is not in rising order")
+    if config.requests * config.long_share < 3:
+        raise ValueError(f"requests: {config.requests} hold fewer than three long ones; raise them")
+    if max(config.long) > 1000 * 90 * config.gpus * 0.5:
+        raise ValueError(f"long: {max(config.long)} tokens may not fit {config.gpus} instances; raise gpus")
+    if min(config.contexts) < 8 * config.processes:
+        raise ValueError(f"contexts: {min(config.contexts)} are too few for {config.processes} processes")
+    if 32 not in config.instances:
+        raise ValueError(
+            f"instances: {config.instances} lack 32, where the paper's longest context is; add it"
+        )

@@ -1,4 +1,4 @@
-"""One decode step on A100s, in closed form: attention over remote parts, and what moving blocks costs beside it.
+"""One decode step on A100s, in closed form: attention over remote parts.
 
 Seconds are of one layer of LLaMA-2-13B's dimensions on four GPUs of a node (Figure of v2's kernel study): memory-bound
 attention, and messages over NVLink at the profiled time of a small transfer.
@@ -6,7 +6,7 @@ attention, and messages over NVLink at the profiled time of a small transfer.
 
 from common.hardware.specs import gpu as device
 from common.hardware.specs import link
-from common.serving.profiled import ATTENTION_BANDWIDTH_SHARE, profiled_latency, send
+from common.serving.profiled import ATTENTION_BANDWIDTH_SHARE, send
 from papers.infinite_llm.cluster import CARD, NETWORK
 
 HEADS, HEAD_DIM, BYTES = 40, 128, 2  # LLaMA-2-13B, bf16
@@ -14,7 +14,7 @@ GPUS = 4
 
 
 def attention_seconds(method: str, tokens: int) -> float:
-    """Of one layer's attention of one request over `tokens` tokens on GPUS GPUs: "dist" or "ring".
+    """Of one layer's attention of one request over `tokens` tokens on GPUS GPUs: "dist", "ring" or "fetch".
 
     dist: each GPU attends to its part, queries and partial results cross once. ring: before each of the other parts is
     attended to, it travels one hop; copies overlap with attention, so that the longer of the two counts.
@@ -28,18 +28,7 @@ def attention_seconds(method: str, tokens: int) -> float:
     if method == "ring":
         hop = send(NETWORK, 2, 0.0) + kv_bytes / GPUS / (nvlink.bytes_per_s * nvlink.usable)
         return part + (GPUS - 1) * max(hop, part)
-    raise KeyError(f"no method {method!r}; there is dist and ring")
-
-
-def movement_loss(tokens: int, bytes_per_s: float = 0.0, batch: int = 32, context: int = 2048) -> float:
-    """Share by which a decode step of LLaMA-2-7B gets longer while `tokens` tokens of KV are moved during it.
-
-    Copies run beside the step: what outlasts it counts, and their share of the memory's bandwidth. bytes_per_s: of the
-    wire; 0: NVLink.
-    """
-    latency = profiled_latency("llama-2-7b", "a100", 1, network=NETWORK)
-    step = latency.iteration([], batch, batch * context)[0]
-    nvlink = link(device(CARD).interconnect)
-    rate = bytes_per_s or nvlink.bytes_per_s * nvlink.usable
-    moved = tokens * latency.shape.kv_bytes_per_token()
-    return (max(0.0, moved / rate - step) + moved / device(CARD).bandwidth) / step
+    if method == "fetch":  # all remote parts come to one GPU, which attends to everything
+        copies = (GPUS - 1) * kv_bytes / GPUS / (nvlink.bytes_per_s * nvlink.usable)
+        return max(copies, GPUS * part)
+    raise KeyError(f"no method {method!r}; there is dist, ring and fetch")

@@ -9,14 +9,100 @@ computed (v1). What raises the throughput of both together most is planned: plac
 one pays, then a move, as far as it gets until the next plan.
 """
 
+import random
 from collections.abc import Mapping
+from collections.abc import Sequence as Several
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from common.serving.latency import LatencyModel
+from common.serving.latency import LatencyModel, Line
 from common.serving.sequence import Sequence
 from papers.infinite_llm.ledger import PROPOSALS
-from papers.infinite_llm.loan_costs import BLOCK_TOKENS, Exchange, tokens_per_s
+
+BLOCK_TOKENS = 16  # of an rBlock (inferred: vLLM's block)
+
+
+@dataclass(frozen=True)
+class Wire:
+    """Between two instances: bytes/s, and the seconds of one message."""
+
+    bytes_per_s: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What a decode iteration exchanges with the creditors: a round trip a layer, with all of them at a time.
+
+    sent_bytes: a query and a partial result of all heads in one layer, for one request's part at one creditor.
+    within, across: the wires inside a node and between nodes.
+    """
+
+    layers: int
+    sent_bytes: float
+    within: Wire
+    across: Wire
+
+    def seconds(self, near: int, far: int, sharing: int = 1) -> float:
+        """Of an iteration with so many remote parts in the node and beyond it.
+
+        The parts of a wire follow one another, the two wires and all delays overlap. sharing: debtors that use the
+        wire between nodes at the same time.
+        """
+        slowest = 0.0
+        for wire, parts, users in ((self.within, near, 1), (self.across, far, sharing)):
+            if parts:
+                slowest = max(slowest, 2 * wire.seconds + parts * users * self.sent_bytes / wire.bytes_per_s)
+        return self.layers * slowest
+
+
+class LendingLatency:
+    """An instance's latencies with loans: `remote` tokens of its requests lie elsewhere, it hosts `hosted` of others.
+
+    exchange_seconds: of one iteration's queries and partial results. prefills: False lets requests arrive prefilled, so
+    that prompts cost nothing: what lending changes is the decode batch. fetch_seconds_per_token: where remote keys and
+    values come home in every step instead of the query going out; the creditor then only stores them.
+    """
+
+    stages = 1
+
+    def __init__(
+        self, base: LatencyModel, prefills: bool, fetch_seconds_per_token: float | None = None
+    ) -> None:
+        self.base = base
+        self.prefills = prefills
+        self.fetch_seconds_per_token = fetch_seconds_per_token
+        self.remote = 0
+        self.hosted = 0
+        self.exchange_seconds = 0.0
+
+    def iteration(self, chunks: Several[tuple[int, int]], decodes: int, context: int) -> tuple[float, float]:
+        """See LatencyModel."""
+        seconds = self.base.iteration(chunks, 0, 0)[0] if chunks and self.prefills else 0.0
+        if decodes:
+            line = self.decode_line(decodes, context)
+            seconds += line.intercept + line.slope * context
+        return seconds, 0.0
+
+    def decode_line(self, decodes: int, context: int) -> Line:
+        """See LatencyModel. A request that ended may leave fewer tokens than are remote, until the loan is repaid."""
+        intercept, slope, until = self.base.decode_line(decodes, context)
+        if self.fetch_seconds_per_token is not None:
+            return Line(intercept + self.fetch_seconds_per_token * self.remote, slope, until)
+        fixed = intercept + slope * self.hosted + self.exchange_seconds
+        if context < self.remote:
+            return Line(fixed, 0.0, min(until, float(self.remote)))
+        return Line(fixed - slope * self.remote, slope, until)
+
+
+def tokens_per_s(
+    base: LatencyModel, decodes: int, context: int, remote: int, hosted: int, exchange_seconds: float
+) -> float:
+    """Throughput of a decode batch of which `remote` tokens lie elsewhere, beside `hosted` tokens of others."""
+    if not decodes:
+        return 0.0
+    intercept, slope, _ = base.decode_line(decodes, context)
+    return decodes / (intercept + slope * (max(0, context - remote) + hosted) + exchange_seconds)
 
 
 @dataclass(frozen=True)
@@ -27,8 +113,10 @@ class Rules:
     blocks in use from which an instance lends no more. most_lent: share of its blocks that it may lend. heads: waiting
     requests that a plan looks at. pieces: sizes of a move that are tried, in parts of what could be moved.
     moved_per_step: tokens that may leave a request in a decode step (v2 finds that 16 cost nothing). least_gain: share
-    of the debtor's throughput that a loan must add (v2: more than nothing, which costs throughput here: what a loan
-    takes from the creditor's next requests is not in the model). cancels: whether debts along cycles are cancelled.
+    of the debtor's throughput that a loan must add. v2 asks for more than nothing; a fiftieth forbids all moves, for a
+    round moves less than that. cancels: whether debts along cycles are cancelled. most_parts: creditors that a request
+    which fits no instance may lie at. drawn: a seed; debtors and creditors are then drawn among those that may,
+    whatever the model says of them (a placebo).
     """
 
     period: float = 0.25
@@ -38,12 +126,17 @@ class Rules:
     heads: int = 16
     pieces: int = 4
     moved_per_step: int = 16
-    least_gain: float = 0.02
+    least_gain: float = 0.0
     cancels: bool = True
+    most_parts: int = 31
+    drawn: int | None = None
 
 
 class Waiting(NamedTuple):
-    """A request at the head of a queue: blocks that it needs to be admitted, and its tokens by then."""
+    """A request at the head of a queue: blocks that it needs beside those reserved for it, and its tokens by then.
+
+    Below 0 where more is reserved, for what an instance keeps free may be in use.
+    """
 
     sequence: Sequence
     blocks: int
@@ -116,9 +209,13 @@ def movable_in_a_round(one: Standing, rules: Rules, exchange: Exchange) -> int:
     return int(steps * rules.moved_per_step / BLOCK_TOKENS)
 
 
-def creditors_of(debtor: Standing, known: Mapping[int, Standing], rules: Rules) -> list[Standing]:
-    """The instances to ask: the same node first, then those with most free; PROPOSALS at most."""
+def creditors_of(
+    debtor: Standing, known: Mapping[int, Standing], rules: Rules, rng: random.Random | None = None
+) -> list[Standing]:
+    """The instances to ask: the same node first, then those with most free; PROPOSALS at most. rng: one of all."""
     able = [one for one in known.values() if one.name != debtor.name and one.lends and spare(one, rules)]
+    if rng is not None:
+        return [rng.choice(able)] if able else []
     able.sort(key=lambda one: (one.node != debtor.node, -one.free, one.name))
     return able[:PROPOSALS]
 
@@ -142,8 +239,10 @@ def lent(debtor: Standing, creditor: Standing, blocks: int, of_longest: bool) ->
     )
 
 
-def plan_loans(heard: Mapping[int, Standing], rules: Rules, exchange: Exchange) -> list[Plan]:
-    """The loans of a round, in the order in which they should be made."""
+def plan_loans(
+    heard: Mapping[int, Standing], rules: Rules, exchange: Exchange, rng: random.Random | None = None
+) -> list[Plan]:
+    """The loans of a round, in the order in which they should be made. rng: draws them, where the rules say so."""
     known = dict(heard)
     plans: list[Plan] = []
 
@@ -152,12 +251,15 @@ def plan_loans(heard: Mapping[int, Standing], rules: Rules, exchange: Exchange) 
         plans.append(plan)
         known[debtor.name], known[creditor.name] = _admitted(debtor), creditor
 
-    for name in sorted(known, key=lambda name: (known[name].decodes, name)):
+    order = sorted(known, key=lambda name: (known[name].decodes, name))
+    if rng is not None:
+        rng.shuffle(order)
+    for name in order:
         known[name] = _admitted(known[name])
         while known[name].decodes < rules.batch:
-            if found := placement(known[name], known, rules, exchange):
+            if found := placement(known[name], known, rules, exchange, rng):
                 make(found)
-            elif found := move(known[name], known, rules, exchange):
+            elif found := move(known[name], known, rules, exchange, rng):
                 make(found)
                 break  # no more leaves it in this round
             else:
@@ -166,16 +268,20 @@ def plan_loans(heard: Mapping[int, Standing], rules: Rules, exchange: Exchange) 
 
 
 def placement(
-    debtor: Standing, known: Mapping[int, Standing], rules: Rules, exchange: Exchange
+    debtor: Standing,
+    known: Mapping[int, Standing],
+    rules: Rules,
+    exchange: Exchange,
+    rng: random.Random | None = None,
 ) -> tuple[Plan, Standing, Standing] | None:
     """The best loan of what the debtor's next request lacks, with both instances after it; None if none pays."""
     if not debtor.waiting:
         return None
     head = debtor.waiting[0]
-    lacking = head.blocks - max(0, debtor.free)
+    lacking = head.blocks - debtor.free
     now = speed(debtor, exchange)
-    best, found = rules.least_gain * now, None
-    for creditor in creditors_of(debtor, known, rules):
+    best, found = rules.least_gain * now if rng is None else -float("inf"), None
+    for creditor in creditors_of(debtor, known, rules, rng):
         if lacking <= spare(creditor, rules):
             after = lent(debtor, creditor, lacking, of_longest=False)
             gain = speed(after[0], exchange) + speed(after[1], exchange) - now - speed(creditor, exchange)
@@ -186,7 +292,11 @@ def placement(
 
 
 def move(
-    debtor: Standing, known: Mapping[int, Standing], rules: Rules, exchange: Exchange
+    debtor: Standing,
+    known: Mapping[int, Standing],
+    rules: Rules,
+    exchange: Exchange,
+    rng: random.Random | None = None,
 ) -> tuple[Plan, Standing, Standing] | None:
     """The best move of blocks of the longest request, with both instances after it; None if none pays.
 
@@ -197,8 +307,8 @@ def move(
         return None
     movable = min(debtor.movable, movable_in_a_round(debtor, rules, exchange))
     now = speed(debtor, exchange)
-    best, found = rules.least_gain * now, None
-    for creditor in creditors_of(debtor, known, rules):
+    best, found = rules.least_gain * now if rng is None else -float("inf"), None
+    for creditor in creditors_of(debtor, known, rules, rng):
         before = now + speed(creditor, exchange)
         most = min(movable, spare(creditor, rules))
         for blocks in sorted({most * piece // rules.pieces for piece in range(1, rules.pieces + 1)} - {0}):

@@ -8,8 +8,12 @@ Rank 0 owns the request. The others lend memory and hold a part of the sequence 
     fetch    every remote part is copied to the owner at every step
 
 Bytes are the sizes of the tensors that rank 0 and its peers really pass to gloo.
+
+Borrowers also ask one creditor at once, from a ledger that is out of date (`lend_concurrently`): the creditor is the
+last to decide, one message after another, so it never promises more than it has, and nobody waits for who waits.
 """
 
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,9 +24,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from papers.infinite_llm.dist_attention import attend_part, average, cut, merge, packed, unpacked
+from papers.infinite_llm.ledger import Refused, RManager, audit
 
 METHODS = ("dist", "ring", "fetch")
 WARM_UP, REPEATS = 1, 5
+ASK, REPAY, DONE = range(3)
 
 
 @dataclass(frozen=True)
@@ -89,22 +95,24 @@ def attention_steps(
         mine = torch.stack([keys, values])[:, :, first : first + lengths[rank]].contiguous()
         truth = merge([attend_part(query.double(), keys.double(), values.double())])
         found = {}
-        for method in methods:
-            wire = Counted()
-            seconds = []
-            for turn in range(WARM_UP + REPEATS):
-                wire.bytes = 0
+        seconds: dict[str, list[float]] = {method: [] for method in methods}
+        sent_by, results = {}, {}
+        for turn in range(WARM_UP + REPEATS):
+            for method in (*methods, *reversed(methods)):  # A B B A: no method has the quieter half
+                wire = Counted()
                 dist.barrier()
                 start = time.perf_counter()
                 result = STEPS[method](rank, world, query, mine, lengths, wire, merging)
                 if turn >= WARM_UP:
-                    seconds.append(time.perf_counter() - start)
-            sent = torch.tensor([wire.bytes])
+                    seconds[method].append(time.perf_counter() - start)
+                sent_by[method], results[method] = wire.bytes, result
+        for method in methods:
+            sent, result = torch.tensor([sent_by[method]]), results[method]
             dist.all_reduce(sent)
             if rank == 0:
                 assert result is not None
                 error = float((result.double() - truth).abs().max())
-                found[method] = Step(sorted(seconds)[len(seconds) // 2], int(sent), error)
+                found[method] = Step(sorted(seconds[method])[len(seconds[method]) // 2], int(sent), error)
         answers.append(found)
     return answers
 
@@ -189,3 +197,62 @@ def bytes_of(method: str, shape: Shape, world: int) -> int:
     if method == "fetch":
         return sum(lengths[1:]) * kv_token
     raise KeyError(f"no method {method!r}; there is {', '.join(METHODS)}")
+
+
+def lend_concurrently(
+    rank: int, world: int, blocks: int, requests: int, seed: int, refuses: bool = True
+) -> tuple[int, int, int] | tuple[int, int]:
+    """Rank 0 has `blocks` to lend; every other rank asks `requests` times for up to half of what it heard once.
+
+    Rank 0 answers (most lent at once, granted, refused), the others (granted, refused). For common.distributed.launch.
+    refuses: False makes a creditor that believes the ledger and grants whatever is asked.
+    """
+    if rank:
+        return _borrower(rank, blocks, requests, random.Random(seed * 1000 + rank))
+    manager = RManager(0, blocks if refuses else blocks * requests * world)
+    peers = {name: RManager(name, 0) for name in range(1, world)}
+    word = torch.zeros(2, dtype=torch.int64)
+    most = granted = refused = 0
+    working = world - 1
+    while working:
+        name = dist.recv(word)
+        assert name is not None
+        kind, wanted = word.tolist()
+        if kind == DONE:
+            working -= 1
+            continue
+        if kind == REPAY:
+            manager.settled(name, wanted, as_debtor=False)
+            peers[name].settled(0, wanted, as_debtor=True)
+            continue
+        try:
+            manager.lend(name, wanted)
+            peers[name].took(0, wanted)
+            agreed, granted = 1, granted + 1
+        except Refused:
+            agreed, refused = 0, refused + 1
+        most = max(most, sum(manager.lent.values()))
+        audit([manager, *peers.values()])
+        dist.send(torch.tensor([agreed]), name)
+    assert not manager.lent, "a loan is left over"
+    return most, granted, refused
+
+
+def _borrower(rank: int, heard: int, requests: int, rng: random.Random) -> tuple[int, int]:
+    """heard: what the ledger said was free, at the start and never again."""
+    held: list[int] = []
+    granted = 0
+    answer = torch.zeros(1, dtype=torch.int64)
+    for _ in range(requests):
+        wanted = rng.randint(1, max(1, heard // 2))
+        dist.send(torch.tensor([ASK, wanted]), 0)
+        dist.recv(answer, 0)
+        if int(answer):
+            held.append(wanted)
+            granted += 1
+        if held and rng.random() < 0.5:
+            dist.send(torch.tensor([REPAY, held.pop()]), 0)
+    for wanted in held:
+        dist.send(torch.tensor([REPAY, wanted]), 0)
+    dist.send(torch.tensor([DONE, 0]), 0)
+    return granted, requests - granted

@@ -4,9 +4,6 @@ import numpy as np
 
 from common.serving.workload import Lengths, Workload
 
-LONG_SHARE = 0.1  # of requests (inferred)
-SHORTEST_LONG = 8_000  # tokens (inferred)
-
 
 def draw(
     rng: np.random.Generator,
@@ -14,16 +11,18 @@ def draw(
     chat: Lengths,
     longest: int,
     spread: float = 1.0,
-    long_share: float = LONG_SHARE,
+    long_share: float = 0.1,
+    shortest_long: int = 8_000,
 ) -> Workload:
     """`n` requests, all there at once: offline serving.
 
-    chat: lengths that are drawn from. A share of the prompts is log-uniform between SHORTEST_LONG and `longest` tokens
-    instead. spread: 1 as drawn, 0 all of mean length, between them logarithms shrunk by so much around the same mean.
+    chat: lengths that are drawn from. A share of the prompts is log-uniform between `shortest_long` and `longest`
+    tokens instead. spread: 1 as drawn, 0 all of mean length, between them logarithms shrunk by so much
+    around the same mean.
     """
     drawn = chat.sample(rng, n)
     long = rng.random(n) < long_share
-    tail = np.exp(rng.uniform(np.log(SHORTEST_LONG), np.log(longest), n)).astype(np.int64)
+    tail = np.exp(rng.uniform(np.log(shortest_long), np.log(longest), n)).astype(np.int64)
     prompt, output = np.where(long, tail, drawn.prompt), drawn.output
     return Workload(np.zeros(n), _spread(prompt, spread), _spread(output, spread))
 

@@ -1,5 +1,6 @@
 """Infinite-LLM: the merge against one softmax, the books against over-commitment, loans against conservation."""
 
+import json
 from dataclasses import replace
 from itertools import permutations
 
@@ -12,12 +13,16 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from common.distributed.launch import launch
+from common.lab.config import compose
+from common.lab.errors import LabError
+from common.lab.project import Project
 from common.lab.runtime import Runtime
 from common.serving.workload import Lengths, Workload
 from papers.infinite_llm.cluster import Setup, longest_served
 from papers.infinite_llm.cluster import run as serve
-from papers.infinite_llm.config import Config
-from papers.infinite_llm.decode_step import attention_seconds, movement_loss
+from papers.infinite_llm.comparison import MULTI, SINGLE, Case, decisive, pairs_of
+from papers.infinite_llm.config import HELD_ALONE, Config
+from papers.infinite_llm.decode_step import attention_seconds
 from papers.infinite_llm.dist_attention import attend_part, cut, joined, merge, packed, unpacked
 from papers.infinite_llm.experiment import run
 from papers.infinite_llm.ledger import (
@@ -30,14 +35,14 @@ from papers.infinite_llm.ledger import (
     cycles,
     repay,
 )
-from papers.infinite_llm.lending_protocol import lend_concurrently
-from papers.infinite_llm.loan_costs import Exchange, LendingLatency, Wire
-from papers.infinite_llm.planning import Rules
-from papers.infinite_llm.processes import METHODS, Shape, attention_steps, bytes_of
+from papers.infinite_llm.planning import Exchange, LendingLatency, Rules, Wire
+from papers.infinite_llm.processes import METHODS, Shape, attention_steps, bytes_of, lend_concurrently
 from papers.infinite_llm.remote_cache import serve_shared
 from papers.infinite_llm.traces import draw
+from tests.lab.toy import REPOSITORY
 from tests.papers.test_distserve import PLAIN
 
+PROJECT = Project(REPOSITORY)
 CHAT = Lengths(np.array([100, 300, 800]), np.array([50, 200, 400]))
 
 
@@ -268,13 +273,6 @@ def test_attention_over_a_ring_takes_longer_the_longer_the_context():
     assert 1 < ratios[0] < ratios[1] < ratios[2]
 
 
-def test_moving_more_than_a_step_carries_costs_the_rest():
-    hidden = [movement_loss(tokens) for tokens in (0, 16, 32)]
-    assert hidden[0] == 0.0 and hidden[2] == pytest.approx(2 * hidden[1]) and hidden[1] < 1e-3
-    lossy = [movement_loss(tokens, 1e8) for tokens in (16, 32)]
-    assert lossy[1] - lossy[0] == pytest.approx(lossy[0] + 1, rel=1e-9)
-
-
 def test_the_spread_of_lengths_shrinks_around_their_mean():
     drawn = [draw(np.random.default_rng(0), 4000, CHAT, 60_000, spread) for spread in (0.0, 0.5, 1.0)]
     deviations = [np.log(one.prompt).std() for one in drawn]
@@ -292,8 +290,8 @@ def test_the_longest_request_is_what_all_may_lend_and_one_block_more_is_refused(
 
 
 def test_same_config_and_seeds_give_the_same_bytes():
-    config = Config(gpus=8, requests=60, short=[60_000], long=[200_000], sizes=[30])
-    metrics = ["gain_typical", "gain_by_tokens", "gain_growth", "served_more", "longest_context_gain"]
+    config = Config(gpus=8, requests=60, short=[60_000], long=[200_000], instances=[32])
+    metrics = ["gain_end_to_end", "served_more", "gain_equal_lengths", "longest_context_gain"]
     runs = [run(config, Runtime((0, 1), wanted=metrics)) for _ in range(2)]
     assert runs[0].to_json() == runs[1].to_json()
 
@@ -302,3 +300,86 @@ def test_more_cancelling_rules_do_not_change_what_is_served():
     for cancels in (True, False):
         outcome = serve(long_trace(100_000, 80), "infinite", Setup(gpus=8, rules=Rules(cancels=cancels)))
         assert outcome.exact and outcome.served == 1.0
+
+
+@pytest.mark.parametrize(
+    "field,value",
+    [
+        ("processes", 1),
+        ("gpus", 12),
+        ("gpus", 1),
+        ("short", []),
+        ("short", [5000]),
+        ("remote", 0.0),
+        ("model", "llama-2-13b"),
+        ("spread", -1.0),
+    ],
+)
+def test_what_cannot_run_is_refused_in_one_line(field, value):
+    text = json.dumps(value)
+    with pytest.raises(LabError) as refused:
+        compose(PROJECT, "infinite_llm", "smoke", [f"paper.{field}={text}"])
+    assert "\n" not in str(refused.value) and field in str(refused.value)
+
+
+def test_keys_and_values_that_come_home_cost_more_than_a_query_that_goes_out():
+    workload = long_trace(100_000)
+    query, fetch = (serve(workload, "infinite", replace(SMALL, fetches=fetches)) for fetches in (False, True))
+    assert query.exact and fetch.exact and query.loans > 0 and fetch.loans > 0
+    assert attention_seconds("fetch", 65_536) > attention_seconds("dist", 65_536)
+    assert fetch.throughput < query.throughput
+
+
+def test_creditors_drawn_at_random_keep_the_books_and_depend_on_the_seed_alone():
+    runs = [
+        serve(long_trace(100_000), "infinite", replace(SMALL, rules=Rules(drawn=seed))) for seed in (1, 1, 2)
+    ]
+    assert all(one.exact and one.served == 1.0 for one in runs)
+    assert runs[0].throughput == runs[1].throughput
+
+
+def test_a_request_cut_in_two_is_as_long_as_two_instances_hold():
+    setup = Setup(gpus=8, rules=Rules(most_parts=1))
+    assert longest_served(setup, "infinite") == longest_served(Setup(gpus=2), "infinite")
+
+
+def test_the_gain_is_over_rivals_that_serve_everything_on_traces_that_both_serve():
+    config = Config()
+    for metric in ("gain_end_to_end", "gain_decode_only", "by_tokens_end_to_end"):
+        for ours, rivals in pairs_of(config)[metric]:
+            assert ours.longest <= HELD_ALONE and {one.system for one in rivals} == {MULTI, SINGLE}
+            assert all(replace(one, system=ours.system) == ours for one in rivals), "all else is the same"
+
+
+def test_requests_served_counts_those_that_came_to_their_end():
+    config = Config(gpus=8, requests=60, most_parts=1, instances=[32])
+    seen = run(config, Runtime((0, 1, 2), wanted=["served_more"]))
+    for seed in (0, 1, 2):
+        shares = [row.value for row in seen.rows("served", system="infinite") if row.seed == seed]
+        (finished,) = (row.value for row in seen.rows("requests_served") if row.seed == seed)
+        assert finished == round(60 * min(shares))
+
+
+@pytest.mark.parametrize("field,value", [("busy", 0.7), ("least_gain", 0.05), ("period", 1.0), ("batch", 32)])
+def test_what_decides_a_run_is_part_of_what_it_is_remembered_by(field, value):
+    ours = Case(60_000)
+    assert decisive(Config(), ours) != decisive(replace(Config(), **{field: value}), ours)
+    rival = replace(ours, system=MULTI)
+    assert decisive(Config(), rival) == decisive(replace(Config(), **{field: value}), rival)
+
+
+def test_a_request_that_has_its_room_is_not_planned_for_again():
+    """A prompt of 90,000 tokens takes a hundred rounds; what waits behind it is reserved for once."""
+    workload = Workload(np.zeros(4), np.array([90_000, 1000, 60_000, 1000]), np.full(4, 20))
+    setup = Setup(gpus=2, rules=Rules(batch=256, busy=1.0, least_gain=0.0), prefills=True)
+    outcome = serve(workload, "infinite", setup)
+    assert outcome.exact and outcome.served == 1.0 and outcome.placed_blocks > 0
+    assert outcome.dropped <= outcome.loans
+
+
+def test_blocks_move_while_they_decode_unless_a_threshold_forbids_it():
+    kept = [
+        serve(long_trace(100_000), "infinite", replace(SMALL, rules=Rules(least_gain=least)))
+        for least in (Config().least_gain, 0.5)
+    ]
+    assert kept[0].moved_blocks > 0 == kept[1].moved_blocks

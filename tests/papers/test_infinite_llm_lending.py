@@ -13,13 +13,14 @@ from common.serving.cluster import Replicas, RoundRobin
 from common.serving.engine import simulate
 from common.serving.sequence import Sequence
 from common.serving.workload import Workload
-from papers.infinite_llm.lender import Lender
-from papers.infinite_llm.lending import Lending
-from papers.infinite_llm.loan_costs import Exchange, LendingLatency, Wire
+from papers.infinite_llm.lending import Lender, Lending
 from papers.infinite_llm.planning import (
+    Exchange,
+    LendingLatency,
     Rules,
     Standing,
     Waiting,
+    Wire,
     lent,
     move,
     placement,
