@@ -8,6 +8,7 @@ vllm-single    all GPUs hold one model: tensor parallel inside a node, pipeline 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,9 @@ MEMORY_SHARE = 0.9  # of a GPU for weights and KV cache: vLLM's default
 ETHERNET = 125e6  # bytes/s between nodes: the paper's cluster
 ETHERNET_SECONDS = 50e-6  # of a message over TCP in a data centre (inferred)
 DISPATCHES: dict[str, Callable[[], Dispatcher]] = {"in turn": RoundRobin, "by tokens": LeastTokens}
-GPUS_OF = {"llama-2-7b": 1, "llama-2-70b": 8}  # of an instance (inferred); 13B has no operator profile
+MODEL = "llama-2-7b"  # on one GPU an instance; 13B has no operator profile
+SHAPE = SHAPES[MODEL]
+COUNTERS = ("loans", "refused", "dropped", "cancelled", "moved_blocks", "placed_blocks")
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,6 @@ class Setup:
     cost time. dispatch: a name of DISPATCHES. fetches: remote keys and values come home in every step, over NVLink.
     """
 
-    model: str = "llama-2-7b"
     gpus: int = 32
     rules: Rules = Rules()
     between_nodes: float = ETHERNET
@@ -52,31 +54,22 @@ class Setup:
     fetches: bool = False
 
     @property
-    def instance_gpus(self) -> int:
-        return GPUS_OF[self.model]
-
-    @property
-    def instances(self) -> int:
-        return self.gpus // self.instance_gpus
-
-    @property
     def longest(self) -> int:
         """Tokens of the longest request that lending instances can hold together."""
-        alone = self.kv_tokens(self.instance_gpus)
-        return alone + int(min(self.instances - 1, self.rules.most_parts) * self.rules.most_lent * alone)
+        alone = kv_tokens(1)
+        return alone + int(min(self.gpus - 1, self.rules.most_parts) * self.rules.most_lent * alone)
 
-    def kv_tokens(self, gpus: int) -> int:
-        """KV tokens of an instance on so many GPUs."""
-        shape = SHAPES[self.model]
-        free = MEMORY_SHARE * device(CARD).memory_bytes * gpus - shape.weight_bytes()
-        return int(free / shape.kv_bytes_per_token())
+
+def kv_tokens(gpus: int) -> int:
+    """KV tokens of an instance on so many GPUs."""
+    free = MEMORY_SHARE * device(CARD).memory_bytes * gpus - SHAPE.weight_bytes()
+    return int(free / SHAPE.kv_bytes_per_token())
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run gave. Tokens/s over the whole run; shares of requests served, and of blocks that were remote.
-
-    finished: requests that came to their end.
+    """What a run gave. Tokens/s over the whole run; shares of all requests that came to their end, and of blocks that
+    were remote. exact: no block was lost or made.
     """
 
     throughput: float
@@ -91,7 +84,7 @@ class Outcome:
     moved_blocks: int = 0
     placed_blocks: int = 0
     remote_share: float = 0.0
-    exact: bool = True  # no block lost or made, at the end
+    exact: bool = True
 
 
 def run(workload: Workload, system: str, setup: Setup, most: float = 0.98) -> Outcome:
@@ -105,8 +98,8 @@ def run(workload: Workload, system: str, setup: Setup, most: float = 0.98) -> Ou
         raise ValueError(f"unknown system {system!r}; one of {', '.join(SYSTEMS)}")
     capacity = {
         "infinite": setup.longest,
-        "vllm-multi": setup.kv_tokens(setup.instance_gpus),
-        "vllm-single": setup.kv_tokens(setup.gpus),
+        "vllm-multi": kv_tokens(1),
+        "vllm-single": kv_tokens(setup.gpus),
     }[system]
     fits = workload.prompt + workload.output <= most * capacity
     served = Workload(workload.arrival[fits], workload.prompt[fits], workload.output[fits])
@@ -117,45 +110,35 @@ def run(workload: Workload, system: str, setup: Setup, most: float = 0.98) -> Ou
         if system == "vllm-single":
             instances.append(single(loop, setup))
             return instances[0]
-        lenders = [lender(loop, name, setup) for name in range(setup.instances)]
+        lenders = [lender(loop, name, setup) for name in range(setup.gpus)]
         instances.extend(lenders)
         if system == "infinite":
-            lending.append(lend_between(loop, lenders, setup))
+            lending.append(lending_over(loop, lenders, SHAPE, 1, setup.rules, setup.between_nodes))
         return Replicas(lenders, DISPATCHES[setup.dispatch]())
 
     trace = simulate(served, build)
     seconds = float(trace.finish.max() - trace.arrival.min())
-    iterations = sum(one.iterations for one in instances)
-    outcome = Outcome(
-        float(served.output.sum()) / seconds,
-        float(fits.mean()),
-        int(np.isfinite(trace.finish).sum()),
-        trace,
-        float(served.output.sum()) / iterations,
-    )
-    if not lending:
-        return outcome
-    (book,) = lending
+    finished = int(np.isfinite(trace.finish).sum())
+    counted = {} if not lending else _counted(lending[0])
     return Outcome(
-        outcome.throughput,
-        outcome.served,
-        outcome.finished,
+        float(served.output.sum()) / seconds,
+        finished / len(workload),
+        finished,
         trace,
-        outcome.mean_batch,
-        book.loans,
-        book.refused,
-        book.dropped,
-        book.cancelled,
-        book.moved_blocks,
-        book.placed_blocks,
-        float(np.mean(book.remote_share)) if book.remote_share else 0.0,
-        conserved(book),
+        float(served.output.sum()) / sum(one.iterations for one in instances),
+        **counted,
     )
+
+
+def _counted(book: Lending) -> dict[str, Any]:
+    counted: dict[str, Any] = {name: getattr(book, name) for name in COUNTERS}
+    remote = float(np.mean(book.remote_share)) if book.remote_share else 0.0
+    return counted | {"remote_share": remote, "exact": conserved(book)}
 
 
 def longest_served(setup: Setup, system: str, output: int = 16) -> int:
     """Tokens of the longest request that an idle cluster serves to its end, to the percent of what fits in theory."""
-    held = setup.longest if system == "infinite" else setup.kv_tokens(setup.instance_gpus)
+    held = setup.longest if system == "infinite" else kv_tokens(1)
     for percent in range(100, 0, -1):
         tokens = held * percent // 100
         try:
@@ -180,34 +163,25 @@ def conserved(book: Lending) -> bool:
 
 def lender(loop: EventLoop, name: int, setup: Setup) -> Lender:
     """One instance, which lends only if somebody asks."""
-    gpus = setup.instance_gpus
-    latency = profiled_latency(setup.model, "a100", gpus, network=NETWORK)
-    node = name * gpus // NODE_GPUS
     nvlink = link(device(CARD).interconnect)
-    home = SHAPES[setup.model].kv_bytes_per_token() / (nvlink.bytes_per_s * nvlink.usable)
-    times = LendingLatency(latency, setup.prefills, home if setup.fetches else None)
-    return Lender(loop, name, node, times, setup.kv_tokens(gpus))
-
-
-def lend_between(loop: EventLoop, lenders: list[Lender], setup: Setup) -> Lending:
-    """The global manager over instances, with NVLink inside a node and Ethernet between nodes."""
-    return lending_over(
-        loop, lenders, SHAPES[setup.model], setup.instance_gpus, setup.rules, setup.between_nodes
-    )
+    home = SHAPE.kv_bytes_per_token() / (nvlink.bytes_per_s * nvlink.usable)
+    base = profiled_latency(MODEL, "a100", 1, network=NETWORK)
+    times = LendingLatency(base, setup.prefills, home if setup.fetches else None)
+    return Lender(loop, name, name // NODE_GPUS, times, kv_tokens(1))
 
 
 def lending_over(
     loop: EventLoop, lenders: list[Lender], shape: ModelShape, gpus: int, rules: Rules, between_nodes: float
 ) -> Lending:
-    """The same for any model on instances of `gpus` A100s; between_nodes: bytes/s."""
+    """The global manager over instances of `gpus` A100s, with NVLink inside a node; between_nodes: bytes/s."""
     # a query in bf16 goes out; a weighted sum, a maximum and a total come back in the same format
     sent = 2.0 * shape.heads * (2 * shape.head_dim + 2)
     nvlink = link(device(CARD).interconnect)
     within = Wire(nvlink.bytes_per_s * nvlink.usable, send(NETWORK, 2, 1024.0))
     across = Wire(between_nodes, ETHERNET_SECONDS)
     block_bytes = float(BLOCK_TOKENS * shape.kv_bytes_per_token())
-    exchange = Exchange(shape.layers, sent, within, across)
-    return Lending(loop, lenders, rules, exchange, block_bytes, device(CARD).bandwidth * gpus)
+    exchange = Exchange(shape.layers, sent, block_bytes, within, across)
+    return Lending(loop, lenders, rules, exchange, device(CARD).bandwidth * gpus)
 
 
 def single(loop: EventLoop, setup: Setup) -> Instance:
@@ -215,9 +189,9 @@ def single(loop: EventLoop, setup: Setup) -> Instance:
     tensor = min(NODE_GPUS, setup.gpus)
     stages = setup.gpus // tensor
     cable = Cable("cluster-ethernet", setup.between_nodes, 1.0, "network", "the paper's cluster")
-    latency = profiled_latency(setup.model, "a100", tensor, stages, network=NETWORK, across=cable)
+    latency = profiled_latency(MODEL, "a100", tensor, stages, network=NETWORK, across=cable)
     times = latency if setup.prefills else Prefilled(latency)
-    memory = PagedMemory(setup.kv_tokens(setup.gpus), BLOCK_TOKENS)
+    memory = PagedMemory(kv_tokens(setup.gpus), BLOCK_TOKENS)
     return Instance(loop, times, memory, PrefillFirst())
 
 

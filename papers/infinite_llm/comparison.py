@@ -10,14 +10,13 @@ import numpy as np
 
 from common.lab.runtime import Observations, Runtime
 from common.serving.workload import Lengths, draw_lengths
-from papers.infinite_llm.cluster import Outcome, Setup
+from papers.infinite_llm.cluster import COUNTERS, Outcome, Setup
 from papers.infinite_llm.cluster import run as serve
 from papers.infinite_llm.config import Config
 from papers.infinite_llm.planning import Rules
 from papers.infinite_llm.traces import draw
 
 CHAT = "nanoflow-sharegpt-lengths"
-COUNTERS = ("loans", "refused", "dropped", "placed_blocks", "moved_blocks", "cancelled", "remote_share")
 OURS, MULTI, SINGLE = "infinite", "vllm-multi", "vllm-single"
 
 
@@ -51,16 +50,14 @@ def serve_job(job: Job) -> Outcome:
     rules = Rules(
         cancels=case.cancels,
         moved_per_step=case.moved,
-        most_lent=config.most_lent,
+        most_lent=config.most_lent if config.lends else 0.0,
         most_parts=config.most_parts,
         period=config.period,
         batch=config.batch,
         busy=config.busy,
-        least_gain=config.least_gain,
         drawn=job.seed if config.creditors == "random" else None,
     )
     setup = Setup(
-        config.model,
         config.gpus,
         rules,
         prefills=case.prefills,
@@ -110,7 +107,7 @@ def compare_systems(config: Config, lab: Runtime, seen: Observations) -> None:
     """Throughput of lending instances, the same without lending, and one instance over all GPUs."""
     pairs = pairs_of(config)
     wanted = {metric: found for metric, found in pairs.items() if lab.wants(metric)}
-    if lab.wants("served_more"):
+    if lab.wants("served_share"):
         wanted.setdefault("gain_over_refusing", pairs["gain_over_refusing"])
     if not wanted:
         return
@@ -136,7 +133,7 @@ def compare_systems(config: Config, lab: Runtime, seen: Observations) -> None:
             for name in ("throughput", "served", "mean_batch"):
                 seen.add(name, getattr(outcome, name), seed, **where)
             if case.system == OURS:
-                for name in COUNTERS:
+                for name in (*COUNTERS, "remote_share"):
                     seen.add(name, float(getattr(outcome, name)), seed, **where)
         for metric, found in wanted.items():
             add_metric(metric, found, outcomes, seen, seed)
@@ -144,10 +141,10 @@ def compare_systems(config: Config, lab: Runtime, seen: Observations) -> None:
 
 def decisive(config: Config, case: Case) -> str:
     """All of a config that decides an outcome; vLLM knows nothing of the method's switches."""
-    at = [config.model, config.gpus, config.requests, config.long_share, config.shortest_long]
+    at = [config.gpus, config.requests, config.long_share, config.shortest_long]
     if case.system == OURS:
-        at += [config.most_lent, config.most_parts, config.creditors, config.attends]
-        at += [config.period, config.batch, config.busy, config.least_gain]
+        at += [config.lends, config.most_lent, config.most_parts, config.creditors, config.attends]
+        at += [config.period, config.batch, config.busy]
     return repr(at)
 
 
@@ -164,7 +161,7 @@ def add_metric(
         seen.add(metric, outcomes[rivals[0]].remote_share - outcomes[ours].remote_share, seed)
         return
     if metric == "gain_over_refusing":
-        seen.add("served_more", outcomes[ours].served - outcomes[rivals[0]].served, seed)
+        seen.add("served_share", outcomes[ours].served, seed)
         seen.add(metric, outcomes[ours].throughput / outcomes[rivals[0]].throughput, seed)
         return
     gains = []

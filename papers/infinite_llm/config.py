@@ -14,8 +14,6 @@ HELD_ALONE = (
 class Config:
     """What is compared, on how much, and which part of the method is switched off."""
 
-    # Only LLaMA-2-7B: 13B has no operator profile.
-    model: Annotated[str, Choice("llama-2-7b")] = "llama-2-7b"
     gpus: Annotated[int, Choice(8, 16, 32)] = 32  # one an instance, in nodes of eight
     requests: Annotated[int, At(50, 20_000)] = 1000  # of each run, all there at once
     # Longest prompts of the traces that an instance alone can serve, and of the one that it cannot.
@@ -38,6 +36,7 @@ class Config:
     prompts_cost: bool = True  # False: all requests arrive prefilled
 
     # The method, and what of it is switched off.
+    lends: bool = True  # False: an instance refuses whatever it is asked for
     # `fetch`: keys and values come home in every step, instead of the query going out.
     attends: Annotated[str, Choice("remote", "fetch")] = "remote"
     # `random`: any instance that can lend, and any order of debtors, one draw a seed.
@@ -53,8 +52,6 @@ class Config:
     # each, so that from 32 on it never binds and decides nothing.
     batch: Annotated[int, Inferred(32, 256, "v2's beta, without a value")] = 64
     busy: Annotated[float, Inferred(0.7, 0.95, "v2's mu, without a value")] = 0.8  # then it lends no more
-    # Share of the debtor's throughput that a loan must add; v2's scheduler makes every loan that gains.
-    least_gain: Annotated[float, At(0, 1)] = 0.0
 
     # The real processes.
     processes: Annotated[int, At(2, 8)] = 4
@@ -72,6 +69,8 @@ def check(config: Config) -> None:
     for name in ("short", "long"):
         if sorted(getattr(config, name)) != getattr(config, name):
             raise ValueError(f"{name}: {getattr(config, name)} is not in rising order")
+    if not config.lends and config.creditors == "random":
+        raise ValueError("lends: nobody lends, so creditors: random says nothing; set one of them")
     if config.requests * config.long_share < 3:
         raise ValueError(f"requests: {config.requests} hold fewer than three long ones; raise them")
     if max(config.long) > 1000 * 90 * config.gpus * 0.5:

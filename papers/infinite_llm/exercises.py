@@ -3,8 +3,7 @@
 from typing import Any
 
 from common.lab.exercises import Exercise
-from common.serving.profiled import SHAPES
-from papers.infinite_llm.cluster import ETHERNET, Setup, longest_served
+from papers.infinite_llm.cluster import ETHERNET, SHAPE, Setup, longest_served
 from papers.infinite_llm.planning import Rules
 
 
@@ -16,7 +15,7 @@ def longest_of_two(lab: Any) -> float:
 
 def milliseconds_of_sixteen(lab: Any) -> float:
     """Of moving 16 tokens of LLaMA-2-7B between nodes."""
-    return 1000 * 16 * SHAPES["llama-2-7b"].kv_bytes_per_token() / ETHERNET
+    return 1000 * 16 * SHAPE.kv_bytes_per_token() / ETHERNET
 
 
 EXERCISES = {
@@ -27,7 +26,7 @@ EXERCISES = {
     ),
     "exercise-2": Exercise(
         "How many milliseconds do 16 tokens of LLaMA-2-7B take over 125 MB/s between nodes?",
-        "SHAPES['llama-2-7b'].kv_bytes_per_token() is the size of one token's keys and values.",
+        "SHAPE.kv_bytes_per_token() is the size of one token's keys and values.",
         milliseconds_of_sixteen,
     ),
 }

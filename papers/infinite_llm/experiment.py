@@ -15,9 +15,9 @@ def run(config: Config, lab: Runtime) -> Observations:
     seen = Observations()
     compare_systems(config, lab, seen)
     if lab.wants("longest_context_gain"):
-        rules = Rules(most_lent=config.most_lent, most_parts=config.most_parts)
+        rules = Rules(most_lent=config.most_lent if config.lends else 0.0, most_parts=config.most_parts)
         for instances in config.instances:
-            setup = Setup(config.model, instances, rules)
+            setup = Setup(instances, rules)
             longest, alone = longest_served(setup, "infinite"), longest_served(setup, "vllm-multi")
             seen.add("alone_context", alone, instances=instances)
             seen.add("longest_context", longest, instances=instances)

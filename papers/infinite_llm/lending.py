@@ -78,6 +78,7 @@ class Lender(Instance):
         self.largest = self.paged.capacity
         self.loans: dict[Sequence, list[Loan]] = {}
         self.parts: dict[tuple[Sequence, Lender], int] = {}  # loans by which a request lies at a creditor
+        self.away: dict[Lender, int] = {}  # blocks at each creditor
         self.near = self.far = 0  # parts of its requests at creditors of the node, and of others
         self.sharing = 1  # debtors that use the wire to other nodes when it does
         self.on_parts: Callable[[], None] = lambda: None
@@ -133,7 +134,7 @@ class Lender(Instance):
                     loan.blocks -= part
                     self._repaid(loan, part)
                     creditor.at_boundary(partial(creditor.hosts, -part))
-                    self.at_boundary(partial(self.keeps, part))
+                    self.at_boundary(partial(self.keeps, creditor, part))
                 if not loan.blocks:
                     loans.remove(loan)
                     self.at_boundary(partial(self._part, loan, -1))
@@ -150,9 +151,13 @@ class Lender(Instance):
             if loan.creditor is creditor and loan.arrived
         )
 
-    def keeps(self, blocks: int) -> None:
-        """It attends to so many more blocks of its own requests itself."""
+    def keeps(self, creditor: "Lender", blocks: int) -> None:
+        """It attends to so many blocks itself that were at a creditor."""
+        self.away[creditor] = self.away.get(creditor, 0) - blocks
+        if not self.away[creditor]:
+            del self.away[creditor]
         self.times.remote -= blocks * BLOCK_TOKENS
+        self.times.largest_part = max(self.away.values(), default=0) * BLOCK_TOKENS
 
     def hosts(self, blocks: int) -> None:
         """It attends to so many more blocks of others."""
@@ -164,7 +169,7 @@ class Lender(Instance):
 
     def _changed(self, loan: Loan, blocks: int) -> None:
         self.paged.free += blocks
-        self.keeps(-blocks)
+        self.keeps(loan.creditor, -blocks)
         loan.creditor.at_boundary(lambda: loan.creditor.hosts(blocks))
 
     def _part(self, loan: Loan, change: int) -> None:
@@ -236,6 +241,7 @@ class Lender(Instance):
             group.context + len(group) * self.steps_over(),
             self.times.remote,
             self.times.hosted,
+            self.times.prefills,
             self.near,
             self.far,
             self.sharing,
@@ -243,11 +249,12 @@ class Lender(Instance):
             max(0, self.movable(longest)) if longest else 0,
             frozenset(loan.creditor.name for loan in self.loans.get(longest, [])) if longest else frozenset(),
             tuple(waiting),
+            {creditor.name: blocks * BLOCK_TOKENS for creditor, blocks in self.away.items()},
         )
 
 
 class Lending:
-    """The global manager's rounds over a cluster's instances. block_bytes: of a block's keys and values.
+    """The global manager's rounds over a cluster's instances.
 
     memory_bandwidth: bytes/s of an instance's GPUs, which a move shares with the iterations of both its ends.
     """
@@ -258,11 +265,10 @@ class Lending:
         instances: Several[Lender],
         rules: Rules,
         exchange: Exchange,
-        block_bytes: float,
         memory_bandwidth: float,
     ) -> None:
         self.loop, self.instances, self.rules = loop, instances, rules
-        self.exchange, self.block_bytes, self.memory_bandwidth = exchange, block_bytes, memory_bandwidth
+        self.exchange, self.memory_bandwidth = exchange, memory_bandwidth
         self.global_manager = GManager(node_of={one.name: one.node for one in instances})
         self.heard: dict[int, Standing] = {}
         # requests that no instance holds alone: whose they are, and the nodes that they ask
@@ -335,7 +341,7 @@ class Lending:
 
     def _move(self, loan: Loan) -> None:
         """Copy blocks of a running request beside both ends' iterations; the debtor has the room afterwards."""
-        size = loan.blocks * self.block_bytes
+        size = loan.blocks * self.exchange.block_bytes
         self.moved_blocks += loan.blocks
         end = self._sent(loan.debtor, loan.creditor, size)
         for one in (loan.debtor, loan.creditor):
@@ -359,7 +365,11 @@ class Lending:
         return max(self._far[node].send(self.loop.now, size) for node in (one.node, other.node))
 
     def _place(self, debtor: Lender, sequence: Sequence) -> None:
-        """At a boundary: the waiting request has its room, unless what it lacks has become more; it goes in next."""
+        """At a boundary: the waiting request has its room, unless what it lacks has become more; it goes in next.
+
+        What its prompt writes at creditors crosses the wires while it is computed; where that takes longer than the
+        computing, its iteration takes as long.
+        """
         loans = [loan for loan in debtor.loans.get(sequence, []) if not loan.arrived]
         if not loans:  # asked for twice, or given up
             return
@@ -369,9 +379,15 @@ class Lending:
                 self.dropped += 1
             return
         self.gathering.pop(sequence, None)
+        written = self.loop.now
         for loan in loans:
             self.placed_blocks += loan.blocks
             debtor.arrived(loan)
+            if debtor.times.prefills:
+                size = loan.blocks * self.exchange.block_bytes
+                written = max(written, self._sent(debtor, loan.creditor, size))
+        computed = debtor.times.iteration([(sequence.goal, 0)], 0, 0)[0]
+        debtor.slots[0].copy_seconds += max(0.0, written - self.loop.now - computed)
 
     def _give_up(self) -> None:
         """Who went in without help, or was overtaken in its queue by a request that was preempted, gathers no more."""
@@ -442,7 +458,7 @@ class Lending:
         blocks = min(debtor.owed_by(creditor) for debtor, creditor in pairs)
         if blocks:
             self._cancelling = True
-            size = blocks * self.block_bytes
+            size = blocks * self.exchange.block_bytes
             end = max(self._sent(creditor, debtor, size) for debtor, creditor in pairs)
             for debtor, _ in pairs:
                 debtor.at_boundary(partial(self._slow, debtor, 2 * size))

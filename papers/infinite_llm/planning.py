@@ -35,11 +35,12 @@ class Exchange:
     """What a decode iteration exchanges with the creditors: a round trip a layer, with all of them at a time.
 
     sent_bytes: a query and a partial result of all heads in one layer, for one request's part at one creditor.
-    within, across: the wires inside a node and between nodes.
+    block_bytes: keys and values of a block. within, across: the wires inside a node and between nodes.
     """
 
     layers: int
     sent_bytes: float
+    block_bytes: float
     within: Wire
     across: Wire
 
@@ -55,13 +56,21 @@ class Exchange:
                 slowest = max(slowest, 2 * wire.seconds + parts * users * self.sent_bytes / wire.bytes_per_s)
         return self.layers * slowest
 
+    def hides(self, debtor: "Standing", creditor: "Standing", prompt: int, blocks: int) -> bool:
+        """Whether blocks of a prompt cross to a creditor, layer by layer, while it is computed (v1)."""
+        if not debtor.prompts_cost:
+            return True
+        wire = self.within if debtor.node == creditor.node else self.across
+        return blocks * self.block_bytes / wire.bytes_per_s <= debtor.times.iteration([(prompt, 0)], 0, 0)[0]
+
 
 class LendingLatency:
     """An instance's latencies with loans: `remote` tokens of its requests lie elsewhere, it hosts `hosted` of others.
 
-    exchange_seconds: of one iteration's queries and partial results. prefills: False lets requests arrive prefilled, so
-    that prompts cost nothing: what lending changes is the decode batch. fetch_seconds_per_token: where remote keys and
-    values come home in every step instead of the query going out; the creditor then only stores them.
+    largest_part: tokens at the creditor that has most of them; it attends while the instance does, and the slower of
+    the two counts. exchange_seconds: of one iteration's queries and partial results. prefills: False lets requests
+    arrive prefilled, so that prompts cost nothing. fetch_seconds_per_token: where remote keys and values come home in
+    every step instead of the query going out; the creditor then only stores them.
     """
 
     stages = 1
@@ -72,8 +81,7 @@ class LendingLatency:
         self.base = base
         self.prefills = prefills
         self.fetch_seconds_per_token = fetch_seconds_per_token
-        self.remote = 0
-        self.hosted = 0
+        self.remote = self.largest_part = self.hosted = 0
         self.exchange_seconds = 0.0
 
     def iteration(self, chunks: Several[tuple[int, int]], decodes: int, context: int) -> tuple[float, float]:
@@ -85,24 +93,31 @@ class LendingLatency:
         return seconds, 0.0
 
     def decode_line(self, decodes: int, context: int) -> Line:
-        """See LatencyModel. A request that ended may leave fewer tokens than are remote, until the loan is repaid."""
+        """See LatencyModel. Below `remote` + `largest_part` tokens the creditor is what is waited for."""
         intercept, slope, until = self.base.decode_line(decodes, context)
         if self.fetch_seconds_per_token is not None:
             return Line(intercept + self.fetch_seconds_per_token * self.remote, slope, until)
         fixed = intercept + slope * self.hosted + self.exchange_seconds
-        if context < self.remote:
-            return Line(fixed, 0.0, min(until, float(self.remote)))
+        even = self.remote + self.largest_part
+        if context < even:
+            return Line(fixed + slope * self.largest_part, 0.0, min(until, float(even)))
         return Line(fixed - slope * self.remote, slope, until)
 
 
 def tokens_per_s(
-    base: LatencyModel, decodes: int, context: int, remote: int, hosted: int, exchange_seconds: float
+    base: LatencyModel,
+    decodes: int,
+    context: int,
+    remote: int,
+    largest_part: int,
+    hosted: int,
+    exchange_seconds: float,
 ) -> float:
-    """Throughput of a decode batch of which `remote` tokens lie elsewhere, beside `hosted` tokens of others."""
+    """Throughput of a decode batch, see LendingLatency."""
     if not decodes:
         return 0.0
     intercept, slope, _ = base.decode_line(decodes, context)
-    return decodes / (intercept + slope * (max(0, context - remote) + hosted) + exchange_seconds)
+    return decodes / (intercept + slope * (max(largest_part, context - remote) + hosted) + exchange_seconds)
 
 
 @dataclass(frozen=True)
@@ -112,11 +127,9 @@ class Rules:
     period: s between two plans. batch: beta, the batch from which an instance borrows no more. busy: mu, the share of
     blocks in use from which an instance lends no more. most_lent: share of its blocks that it may lend. heads: waiting
     requests that a plan looks at. pieces: sizes of a move that are tried, in parts of what could be moved.
-    moved_per_step: tokens that may leave a request in a decode step (v2 finds that 16 cost nothing). least_gain: share
-    of the debtor's throughput that a loan must add. v2 asks for more than nothing; a fiftieth forbids all moves, for a
-    round moves less than that. cancels: whether debts along cycles are cancelled. most_parts: creditors that a request
-    which fits no instance may lie at. drawn: a seed; debtors and creditors are then drawn among those that may,
-    whatever the model says of them (a placebo).
+    moved_per_step: tokens that may leave a request in a decode step (v2 finds that 16 cost nothing). cancels: whether
+    debts along cycles are cancelled. most_parts: creditors that a request which fits no instance may lie at. drawn: a
+    seed; debtors and creditors are then drawn among those that may, whatever the model says of them (a placebo).
     """
 
     period: float = 0.25
@@ -126,7 +139,6 @@ class Rules:
     heads: int = 16
     pieces: int = 4
     moved_per_step: int = 16
-    least_gain: float = 0.0
     cancels: bool = True
     most_parts: int = 31
     drawn: int | None = None
@@ -147,6 +159,7 @@ class Standing(NamedTuple):
     """An instance as its heartbeat describes it; the planner changes copies. Blocks, tokens, requests.
 
     free: blocks, above what admissions leave free. remote, hosted: tokens of its requests elsewhere, of others here.
+    away: tokens of its requests by creditor.
     near, far: parts of its requests in the node and beyond it. longest: its running request with most tokens, `movable`
     blocks of which may leave; parts_at: creditors that have some of it already.
     lends: whether its own next request would not fit anyway.
@@ -163,6 +176,7 @@ class Standing(NamedTuple):
     context: int
     remote: int
     hosted: int
+    prompts_cost: bool = True
     near: int = 0
     far: int = 0
     sharing: int = 1
@@ -170,6 +184,11 @@ class Standing(NamedTuple):
     movable: int = 0
     parts_at: frozenset[int] = frozenset()
     waiting: tuple[Waiting, ...] = ()
+    away: Mapping[int, int] = {}
+
+    @property
+    def largest_part(self) -> int:
+        return max(self.away.values(), default=0)
 
 
 class Plan(NamedTuple):
@@ -198,7 +217,7 @@ def speed(one: Standing, exchange: Exchange) -> float:
         decodes += 1
         context += head.tokens
     seconds = exchange.seconds(one.near, one.far, one.sharing)
-    return tokens_per_s(one.times, decodes, context, one.remote, one.hosted, seconds)
+    return tokens_per_s(one.times, decodes, context, one.remote, one.largest_part, one.hosted, seconds)
 
 
 def movable_in_a_round(one: Standing, rules: Rules, exchange: Exchange) -> int:
@@ -224,9 +243,11 @@ def lent(debtor: Standing, creditor: Standing, blocks: int, of_longest: bool) ->
     """Both instances after a loan."""
     part = not (of_longest and creditor.name in debtor.parts_at)
     near = debtor.node == creditor.node
+    tokens = blocks * BLOCK_TOKENS
     after = debtor._replace(
         free=debtor.free + blocks,
-        remote=debtor.remote + blocks * BLOCK_TOKENS,
+        remote=debtor.remote + tokens,
+        away={**debtor.away, creditor.name: debtor.away.get(creditor.name, 0) + tokens},
         near=debtor.near + (part and near),
         far=debtor.far + (part and not near),
     )
@@ -235,7 +256,7 @@ def lent(debtor: Standing, creditor: Standing, blocks: int, of_longest: bool) ->
     return after, creditor._replace(
         free=creditor.free - blocks,
         lent=creditor.lent + blocks,
-        hosted=creditor.hosted + blocks * BLOCK_TOKENS,
+        hosted=creditor.hosted + tokens,
     )
 
 
@@ -280,9 +301,9 @@ def placement(
     head = debtor.waiting[0]
     lacking = head.blocks - debtor.free
     now = speed(debtor, exchange)
-    best, found = rules.least_gain * now if rng is None else -float("inf"), None
+    best, found = 0.0 if rng is None else -float("inf"), None
     for creditor in creditors_of(debtor, known, rules, rng):
-        if lacking <= spare(creditor, rules):
+        if lacking <= spare(creditor, rules) and exchange.hides(debtor, creditor, head.tokens, lacking):
             after = lent(debtor, creditor, lacking, of_longest=False)
             gain = speed(after[0], exchange) + speed(after[1], exchange) - now - speed(creditor, exchange)
             if gain > best:
@@ -307,10 +328,14 @@ def move(
         return None
     movable = min(debtor.movable, movable_in_a_round(debtor, rules, exchange))
     now = speed(debtor, exchange)
-    best, found = rules.least_gain * now if rng is None else -float("inf"), None
+    best, found = 0.0 if rng is None else -float("inf"), None
     for creditor in creditors_of(debtor, known, rules, rng):
-        before = now + speed(creditor, exchange)
         most = min(movable, spare(creditor, rules))
+        all_moved = lent(debtor, creditor, most, of_longest=True)[0]
+        waits_for_itself = all_moved.context - all_moved.remote >= all_moved.largest_part
+        if not debtor.waiting and waits_for_itself and speed(all_moved, exchange) - now <= best:
+            continue  # with nobody to let in, fewer blocks gain less, and a creditor gains nothing
+        before = now + speed(creditor, exchange)
         for blocks in sorted({most * piece // rules.pieces for piece in range(1, rules.pieces + 1)} - {0}):
             after = lent(debtor, creditor, blocks, of_longest=True)
             gain = speed(after[0], exchange) + speed(after[1], exchange) - before

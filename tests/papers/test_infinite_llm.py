@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from itertools import permutations
+from itertools import permutations, product
 
 import networkx as nx
 import numpy as np
@@ -17,8 +17,10 @@ from common.lab.config import compose
 from common.lab.errors import LabError
 from common.lab.project import Project
 from common.lab.runtime import Runtime
+from common.serving.engine import simulate
+from common.serving.profiled import profiled_latency
 from common.serving.workload import Lengths, Workload
-from papers.infinite_llm.cluster import Setup, longest_served
+from papers.infinite_llm.cluster import NETWORK, SHAPE, Setup, kv_tokens, lender, lending_over, longest_served
 from papers.infinite_llm.cluster import run as serve
 from papers.infinite_llm.comparison import MULTI, SINGLE, Case, decisive, pairs_of
 from papers.infinite_llm.config import HELD_ALONE, Config
@@ -212,7 +214,7 @@ def test_creditors_of_the_same_node_come_first():
     assert ledger.propose(0, 3) == [1, 2]
 
 
-EXCHANGE = Exchange(4, 1e4, Wire(1e9, 1e-6), Wire(1e7, 1e-4))
+EXCHANGE = Exchange(4, 1e4, 1e6, Wire(1e9, 1e-6), Wire(1e7, 1e-4))
 
 
 def test_an_exchange_takes_its_slowest_wire_and_shares_the_one_between_nodes():
@@ -231,6 +233,15 @@ def test_lending_slows_the_creditor_and_speeds_the_debtor():
     times.hosted, times.remote, times.exchange_seconds = 0, 400, 0.25
     assert times.iteration([], 4, 1000)[0] == pytest.approx(plain - 400 * slope + 0.25)
     assert times.iteration([], 4, 100)[0] == pytest.approx(intercept + 0.25), "no less than nothing is local"
+
+
+def test_a_debtor_waits_for_a_creditor_that_attends_to_more_than_itself():
+    times = LendingLatency(PLAIN, prefills=True)
+    intercept, slope, _ = PLAIN.decode_line(4, 1000)
+    times.remote = times.largest_part = 800
+    assert times.iteration([], 4, 1000)[0] == pytest.approx(intercept + 800 * slope)
+    assert times.decode_line(4, 1000).until == 1600, "from there on its own part takes longer"
+    assert times.iteration([], 4, 2000)[0] == pytest.approx(intercept + 1200 * slope)
 
 
 SMALL = Setup(gpus=8)
@@ -258,14 +269,19 @@ def test_equal_requests_on_idle_instances_gain_nothing_from_lending():
     assert with_loans.throughput == without.throughput
 
 
-def test_one_long_request_beside_idle_instances_is_faster_the_more_may_leave_it():
+def test_one_long_request_beside_idle_instances_is_faster_in_parts_but_no_faster_than_the_largest_of_them():
     lone = Workload(np.zeros(1), np.array([100_000]), np.array([600]))
     alone = serve(lone, "vllm-multi", SMALL).throughput
     rates = [
         serve(lone, "infinite", replace(SMALL, rules=Rules(moved_per_step=tokens))).throughput
         for tokens in (0, 1024, 8192)
     ]
-    assert rates[0] == alone and rates[0] < rates[1] < rates[2] and rates[2] > 1.2 * alone
+    base = profiled_latency("llama-2-7b", "a100", 1, network=NETWORK)
+    intercept, slope, _ = base.decode_line(1, 100_000)
+    evenly = 1 / (intercept + slope * 100_000 / 8)
+    assert rates[0] == alone and 1.2 * alone < min(rates[1:]) and max(rates[1:]) < evenly
+    at_one = serve(lone, "infinite", replace(SMALL, gpus=2, rules=Rules(moved_per_step=4096))).throughput
+    assert 1.2 * alone < at_one < 1 / (intercept + slope * 50_000), "of two the larger half counts"
 
 
 def test_attention_over_a_ring_takes_longer_the_longer_the_context():
@@ -291,7 +307,7 @@ def test_the_longest_request_is_what_all_may_lend_and_one_block_more_is_refused(
 
 def test_same_config_and_seeds_give_the_same_bytes():
     config = Config(gpus=8, requests=60, short=[60_000], long=[200_000], instances=[32])
-    metrics = ["gain_end_to_end", "served_more", "gain_equal_lengths", "longest_context_gain"]
+    metrics = ["gain_end_to_end", "served_share", "gain_equal_lengths", "longest_context_gain"]
     runs = [run(config, Runtime((0, 1), wanted=metrics)) for _ in range(2)]
     assert runs[0].to_json() == runs[1].to_json()
 
@@ -312,13 +328,14 @@ def test_more_cancelling_rules_do_not_change_what_is_served():
         ("short", [5000]),
         ("remote", 0.0),
         ("model", "llama-2-13b"),
+        ("lends", False),
         ("spread", -1.0),
     ],
 )
 def test_what_cannot_run_is_refused_in_one_line(field, value):
     text = json.dumps(value)
     with pytest.raises(LabError) as refused:
-        compose(PROJECT, "infinite_llm", "smoke", [f"paper.{field}={text}"])
+        compose(PROJECT, "infinite_llm", "smoke", [f"paper.{field}={text}", "paper.creditors=random"])
     assert "\n" not in str(refused.value) and field in str(refused.value)
 
 
@@ -353,14 +370,14 @@ def test_the_gain_is_over_rivals_that_serve_everything_on_traces_that_both_serve
 
 def test_requests_served_counts_those_that_came_to_their_end():
     config = Config(gpus=8, requests=60, most_parts=1, instances=[32])
-    seen = run(config, Runtime((0, 1, 2), wanted=["served_more"]))
+    seen = run(config, Runtime((0, 1, 2), wanted=["served_share"]))
     for seed in (0, 1, 2):
         shares = [row.value for row in seen.rows("served", system="infinite") if row.seed == seed]
         (finished,) = (row.value for row in seen.rows("requests_served") if row.seed == seed)
         assert finished == round(60 * min(shares))
 
 
-@pytest.mark.parametrize("field,value", [("busy", 0.7), ("least_gain", 0.05), ("period", 1.0), ("batch", 32)])
+@pytest.mark.parametrize("field,value", [("busy", 0.7), ("lends", False), ("period", 1.0), ("batch", 32)])
 def test_what_decides_a_run_is_part_of_what_it_is_remembered_by(field, value):
     ours = Case(60_000)
     assert decisive(Config(), ours) != decisive(replace(Config(), **{field: value}), ours)
@@ -371,15 +388,44 @@ def test_what_decides_a_run_is_part_of_what_it_is_remembered_by(field, value):
 def test_a_request_that_has_its_room_is_not_planned_for_again():
     """A prompt of 90,000 tokens takes a hundred rounds; what waits behind it is reserved for once."""
     workload = Workload(np.zeros(4), np.array([90_000, 1000, 60_000, 1000]), np.full(4, 20))
-    setup = Setup(gpus=2, rules=Rules(batch=256, busy=1.0, least_gain=0.0), prefills=True)
+    setup = Setup(gpus=2, rules=Rules(batch=256, busy=1.0), prefills=True)
     outcome = serve(workload, "infinite", setup)
     assert outcome.exact and outcome.served == 1.0 and outcome.placed_blocks > 0
     assert outcome.dropped <= outcome.loans
 
 
-def test_blocks_move_while_they_decode_unless_a_threshold_forbids_it():
-    kept = [
-        serve(long_trace(100_000), "infinite", replace(SMALL, rules=Rules(least_gain=least)))
-        for least in (Config().least_gain, 0.5)
-    ]
-    assert kept[0].moved_blocks > 0 == kept[1].moved_blocks
+def test_blocks_move_while_they_decode():
+    assert serve(long_trace(100_000), "infinite", SMALL).moved_blocks > 0
+
+
+def test_an_instance_that_lends_nothing_serves_what_it_serves_alone():
+    config = Config(gpus=8, requests=60, lends=False, short=[60_000], instances=[32])
+    seen = run(config, Runtime((0, 1), wanted=["served_share", "gain_over_refusing", "longest_context_gain"]))
+    assert set(seen.values("gain_over_refusing")) == {1.0} == set(seen.values("longest_context_gain"))
+    assert seen.values("served_share") == seen.values("served", system="vllm-multi", longest=200_000)
+    assert min(seen.values("served_share")) < 1 and set(seen.values("loans")) == {0}
+
+
+def test_a_prompt_is_written_beyond_the_node_no_faster_than_the_wire_carries_it():
+    """Two instances of two nodes: a prompt of 150,000 tokens leaves what its own does not hold over 125 MB/s."""
+    alone = kv_tokens(1)
+    workload = Workload(np.zeros(1), np.array([150_000]), np.array([2]))
+    setup = Setup(gpus=9, rules=Rules(most_parts=1), prefills=True)
+    seconds = {}
+    for dispatched_to, network in product((0, 8), (125e6, 1e12)):
+        loop_of = replace(setup, between_nodes=network)
+        seconds[dispatched_to, network] = served_alone(workload, loop_of, dispatched_to)
+    least = (150_000 - alone) * SHAPE.kv_bytes_per_token() / 125e6
+    assert seconds[0, 125e6] == seconds[0, 1e12], "the node has room, and NVLink keeps up"
+    assert seconds[8, 1e12] < 60 < least < seconds[8, 125e6] < 1.2 * least
+
+
+def served_alone(workload, setup, instance):
+    """Seconds of one request at one instance of an idle cluster that lends."""
+
+    def build(loop):
+        lenders = [lender(loop, name, setup) for name in range(setup.gpus)]
+        lending_over(loop, lenders, SHAPE, 1, setup.rules, setup.between_nodes)
+        return lenders[instance]
+
+    return float(simulate(workload, build).finish[0])

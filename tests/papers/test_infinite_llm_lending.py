@@ -32,7 +32,7 @@ from tests.common.serving.reference import SteppedInstance
 from tests.common.serving.test_engine import DYADIC, assert_same
 
 EXCHANGE = Exchange(
-    2, 1.0, Wire(64.0, 1 / 512), Wire(8.0, 1 / 128)
+    2, 1.0, 8.0, Wire(64.0, 1 / 512), Wire(8.0, 1 / 128)
 )  # dyadic, so that ties are ties in both engines
 RULES = Rules(period=0.5, batch=6, busy=1.0, most_lent=0.75, heads=4, moved_per_step=64)
 
@@ -51,7 +51,7 @@ def cluster(loop, lender, capacity, instances, rules, kept):
     for name in range(instances):
         slower = replace(DYADIC, host_seconds=DYADIC.host_seconds + name * math.pi / 1000)
         made.append(lender(loop, name, name // 2, LendingLatency(slower, True), capacity))
-    kept.append((Lending(loop, made, rules, EXCHANGE, 8.0, 1024.0), made))
+    kept.append((Lending(loop, made, rules, EXCHANGE, 1024.0), made))
     return Replicas(made, RoundRobin())
 
 
@@ -77,7 +77,7 @@ requests = st.lists(
     instances=st.integers(2, 4),
     cancels=st.booleans(),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_time_stamps_equal_the_stepped_ones_and_every_block_comes_back(drawn, capacity, instances, cancels):
     workload = requests_that_fit(drawn, capacity, instances)
     rules = replace(RULES, cancels=cancels)
@@ -113,7 +113,7 @@ def test_all_kinds_of_loans_are_made_in_such_workloads():
     rng = np.random.default_rng(0)
     kept = []
     shares = np.array([0.02, 0.05, 0.1, 0.2, 0.4, 0.9])
-    for _ in range(6):
+    for _ in range(3):
         drawn = [
             (int(at), float(share), int(output))
             for at, share, output in zip(
@@ -139,7 +139,7 @@ def test_a_request_beyond_the_cluster_is_refused():
 
 FLAT = (1 / 16, 2.0**-20, 2.0**-12)  # reading the weights takes nearly all of an iteration
 WEIGHTS = replace(DYADIC, decode_small=FLAT, decode_large=FLAT, host_seconds_per_token=2.0**-22)
-CHEAP = Exchange(2, 1.0, Wire(2.0**20, 2.0**-16), Wire(2.0**16, 2.0**-12))
+CHEAP = Exchange(2, 1.0, 2.0**-12, Wire(2.0**20, 2.0**-16), Wire(2.0**16, 2.0**-12))
 
 
 def standing(name, node=0, **changes):
@@ -189,10 +189,21 @@ def test_a_large_batch_borrows_no_more():
 
 
 def test_a_wire_that_costs_more_than_is_gained_is_not_used():
-    slow = Exchange(2, 1.0, CHEAP.within, Wire(8.0, 10.0))
+    slow = Exchange(2, 1.0, 0.0, CHEAP.within, Wire(8.0, 10.0))
     debtor = standing(0, free=10, waiting=(waiting(0, 30),))
     assert not plan_loans({0: debtor, 1: standing(1, node=1)}, Rules(), slow)
     assert plan_loans({0: debtor, 1: standing(1, node=0)}, Rules(), slow)
+
+
+def test_a_prompt_is_not_placed_over_a_wire_that_carries_it_slower_than_it_is_computed():
+    debtor = standing(0, free=10, waiting=(waiting(0, 30),))
+    far = {0: debtor, 1: standing(1, node=1)}
+    computing = WEIGHTS.iteration([(30 * 16, 0)], 0, 0)[0]
+    for share, plans in ((0.99, 1), (1.01, 0)):
+        block = share * computing * CHEAP.across.bytes_per_s / 20
+        assert len(plan_loans(far, Rules(), replace(CHEAP, block_bytes=block))) == plans
+    prefilled = replace(CHEAP, block_bytes=1e9)
+    assert plan_loans(far | {0: debtor._replace(prompts_cost=False)}, Rules(), prefilled)
 
 
 loads = st.tuples(st.integers(0, 80), st.integers(0, 20), st.integers(1, 3000), st.integers(0, 60))
@@ -227,7 +238,7 @@ def test_a_loan_is_the_best_of_all_that_are_allowed(drawn, head):
     for planner, moves in ((placement, False), (move, True)):
         best = max((gain for (kind, *_), gain in gains.items() if kind == moves), default=0.0)
         found = planner(debtor, known, rules, CHEAP)
-        assert (found is not None) == (best > rules.least_gain * speed(debtor, CHEAP))
+        assert (found is not None) == (best > 0)
         if found is not None:
             plan = found[0]
             assert plan.moves == moves
@@ -241,6 +252,6 @@ def test_no_more_leaves_a_request_in_a_round_than_its_steps_carry():
     creditor = standing(1, times=attends, blocks=5000, free=4000, decodes=0, context=0)
     steps = 8.0 * speed(debtor, CHEAP)
     for tokens in (16, 32):
-        rules = Rules(period=8.0, moved_per_step=tokens, least_gain=0.0)
+        rules = Rules(period=8.0, moved_per_step=tokens)
         (plan,) = plan_loans({0: debtor, 1: creditor}, rules, CHEAP)
         assert plan.moves and plan.blocks == int(steps * tokens / 16) > 1
