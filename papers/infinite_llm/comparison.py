@@ -141,7 +141,7 @@ def compare_systems(config: Config, lab: Runtime, seen: Observations) -> None:
 
 def decisive(config: Config, case: Case) -> str:
     """All of a config that decides an outcome; vLLM knows nothing of the method's switches."""
-    at = [config.gpus, config.requests, config.long_share, config.shortest_long]
+    at: list[object] = [config.gpus, config.requests, config.long_share, config.shortest_long]
     if case.system == OURS:
         at += [config.lends, config.most_lent, config.most_parts, config.creditors, config.attends]
         at += [config.period, config.batch, config.busy]

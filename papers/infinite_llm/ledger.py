@@ -7,7 +7,7 @@ has stored at j is an edge i -> j of the ledger's graph; debts along a cycle can
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 PROPOSALS = 3  # creditors that the global manager names at most (v1)
 
@@ -27,25 +27,9 @@ class RManager:
     lent: dict[int, int] = field(default_factory=dict)
     borrowed: dict[int, int] = field(default_factory=dict)
 
-    def copy(self) -> "RManager":
-        """The same books, to try something out."""
-        return replace(self, lent=dict(self.lent), borrowed=dict(self.borrowed))
-
     @property
     def free(self) -> int:
         return self.blocks - self.used - sum(self.lent.values())
-
-    def allocate(self, blocks: int) -> None:
-        """For an own request. Refused where fewer are free: then it is time to borrow."""
-        if blocks > self.free:
-            raise Refused(f"instance {self.name} has {self.free} of {blocks} rBlocks")
-        self.used += blocks
-
-    def release(self, blocks: int) -> None:
-        """An own request gives blocks back. ValueError for more than it holds."""
-        if blocks > self.used:
-            raise ValueError(f"instance {self.name} uses {self.used} rBlocks and cannot free {blocks}")
-        self.used -= blocks
 
     def lend(self, debtor: int, blocks: int) -> None:
         """Reserve blocks for another instance, before anything moves. Refused without room; never borrows on."""
@@ -106,18 +90,6 @@ class GManager:
             for debtor, blocks in told.lent.items():
                 edges.setdefault(debtor, {})[creditor] = blocks
         return edges
-
-
-def borrow(managers: Mapping[int, RManager], ledger: GManager, debtor: int, blocks: int) -> int | None:
-    """Ask the proposed creditors in turn; the one that reserved the blocks, or None. Reserve first, move afterwards."""
-    for creditor in ledger.propose(debtor, blocks):
-        try:
-            managers[creditor].lend(debtor, blocks)
-        except Refused:
-            continue
-        managers[debtor].took(creditor, blocks)
-        return creditor
-    return None
 
 
 def repay(managers: Mapping[int, RManager], debtor: int, creditor: int, blocks: int) -> None:

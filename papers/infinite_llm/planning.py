@@ -104,22 +104,6 @@ class LendingLatency:
         return Line(fixed - slope * self.remote, slope, until)
 
 
-def tokens_per_s(
-    base: LatencyModel,
-    decodes: int,
-    context: int,
-    remote: int,
-    largest_part: int,
-    hosted: int,
-    exchange_seconds: float,
-) -> float:
-    """Throughput of a decode batch, see LendingLatency."""
-    if not decodes:
-        return 0.0
-    intercept, slope, _ = base.decode_line(decodes, context)
-    return decodes / (intercept + slope * (max(largest_part, context - remote) + hosted) + exchange_seconds)
-
-
 @dataclass(frozen=True)
 class Rules:
     """When and how much is lent. Thresholds as in v2's scheduler; values inferred where no source is named.
@@ -208,7 +192,7 @@ def spare(one: Standing, rules: Rules) -> int:
 
 
 def speed(one: Standing, exchange: Exchange) -> float:
-    """Tokens/s of an instance with the requests that it would admit now."""
+    """Tokens/s of an instance with the requests that it would admit now, see LendingLatency."""
     decodes, context, free = one.decodes, one.context, one.free
     for head in one.waiting:
         if head.blocks > free:
@@ -216,8 +200,11 @@ def speed(one: Standing, exchange: Exchange) -> float:
         free -= head.blocks
         decodes += 1
         context += head.tokens
-    seconds = exchange.seconds(one.near, one.far, one.sharing)
-    return tokens_per_s(one.times, decodes, context, one.remote, one.largest_part, one.hosted, seconds)
+    if not decodes:
+        return 0.0
+    intercept, slope, _ = one.times.decode_line(decodes, context)
+    attended = max(one.largest_part, context - one.remote) + one.hosted
+    return decodes / (intercept + slope * attended + exchange.seconds(one.near, one.far, one.sharing))
 
 
 def movable_in_a_round(one: Standing, rules: Rules, exchange: Exchange) -> int:

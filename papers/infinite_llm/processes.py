@@ -184,21 +184,6 @@ def _empty_part(like: Tensor, tokens: int) -> Tensor:
     return torch.empty(2, like.shape[1], tokens, like.shape[3], dtype=like.dtype)
 
 
-def bytes_of(method: str, shape: Shape, world: int) -> int:
-    """Bytes that all processes send in a step, in closed form; what is counted must equal it."""
-    size = torch.empty(0, dtype=getattr(torch, shape.dtype)).element_size()
-    wide = max(size, 4)
-    kv_token = 2 * shape.kv_heads * shape.head_dim * size
-    lengths = cut(shape.tokens, world)
-    if method == "dist":
-        return (world - 1) * shape.heads * (shape.head_dim * size + (shape.head_dim + 2) * wide)
-    if method == "ring":  # every part makes world - 1 hops
-        return (world - 1) * shape.tokens * kv_token
-    if method == "fetch":
-        return sum(lengths[1:]) * kv_token
-    raise KeyError(f"no method {method!r}; there is {', '.join(METHODS)}")
-
-
 def lend_concurrently(
     rank: int, world: int, blocks: int, requests: int, seed: int, refuses: bool = True
 ) -> tuple[int, int, int] | tuple[int, int]:

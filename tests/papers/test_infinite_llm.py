@@ -32,13 +32,12 @@ from papers.infinite_llm.ledger import (
     Refused,
     RManager,
     audit,
-    borrow,
     cancel_cycles,
     cycles,
     repay,
 )
 from papers.infinite_llm.planning import Exchange, LendingLatency, Rules, Wire
-from papers.infinite_llm.processes import METHODS, Shape, attention_steps, bytes_of, lend_concurrently
+from papers.infinite_llm.processes import METHODS, Shape, attention_steps, lend_concurrently
 from papers.infinite_llm.remote_cache import serve_shared
 from papers.infinite_llm.traces import draw
 from tests.lab.toy import REPOSITORY
@@ -107,6 +106,17 @@ def test_a_cut_covers_the_sequence(tokens, parts):
     assert sum(cut(tokens, parts)) == tokens and len(cut(tokens, parts)) == parts
 
 
+def bytes_of(method, shape, world):
+    """Bytes that all processes send in a step, in closed form."""
+    size, wide = 4, 4  # float32, and partial results are no narrower
+    kv_token = 2 * shape.kv_heads * shape.head_dim * size
+    return {
+        "dist": (world - 1) * shape.heads * (shape.head_dim * size + (shape.head_dim + 2) * wide),
+        "ring": (world - 1) * shape.tokens * kv_token,  # every part makes world - 1 hops
+        "fetch": sum(cut(shape.tokens, world)[1:]) * kv_token,
+    }[method]
+
+
 def test_processes_agree_send_what_is_counted_and_dist_does_not_depend_on_the_context():
     shapes = [Shape(4, 2, 16, tokens) for tokens in (64, 640)]
     (steps, *_) = launch(attention_steps, 3, (shapes, METHODS, 0), seconds=100)
@@ -130,6 +140,18 @@ def test_borrowers_at_once_are_never_promised_more_than_there_is():
     assert granted == sum(one[0] for one in borrowers) and refused == sum(one[1] for one in borrowers)
 
 
+def borrow(managers, ledger, debtor, blocks):
+    """Ask the proposed creditors in turn; the one that reserved the blocks, or None."""
+    for creditor in ledger.propose(debtor, blocks):
+        try:
+            managers[creditor].lend(debtor, blocks)
+        except Refused:
+            continue
+        managers[debtor].took(creditor, blocks)
+        return creditor
+    return None
+
+
 moves = st.lists(
     st.tuples(
         st.sampled_from(["use", "free", "borrow", "repay", "cancel"]), st.integers(0, 3), st.integers(1, 60)
@@ -149,9 +171,9 @@ def test_books_balance_under_any_order_of_events(moves, stale):
         one = managers[name]
         held = one.used + sum(one.borrowed.values())
         if kind == "use" and blocks <= one.free:
-            one.allocate(blocks)
+            one.used += blocks
         elif kind == "free":
-            one.release(min(blocks, one.used))
+            one.used -= min(blocks, one.used)
         elif kind == "borrow":
             borrow(managers, ledger, name, blocks)
         elif kind == "repay" and one.borrowed:
@@ -198,7 +220,7 @@ def test_a_creditor_without_room_refuses_and_does_not_borrow_on():
     ledger = GManager()
     for one in managers.values():
         ledger.hear(one)
-    managers[1].allocate(8)
+    managers[1].used = 8
     with pytest.raises(Refused, match="lends no 5"):
         managers[1].lend(0, 5)
     assert ledger.propose(0, 5) == [1, 2], "the ledger is old"
@@ -209,7 +231,7 @@ def test_creditors_of_the_same_node_come_first():
     ledger = GManager(node_of={0: 0, 1: 0, 2: 1})
     for name, used in ((0, 0), (1, 5), (2, 0)):
         one = RManager(name, 10)
-        one.allocate(used)
+        one.used = used
         ledger.hear(one)
     assert ledger.propose(0, 3) == [1, 2]
 
