@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common.distributed.tensor_files import CheckpointError, Storage, read_json, write_json
 from common.training.sharded.layout import Place
 from papers.universal_checkpointing.native import Described, Progress, file_of
 from papers.universal_checkpointing.patterns import Rule
-from papers.universal_checkpointing.storage import CheckpointError, Storage, read_json, write_json
 
 DESCRIPTION, GENERATORS, TENSOR = "universal.json", "rng.safetensors", "values"
 

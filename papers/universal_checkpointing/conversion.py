@@ -9,15 +9,15 @@ parameters together one after another (Union, StripPad) and saves them. universa
 that was killed is none.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch.distributed as dist
 
+from common.distributed.tensor_files import CheckpointError, Storage
 from papers.universal_checkpointing.atomic import (
     DESCRIPTION,
     Universal,
@@ -27,10 +27,32 @@ from papers.universal_checkpointing.atomic import (
 )
 from papers.universal_checkpointing.native import VALUES, Described
 from papers.universal_checkpointing.patterns import match
-from papers.universal_checkpointing.storage import CheckpointError, Storage
 from papers.universal_checkpointing.union import Stretch, extract, shuffle, union
 
-Assignment = Literal["balanced", "random"]
+PARALLEL = ("nested", "nodes", "cores", "none")
+ASSIGNMENTS = ("balanced", "in order", "random")
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How parameters are given out. ValueError for an unknown word.
+
+    parallel: whether nodes share the work, cores of a node share it, both (nested), or one core does it all.
+    assignment: the largest first and always to the one with least to do; in turn, in the order of names; or to anyone.
+    """
+
+    parallel: str = "nested"
+    assignment: str = "balanced"
+    seed: int = 0  # of a random assignment
+
+    def __post_init__(self) -> None:
+        if self.parallel not in PARALLEL or self.assignment not in ASSIGNMENTS:
+            raise ValueError(
+                f"work is shared by {', '.join(PARALLEL)}, {', '.join(ASSIGNMENTS)}, not by {self}"
+            )
+
+
+NESTED = Sharing()
 
 
 @dataclass(frozen=True)
@@ -50,14 +72,17 @@ def convert(
     world: int = 1,
     cores: int = 1,
     storage: Storage | None = None,
-    assignment: Assignment = "balanced",
+    sharing: Sharing = NESTED,
     strip_pad: bool = True,
 ) -> Converted:
     """Make an atomic checkpoint of a distributed one; every rank of a gloo group of `world` calls it.
 
-    cores: processes of a node. CheckpointError where files are missing or contradict each other, PatternError where
-    the checkpoint's rules do not fit its parameters; nothing is complete then.
+    cores: processes of a node, which divides `world` (ValueError). CheckpointError where files are missing or
+    contradict each other, PatternError where the checkpoint's rules do not fit its parameters; nothing is complete
+    then.
     """
+    if cores < 1 or world % cores or not 0 <= rank < world:
+        raise ValueError(f"rank {rank} of {world} can't be a core of nodes with {cores}")
     storage = storage or Storage()
     described = Described.read(source)
     if described.rules is None:
@@ -78,7 +103,7 @@ def convert(
     work = {
         name: sum(prod(one.size) for one in found if one.start == 0) for name, found in parameters.items()
     }
-    mine = nested(work, world // cores, cores, assignment)[rank // cores][rank % cores]
+    mine = nested(work, world // cores, cores, sharing)[rank // cores][rank % cores]
     for name in mine:
         for value in VALUES:
             whole = union(source, described, rules[name], parameters[name], value, storage, strip_pad)
@@ -97,30 +122,41 @@ def convert(
 
 
 def nested(
-    work: dict[str, int], nodes: int, cores: int, assignment: Assignment = "balanced", seed: int = 0
+    work: Mapping[str, int], nodes: int, cores: int, sharing: Sharing = NESTED
 ) -> list[list[list[str]]]:
-    """Names for each core of each node. work: elements of each parameter."""
-    rng = np.random.default_rng(seed)
+    """Names for each core of each node. work: elements of each parameter. ValueError for fewer than one of either."""
+    rng = np.random.default_rng([sharing.seed, nodes, cores])
+    outer = nodes if sharing.parallel in ("nested", "nodes") else 1
+    inner = cores if sharing.parallel in ("nested", "cores") else 1
     found = []
-    for share in assign(work, nodes, assignment, rng):
-        found.append(assign({name: work[name] for name in share}, cores, assignment, rng))
-    return found
+    for share in assign(work, outer, sharing.assignment, rng):
+        within = assign({name: work[name] for name in share}, inner, sharing.assignment, rng)
+        found.append(within + [[] for _ in range(cores - inner)])
+    return found + [[[] for _ in range(cores)] for _ in range(nodes - outer)]
 
 
 def assign(
-    work: dict[str, int], workers: int, assignment: Assignment, rng: np.random.Generator
+    work: Mapping[str, int], workers: int, assignment: str, rng: np.random.Generator
 ) -> list[list[str]]:
-    """Shares of the work: the largest first, each to the worker with least to do; or each to anyone."""
+    """Shares of the work: the largest first, each to the worker with least to do; or in turn; or each to anyone."""
+    if workers < 1:
+        raise ValueError(f"{workers} workers can't share anything")
     shares: list[list[str]] = [[] for _ in range(workers)]
     loads = [0] * workers
-    for name in sorted(work, key=lambda name: (-work[name], name)):
-        least = loads.index(min(loads)) if assignment == "balanced" else int(rng.integers(workers))
-        shares[least].append(name)
-        loads[least] += work[name]
+    largest_first = sorted(work, key=lambda name: (-work[name], name))
+    for i, name in enumerate(largest_first if assignment == "balanced" else work):
+        if assignment == "balanced":
+            chosen = loads.index(min(loads))
+        else:
+            chosen = i % workers if assignment == "in order" else int(rng.integers(workers))
+        shares[chosen].append(name)
+        loads[chosen] += work[name]
     return shares
 
 
-def straggler(work: dict[str, int], shares: Sequence[Sequence[str]]) -> float:
-    """The largest share over the mean share."""
+def straggler(work: Mapping[str, int], shares: Sequence[Sequence[str]]) -> float:
+    """The largest share over the mean share. ValueError where there is nothing to do."""
     loads = [sum(work[name] for name in share) for share in shares]
+    if not sum(loads):
+        raise ValueError("nothing was given out")
     return max(loads) * len(loads) / sum(loads)

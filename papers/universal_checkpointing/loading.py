@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from common.distributed.tensor_files import CheckpointError, Storage
 from common.training.sharded.layout import Groups
 from common.training.sharded.trainer import RankState, Trainer
 from common.training.sharded.zero import Fragment
@@ -25,23 +25,26 @@ from papers.universal_checkpointing.conversion import convert
 from papers.universal_checkpointing.native import VALUES, Described, Progress, load_native
 from papers.universal_checkpointing.patterns import PatternError, Rule, match
 from papers.universal_checkpointing.slices import cells, padded_size, rows_of
-from papers.universal_checkpointing.storage import CheckpointError, Storage
 
-Reading = Literal["whole", "parts", "bypass"]
+READINGS = ("whole", "parts", "bypass")
 
 
 def load_universal(
     folder: Path,
     trainer: Trainer,
     storage: Storage | None = None,
-    reading: Reading = "parts",
+    reading: str = "parts",
     optimiser: bool = True,
+    handed_around: bool = True,
 ) -> Progress:
     """Go on from an atomic checkpoint, whatever layout it came from. Every rank of the trainer's world calls it.
 
-    optimiser False leaves Adam's moments at zero and its count at 0: a mistake, for controls. CheckpointError where
+    optimiser False leaves Adam's moments at zero and its count at 0; handed_around False has each data rank read the
+    others' turns itself: mistakes, for controls. ValueError for another way of reading, CheckpointError where
     the folder is not complete or lacks a parameter, PatternError where one does not fit the layout.
     """
+    if reading not in READINGS:
+        raise ValueError(f"files are read by {', '.join(READINGS)}, not by {reading!r}")
     storage = storage or Storage()
     universal = Universal.read(folder)
     progress, state = universal.progress, trainer.state()
@@ -52,7 +55,7 @@ def load_universal(
     rules = match(universal.rules, universal.names)
     groups = trainer.groups
     if reading == "bypass" and groups.data is not None:
-        _bypass(folder, state.fragments, rules, groups, storage)
+        _bypass(folder, state.fragments, rules, groups, storage, handed_around)
     else:
         for fragment in state.fragments:
             for value, target in zip(VALUES, _tensors(fragment), strict=True):
@@ -134,7 +137,12 @@ def read_piece(
 
 
 def _bypass(
-    folder: Path, fragments: Sequence[Fragment], rules: dict[str, Rule], groups: Groups, storage: Storage
+    folder: Path,
+    fragments: Sequence[Fragment],
+    rules: dict[str, Rule],
+    groups: Groups,
+    storage: Storage,
+    handed_around: bool,
 ) -> None:
     """Rounds of as many parameters as there are data ranks: each reads one, then all hand theirs around.
 
@@ -148,24 +156,26 @@ def _bypass(
     sizes = {name: size for known in everyone for name, size in known.items()}
     order = sorted(sizes, key=lambda name: (-prod(sizes[name]), name))
     dtype = fragments[0].weight.dtype
+
+    def read(name: str) -> Tensor:
+        wanted = Wanted(name, sizes[name], (0, sizes[name][0]), dtype)
+        return torch.stack(
+            [read_piece(folder, wanted, rules[name], v, groups, storage).flatten() for v in VALUES]
+        )
+
     for first in range(0, len(order), data):
         turn = order[first : first + data]
-        mine = torch.empty(0)
-        if groups.place.data < len(turn):
-            name = turn[groups.place.data]
-            wanted = Wanted(name, sizes[name], (0, sizes[name][0]), dtype)
-            pieces = [
-                read_piece(folder, wanted, rules[name], value, groups, storage).flatten() for value in VALUES
-            ]
-            mine = torch.stack(pieces)
+        mine = read(turn[groups.place.data]) if groups.place.data < len(turn) else torch.empty(0)
         for index, name in enumerate(turn):
-            theirs = (
-                mine
-                if index == groups.place.data
-                else torch.empty(len(VALUES), prod(sizes[name]), dtype=dtype)
-            )
+            if index == groups.place.data:
+                theirs = mine
+            else:
+                theirs = (
+                    torch.empty(len(VALUES), prod(sizes[name]), dtype=dtype) if handed_around else read(name)
+                )
             with storage.holding(mine.nbytes + theirs.nbytes):
-                dist.broadcast(theirs, dist.get_global_rank(groups.data, index), group=groups.data)
+                if handed_around:
+                    dist.broadcast(theirs, dist.get_global_rank(groups.data, index), group=groups.data)
                 if name in own:
                     fragment = own[name]
                     for row, target in zip(theirs, _tensors(fragment), strict=True):
@@ -190,7 +200,7 @@ class How:
     lazy: bool = True
     strip_pad: bool = True
     optimiser: bool = True
-    reading: Reading = "parts"
+    reading: str = "parts"
 
 
 AS_MEANT = How()

@@ -18,28 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common.distributed.tensor_files import CheckpointError, Storage, read_json, write_json
+from common.training.sharded.job import Schedule
 from common.training.sharded.layout import Layout, Place
 from common.training.sharded.trainer import RankState, Trainer
 from common.training.sharded.zero import MOMENTS, Adam, Fragment, Sliced
 from papers.universal_checkpointing.patterns import Rule
-from papers.universal_checkpointing.storage import CheckpointError, Storage, read_json, write_json
 
 VALUES = ("fp32", *MOMENTS)  # the paper's names of files; values are written in the type they are trained in
 DESCRIPTION = "checkpoint.json"
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Factor on the rate: up over `warmup` steps, then down in a straight line to `least` at step `total`."""
-
-    warmup: int = 10
-    total: int = 1000
-    least: float = 0.1
-
-    def __call__(self, step: int) -> float:
-        if step < self.warmup:
-            return (step + 1) / self.warmup
-        return max(self.least, 1.0 - (1.0 - self.least) * (step - self.warmup) / (self.total - self.warmup))
 
 
 @dataclass(frozen=True)

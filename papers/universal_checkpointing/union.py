@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from common.distributed.tensor_files import CheckpointError, Storage
 from common.training.sharded.layout import Place
 from papers.universal_checkpointing.native import Described, file_of
 from papers.universal_checkpointing.patterns import Average, Box, PatternError, Rule, Size, Unique
 from papers.universal_checkpointing.slices import cells, put
-from papers.universal_checkpointing.storage import CheckpointError, Storage
 
 Read = Callable[[Place], Tensor]  # one rank's local tensor
 
