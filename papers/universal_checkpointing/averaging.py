@@ -3,6 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
+from torch import Tensor
+
 from common.distributed.fleet import Fleet, RankFailed
 from common.distributed.rooms import Room
 from common.training.sharded.job import Data, Job
@@ -30,32 +32,30 @@ def averaged_apart(processes: Fleet, job: Job, average: bool = True) -> float:
 
 def _train_apart(rank: int, world: int, job: Job, room: str, average: bool) -> float:
     """Replicas one after another in one process, each on data of its own, saved as data ranks of one checkpoint."""
-    import torch._dynamo  # see training.py
+    import torch._dynamo  # noqa: F401  see training.py
 
     folder, universal = Path(room) / "checkpoint", Path(room) / "universal"
-    described = Described(
-        Layout(data=REPLICAS), Progress(STEPS, 0, job.recipe.adam), averaged_rules(average), everyone=True
-    )
-    states: list[dict[str, list[torch.Tensor]]] = []
+    layout, progress = Layout(data=REPLICAS), Progress(STEPS, 0, job.recipe.adam)
+    states = []
     for replica in range(REPLICAS):
         trainer, data = Trainer(job.shape, form_groups(Layout()), job.recipe), Data(job)
         data.consumed = replica * 10_000
         for _ in range(STEPS):
             trainer.step(data.batch())
+        described = Described(layout, progress, averaged_rules(average), everyone=True)
         save(folder, trainer, described, place=Place(0, replica, 0))
-        states.append(
-            {
-                f.name: [f.weight.clone(), f.exp_avg.clone(), f.exp_avg_sq.clone()]
-                for f in trainer.state().fragments
-            }
-        )
+        states.append(_values(trainer))
     convert(folder, universal)
     trainer = Trainer(job.shape, form_groups(Layout()), replace(job.recipe, seed=1_000))
     load_universal(universal, trainer)
-    unequal = total = 0
-    for fragment in trainer.state().fragments:
-        for i, value in enumerate((fragment.weight, fragment.exp_avg, fragment.exp_avg_sq)):
-            mean = sum(state[fragment.name][i] for state in states) / REPLICAS
-            unequal += int((value != mean).sum())
-            total += value.numel()
-    return unequal / total
+    loaded = _values(trainer)
+    unequal = sum(int((v != sum(s[key] for s in states) / REPLICAS).sum()) for key, v in loaded.items())
+    return unequal / sum(v.numel() for v in loaded.values())
+
+
+def _values(trainer: Trainer) -> dict[tuple[str, str], Tensor]:
+    return {
+        (f.name, value): getattr(f, value).clone()
+        for f in trainer.state().fragments
+        for value in ("weight", "exp_avg", "exp_avg_sq")
+    }

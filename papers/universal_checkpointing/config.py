@@ -5,16 +5,20 @@ from typing import Annotated
 
 from common.lab.bounds import At, Choice, Inferred, Length
 
-SCENARIOS = (
-    "DP 4 to 2",
-    "switch to ZeRO-3",
-    "TP 2 to PP 2",
-    "experts, TP 2 to 1",
-)  # of scenarios.py, all of them
-CASES = ("gpt", "grouped", "experts", "half the nodes", "trained apart")  # of reconfiguration.py, all of them
+# of scenarios.py and of reconfiguration.py, all of them
+SCENARIOS = ("DP 4 to 2", "switch to ZeRO-3", "TP 2 to PP 2", "experts, TP 2 to 1")
+CASES = ("gpt", "grouped", "experts", "half the nodes", "trained apart")
+TARGETS = (
+    (1, 1, 1, 0), (2, 1, 1, 0), (1, 4, 1, 0), (1, 1, 4, 1), (4, 1, 1, 0), (1, 2, 2, 2), (1, 1, 3, 3), (2, 2, 2, 3),
+)  # fmt: skip
+SOURCES = ((2, 2, 2, 1), (1, 1, 1, 0), (1, 4, 1, 0), (1, 1, 3, 3))
 MOST_RANKS = 8
 Layouts = Annotated[list[list[int]], Length(1, 24), At(0, MOST_RANKS)]
 One = Annotated[list[int], Length(4, 4, repeats=True), At(0, MOST_RANKS)]
+NODE = "Section 6: 5 GB/s on NVIDIA, 3 GB/s on AMD nodes; Table 3 does not say which"
+PROCESS = "torch.save and torch.load on one core: about 1 is measured here; half to twice elsewhere"
+MERGING = "2 is ds_to_universal.py's default; the paper does not say how many ran; 4: as many as extract"
+EXTRACTING = "4 is ds_to_universal.py's default; the paper does not say how many ran; 8: one a GPU"
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Config:
     mlp: Annotated[int, At(16, 4096)] = 128
     context: Annotated[int, At(4, 512)] = 16
     rows: Annotated[int, At(12, 96)] = (
-        12  # of a step; a multiple of 12, so that data ranks may be 1, 2, 3, 4, 6
+        12  # of a step; multiples of 12, which 1, 2, 3, 4, 6 data ranks can share
     )
     rate: Annotated[float, At(0, 0.1, above=True)] = 1e-2
     dtype: Annotated[str, Choice("float32", "float64")] = "float32"
@@ -56,26 +60,15 @@ class Config:
     # Whether ZeRO-3 and TP 4, whose steps take up to ten times as long here, train on too; False: they load, one seed.
     slow_curves: bool = False
     source: One = field(default_factory=lambda: [2, 2, 2, 1])
-    targets: Layouts = field(
-        default_factory=lambda: [
-            [1, 1, 1, 0], [2, 1, 1, 0], [1, 4, 1, 0], [1, 1, 4, 1], [4, 1, 1, 0],
-            [1, 2, 2, 2], [1, 1, 3, 3], [2, 2, 2, 3],
-        ]
-    )  # fmt: skip
-    sources: Layouts = field(
-        default_factory=lambda: [[1, 1, 1, 0], [1, 1, 4, 1], [1, 4, 1, 0], [2, 1, 2, 1], [1, 1, 3, 3]]
-    )
+    targets: Layouts = field(default_factory=lambda: [list(one) for one in TARGETS])
+    sources: Layouts = field(default_factory=lambda: [list(one) for one in SOURCES])
     target: One = field(default_factory=lambda: [2, 2, 1, 0])
-    sources_steps: Annotated[int, At(2, 5000)] = 20
-    sources_further: Annotated[int, At(1, 1000)] = 10
     cases: Annotated[list[str], Length(1), Choice(*CASES)] = field(default_factory=lambda: list(CASES))
-    cases_steps: Annotated[int, At(2, 2000)] = 20
-    cases_further: Annotated[int, At(1, 1000)] = 10
     scenarios: Annotated[list[str], Length(1), Choice(*SCENARIOS)] = field(
         default_factory=lambda: list(SCENARIOS)
     )
-    scenarios_steps: Annotated[int, At(2, 2000)] = 20
-    tensor_dcp: bool = True  # also show DCP with DTensors over tensor ranks
+    short_steps: Annotated[int, At(2, 2000)] = 20  # before and after the checkpoint, of cases and scenarios
+    short_further: Annotated[int, At(1, 1000)] = 10
 
     # What is saved, converted and loaded on throttled storage.
     stored_hidden: Annotated[int, At(64, 1024)] = 256
@@ -89,30 +82,18 @@ class Config:
         default_factory=lambda: [2, 4, 8]
     )
 
-    # Minutes at 7B to 1T.
-    node_gb_per_s: Annotated[
-        float,
-        Inferred(3.0, 5.0, "Section 6: 5 GB/s on NVIDIA, 3 GB/s on AMD nodes; Table 3 does not say which"),
-    ] = 5.0
-    process_gb_per_s: Annotated[
-        float,
-        Inferred(
-            0.5,
-            2.0,
-            "torch.save and torch.load on one core: about 1 is measured here; half to twice elsewhere",
-        ),
-    ] = 1.0
-    merging: Annotated[int, At(1, 64)] = 2  # processes of a node that merge; ds_to_universal.py's default
-    extracting: Annotated[int, At(1, 64)] = 4  # and that extract; its default too
+    # Minutes at 7B to 1T: storage of a node, packing on one core, processes of a node.
+    node_gb_per_s: Annotated[float, Inferred(3.0, 5.0, NODE)] = 5.0
+    process_gb_per_s: Annotated[float, Inferred(0.5, 2.0, PROCESS)] = 1.0
+    merging: Annotated[int, Inferred(2, 4, MERGING)] = 2
+    extracting: Annotated[int, Inferred(4, 8, EXTRACTING)] = 4
 
 
 def check(config: Config) -> None:
     """ValueError in one line for sizes that don't fit, and for switches that a run would ignore."""
     if config.hidden % config.heads or config.heads % config.kv_heads:
-        raise ValueError(
-            f"hidden, heads, kv_heads: {config.hidden} channels, {config.heads} heads and {config.kv_heads} key heads "
-            "don't divide"
-        )
+        sizes = f"{config.hidden} channels, {config.heads} heads and {config.kv_heads} key heads"
+        raise ValueError(f"hidden, heads, kv_heads: {sizes} don't divide")
     if config.mlp % 2:
         raise ValueError(
             f"mlp: {config.mlp} channels can't be shared by the two tensor ranks of the scenarios"
@@ -123,20 +104,18 @@ def check(config: Config) -> None:
         )
     if config.stored_hidden % 8:
         raise ValueError(f"stored_hidden: {config.stored_hidden} channels don't divide among 8 heads")
-    for name in ("source", "target"):
-        check_layout(config, name, getattr(config, name))
-    for name in ("sources", "targets"):
-        for layout in getattr(config, name):
+    for name, layouts, other, one in (
+        ("targets", config.targets, "source", config.source),
+        ("sources", config.sources, "target", config.target),
+    ):
+        check_layout(config, other, one)
+        for layout in layouts:
             check_layout(config, name, layout)
-    if config.source in config.targets:
-        raise ValueError(f"targets: {config.source} is the source, from which nothing changes")
-    if config.target in config.sources:
-        raise ValueError(f"sources: {config.target} is the target, to which nothing changes")
-    for name, layouts in (("targets", config.targets), ("sources", config.sources)):
+        if one in layouts:
+            raise ValueError(f"{name}: {one} is the {other} too, so that nothing changes")
         if not config.slow_curves and all(map(is_slow, layouts)):
-            raise ValueError(
-                f"{name}: none of {layouts} trains on unless slow_curves=true; name one below TP 4 and ZeRO-3"
-            )
+            which = f"none of {layouts} trains on unless slow_curves=true"
+            raise ValueError(f"{name}: {which}; name one below TP 4 and ZeRO-3")
     if not config.fused and not config.row_parallel:
         raise ValueError("row_parallel: one mistake at a time; fused is off already")
     if config.parallel == "none" and config.assignment != "balanced":
@@ -151,16 +130,14 @@ def is_slow(layout: list[int]) -> bool:
 def check_layout(config: Config, name: str, layout: list[int]) -> None:
     """ValueError where a layout is none, or not one that the decoder, the rows and this machine can have."""
     if len(layout) != 4 or min(layout[:3]) < 1 or layout[3] > 3:
-        raise ValueError(
-            f"{name}: {layout} is no layout; it is [TP, PP, DP, ZeRO] such as [2, 2, 2, 1]: degrees from 1, ZeRO 0 to 3"
-        )
+        form = "[TP, PP, DP, ZeRO] such as [2, 2, 2, 1]: degrees from 1, ZeRO 0 to 3"
+        raise ValueError(f"{name}: {layout} is no layout; it is {form}")
     tensor, pipeline, data, zero = layout
     if tensor * pipeline * data > MOST_RANKS:
         raise ValueError(f"{name}: {layout} takes {tensor * pipeline * data} processes; at most {MOST_RANKS}")
     if config.kv_heads % tensor or config.mlp % tensor:
-        raise ValueError(
-            f"{name}: {tensor} tensor ranks can't share {config.kv_heads} key heads and {config.mlp} channels"
-        )
+        shared = f"{config.kv_heads} key heads and {config.mlp} channels"
+        raise ValueError(f"{name}: {tensor} tensor ranks can't share {shared}")
     if pipeline > config.layers:
         raise ValueError(f"{name}: {config.layers} layers can't fill {pipeline} stages")
     if config.rows % data:

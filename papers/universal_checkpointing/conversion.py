@@ -18,13 +18,7 @@ import numpy as np
 import torch.distributed as dist
 
 from common.distributed.tensor_files import CheckpointError, Storage
-from papers.universal_checkpointing.atomic import (
-    DESCRIPTION,
-    Universal,
-    is_made_of,
-    write_generators,
-    write_parameter,
-)
+from papers.universal_checkpointing import atomic
 from papers.universal_checkpointing.native import VALUES, Described
 from papers.universal_checkpointing.patterns import match
 from papers.universal_checkpointing.union import Stretch, extract, shuffle, union
@@ -55,16 +49,6 @@ class Sharing:
 NESTED = Sharing()
 
 
-@dataclass(frozen=True)
-class Converted:
-    """What one worker did: parameters, bytes read and written, and the most that it held at once."""
-
-    names: tuple[str, ...]
-    read_bytes: int
-    written_bytes: int
-    most_held: int
-
-
 def convert(
     source: Path,
     target: Path,
@@ -74,8 +58,8 @@ def convert(
     storage: Storage | None = None,
     sharing: Sharing = NESTED,
     strip_pad: bool = True,
-) -> Converted:
-    """Make an atomic checkpoint of a distributed one; every rank of a gloo group of `world` calls it.
+) -> tuple[str, ...]:
+    """Make an atomic checkpoint of a distributed one; every rank of a gloo group of `world` calls it. Its parameters.
 
     cores: processes of a node, which divides `world` (ValueError). CheckpointError where files are missing or
     contradict each other, PatternError where the checkpoint's rules do not fit its parameters; nothing is complete
@@ -91,8 +75,10 @@ def convert(
     missing = [name for name in files if not (source / name).is_file()]
     if missing:
         raise CheckpointError(f"{source} is not whole: {', '.join(missing)} missing")
-    if rank == 0 and not is_made_of(target, described.progress):
-        (target / DESCRIPTION).unlink(missing_ok=True)  # of an older checkpoint, whose files are replaced now
+    if rank == 0 and not atomic.is_made_of(target, described.progress):
+        (target / atomic.DESCRIPTION).unlink(
+            missing_ok=True
+        )  # of an older checkpoint, whose files are replaced now
     stretches = extract(source, files[rank::world], storage)
     if world > 1:
         everyone: list[list[Stretch]] = [[] for _ in range(world)]
@@ -108,17 +94,18 @@ def convert(
         for value in VALUES:
             whole = union(source, described, rules[name], parameters[name], value, storage, strip_pad)
             with storage.holding(2 * whole.nbytes):  # the tensor, and at most as much on its way to the file
-                step = described.progress.step
-                write_parameter(target, name, value, whole, rules[name], step, storage)
+                atomic.write_parameter(
+                    target, name, value, whole, rules[name], described.progress.step, storage
+                )
     if rank == 0:
-        write_generators(source, target, described, storage)
+        atomic.write_generators(source, target, described, storage)
     if world > 1:
         dist.barrier()
     if rank == 0:
-        Universal(described.progress, described.rules, tuple(sorted(parameters))).write(target)
+        atomic.Universal(described.progress, described.rules, tuple(sorted(parameters))).write(target)
     if world > 1:
         dist.barrier()
-    return Converted(tuple(mine), storage.read_bytes, storage.written_bytes, storage.most_held)
+    return tuple(mine)
 
 
 def nested(

@@ -15,19 +15,9 @@ from papers.universal_checkpointing.decoder import decoder_rules
 from papers.universal_checkpointing.loading import load_universal
 from papers.universal_checkpointing.native import Described, Progress, save
 from papers.universal_checkpointing.patterns import PatternError, Rule, Shard, match
-from papers.universal_checkpointing.slices import cells, padded_size
+from papers.universal_checkpointing.slices import padded_size
 
 SHAPE = Shape(vocab=65, hidden=64, layers=2, heads=8, kv_heads=4, mlp=128, context=16)
-QKV = Shard(0, (64, 32, 32))  # rows of queries, keys and values
-
-
-def misplaced_share(lab: Any) -> float:
-    """Share of rows that plain concatenation of four tensor ranks' pieces puts in the wrong place."""
-    concatenated: list[int] = []
-    for rank in range(4):
-        for _, (rows, *_) in cells(QKV.box((128,), rank, 4)):
-            concatenated += range(rows.start, rows.stop)
-    return sum(row != place for place, row in enumerate(concatenated)) / len(concatenated)
 
 
 def lost_in_bfloat16(lab: Any) -> float:
@@ -71,21 +61,13 @@ def wrong_parameter(lab: Any, ranks: int = 2) -> str:
 
 EXERCISES = {
     "exercise-1": Exercise(
-        "Four tensor ranks hold a fused matrix of 64 rows of queries, 32 of keys, 32 of values. Somebody puts their "
-        "pieces one behind the other. Which share of the rows is then in the wrong place?",
-        "Rank 0 has 16 rows of queries, then 8 of keys, then 8 of values; write down which row of the whole matrix "
-        "stands at each place, and count those where the two numbers differ. `cells(pattern.box((128,), rank, 4))` "
-        "names the rows.",
-        misplaced_share,
-    ),
-    "exercise-2": Exercise(
         "Resume the checkpoint in bfloat16. By how much, relative to itself, is the worst weight off?",
         "Give Recipe(seed=1, dtype=torch.bfloat16) to a trainer, load_universal(room.path / 'universal', trainer), and "
         "compare trainer.state().fragments with those of a trainer in float32. bfloat16 keeps 8 binary digits.",
         lost_in_bfloat16,
         tolerance=0.1,
     ),
-    "exercise-3": Exercise(
+    "exercise-2": Exercise(
         "planted() gives the decoder's rules with one wrong pattern. Which tensor of block 0 does conversion from two "
         "tensor ranks refuse first (such as 'mlp.up.weight')?",
         "Convert from TP2 with these rules, load, and read the PatternError; or compare each pattern with what the "

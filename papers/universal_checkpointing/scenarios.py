@@ -1,28 +1,14 @@
 """Four reconfigurations, two systems: who goes on (Figure 8, Table 1)?"""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from common.distributed.fleet import Fleet, RankFailed
-from common.lab.runtime import Observations, Runtime
+from common.distributed.fleet import RankFailed
+from common.lab.runtime import Observations
 from common.training.sharded.job import LETTERS
 from common.training.sharded.layout import Layout
 from papers.universal_checkpointing.baselines import through_dcp
-from papers.universal_checkpointing.config import Config
-from papers.universal_checkpointing.loading import AS_MEANT
-from papers.universal_checkpointing.reconfiguration import (
-    AGAIN,
-    SECONDS,
-    Outcome,
-    Source,
-    compared,
-    job_of,
-    resumed,
-    rules_of,
-    shape_of,
-    trained,
-)
+from papers.universal_checkpointing.reconfiguration import SECONDS, Bench, Outcome, Source, compared
 
 
 @dataclass(frozen=True)
@@ -43,62 +29,46 @@ SCENARIOS = (
 )
 
 
-def by_dcp(processes: Fleet, source: Source, target: Layout, steps: int, tensors: bool = False) -> Outcome:
+def by_dcp(bench: Bench, source: Source, target: Layout, steps: int, tensors: bool = False) -> Outcome:
     """torch.distributed.checkpoint, saved by the source's layout and loaded by the target's."""
-    folder = f"{source.folder} dcp {tensors}"
-    job = replace(source.job, layout=target)
+    folder, job = f"{source.folder} dcp {tensors}", replace(source.job, layout=target)
     try:
         if not Path(folder).exists():
             there = (source.job, str(source.folder), folder, 0, tensors, True)
-            processes.run(through_dcp, source.job.layout.world, there, SECONDS)
+            bench.processes.run(through_dcp, source.job.layout.world, there, SECONDS)
         arguments = (job, str(source.folder), folder, steps, tensors, False)
-        ranks = processes.run(through_dcp, target.world, arguments, SECONDS)
+        ranks = bench.processes.run(through_dcp, target.world, arguments, SECONDS)
     except RankFailed as failure:
-        return Outcome(1.0, AGAIN, error=str(failure).strip().splitlines()[-1])
+        return Outcome.failed(failure)
     return compared(source, ranks, job, generators=False)
 
 
-def passed(outcomes: Sequence[Outcome]) -> float:
-    """The share that goes on."""
-    return sum(outcome.continues for outcome in outcomes) / len(outcomes)
-
-
-def resume_scenarios(
-    config: Config, lab: Runtime, processes: Fleet, text: str | None, seen: Observations
-) -> None:
+def resume_scenarios(bench: Bench, seen: Observations) -> None:
     """Who goes on in which scenario."""
+    config, lab = bench.config, bench.lab
+    steps, further = config.short_steps, config.short_further
     found: dict[str, list[Outcome]] = {"ucp": [], "dcp": []}
-    for scenario in (scenario for scenario in SCENARIOS if scenario.name in config.scenarios):
-        shape = shape_of(config, layers=2, experts=scenario.experts)
-        job = job_of(config, text, scenario.source, 0, shape)
-        source = trained(processes, lab, job, config.scenarios_steps, config.cases_further)
-        target = scenario.source if config.same_layout else scenario.target
+    for one in (one for one in SCENARIOS if one.name in config.scenarios):
+        source = bench.source(bench.job(one.source, layers=2, experts=one.experts), steps, further)
+        target = one.source if config.same_layout else one.target
         if lab.wants("scenarios_ucp"):
-            rules = rules_of(config, shape)
-            further = config.cases_further
-            found["ucp"].append(resumed(processes, lab, source, target, rules, further, AS_MEANT))
+            found["ucp"].append(bench.resumed(source, target, further))
         if lab.wants("scenarios_dcp"):
-            found["dcp"].append(by_dcp(processes, source, target, config.cases_further))
+            found["dcp"].append(by_dcp(bench, source, target, further))
         for system, outcomes in found.items():
             if outcomes:
-                last = outcomes[-1]
-                seen.add("scenario_gap", last.gap, system=system, scenario=scenario.name, error=last.error)
+                gap, error = outcomes[-1].gap, outcomes[-1].error
+                seen.add("scenario_gap", gap, system=system, scenario=one.name, error=error)
     for system, outcomes in found.items():
         if outcomes:
-            seen.add(f"scenarios_{system}", passed(outcomes))
+            seen.add(f"scenarios_{system}", sum(one.continues for one in outcomes) / len(outcomes))
     seen.add("scenarios_tried", len(config.scenarios))
-    if config.tensor_dcp and lab.wants("scenario_gap"):
-        resume_by_tensors(config, lab, processes, text, seen)
-
-
-def resume_by_tensors(
-    config: Config, lab: Runtime, processes: Fleet, text: str | None, seen: Observations
-) -> None:
-    """DCP told of tensor ranks as well: with a padded vocabulary, and with one that needs no padding."""
-    for vocab in (LETTERS, 16 * -(-LETTERS // 16)):
-        shape = shape_of(config, layers=2, vocab=vocab)
-        job = job_of(config, text, Layout(2, 1, 1, 0), 0, shape)
-        source = trained(processes, lab, job, config.scenarios_steps, config.cases_further)
-        outcome = by_dcp(processes, source, Layout(1, 2, 1, 0), config.cases_further, tensors=True)
-        scenario = f"TP 2 to PP 2, {vocab} rows"
-        seen.add("scenario_gap", outcome.gap, system="dcp tensors", scenario=scenario, error=outcome.error)
+    if "TP 2 to PP 2" in config.scenarios and lab.wants("scenario_gap"):
+        for vocab in (
+            LETTERS,
+            16 * -(-LETTERS // 16),
+        ):  # DCP told of tensor ranks as well; with padding, and without
+            source = bench.source(bench.job(Layout(tensor=2), layers=2, vocab=vocab), steps, further)
+            last = by_dcp(bench, source, Layout(pipeline=2), further, tensors=True)
+            scenario = f"TP 2 to PP 2, {vocab} rows"
+            seen.add("scenario_gap", last.gap, system="dcp tensors", scenario=scenario, error=last.error)

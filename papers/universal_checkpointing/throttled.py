@@ -6,10 +6,11 @@ nothing but the clock is chance: one group of processes repeats them, a repetiti
 """
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,7 +18,7 @@ from common.distributed.fleet import Fleet
 from common.distributed.rooms import Room
 from common.distributed.tensor_files import Storage
 from common.distributed.throttled import Device
-from common.distributed.turns import in_turn, together
+from common.distributed.turns import in_turn
 from common.lab.runtime import Observations
 from common.training.sharded.job import LETTERS, Job
 from common.training.sharded.layout import Layout, form_groups
@@ -25,7 +26,7 @@ from common.training.sharded.parameters import Shape
 from common.training.sharded.trainer import Recipe, Trainer
 from papers.universal_checkpointing.baselines import save_consolidated
 from papers.universal_checkpointing.config import Config
-from papers.universal_checkpointing.conversion import Converted, Sharing, convert
+from papers.universal_checkpointing.conversion import Sharing, convert
 from papers.universal_checkpointing.decoder import decoder_rules
 from papers.universal_checkpointing.loading import load_universal
 from papers.universal_checkpointing.native import Described, Progress, load_native, save
@@ -33,94 +34,65 @@ from papers.universal_checkpointing.native import Described, Progress, load_nati
 MB = 1e6
 STORED = Layout(2, 1, 2, 3)  # of the state that is saved and converted
 SAVES = 6  # turns of a repetition, since a save is short
-
-
-def untrained(job: Job, rank: int) -> Trainer:
-    """A trainer as it begins: first values, and moments that are zero. Bytes are bytes."""
-    import torch._dynamo  # noqa: F401  see training.py
-
-    return Trainer(job.shape, form_groups(job.layout, rank), job.recipe)
+Devices = tuple[Device, ...]
+Seconds = list[dict[str, float]]  # of each side, a repetition an item
 
 
 # on the ranks
 
 
-def time_saves(
-    rank: int, world: int, job: Job, folder: str, devices: tuple[Device, ...], distributed: bool, times: int
-) -> list[dict[str, float]]:
-    """Seconds of a save without rules in it, with them, and gathered on one rank; each rank is a node.
+def timed(
+    rank: int,
+    world: int,
+    job: Job | None,
+    sides: dict[str, Any],
+    devices: Devices,
+    times: int,
+    turns: int = 1,
+) -> tuple[Seconds, dict[str, float]]:
+    """Seconds of each side, and the bytes that this rank reads in it once.
 
-    distributed False: the save with rules gathers; for controls.
+    sides: names, each with what a rank does, called with the rank, the world, a trainer of the job as it begins (bytes
+    are bytes; None: no trainer), and its storage: the rank's own device, or the one that all share.
     """
-    trainer, storage, room = untrained(job, rank), Storage(devices[rank]), Path(folder)
-    plain = Described(job.layout, Progress(0, 0, job.recipe.adam), None)
-    stated = replace(plain, rules=decoder_rules(job.shape))
-    with_rules = save if distributed else save_consolidated
-    sides = {
-        "plain": lambda: save(room / "plain", trainer, plain, storage),
-        "universal": lambda: with_rules(room / "universal", trainer, stated, storage),
-    }
-    found = in_turn(world, sides, times, SAVES)
-    gathered = together(world, lambda: save_consolidated(room / "one", trainer, plain, storage))
-    return [*({**seconds, "consolidated": gathered} for seconds in found)]
+    import torch._dynamo  # noqa: F401  see training.py
+
+    trainer = None if job is None else Trainer(job.shape, form_groups(job.layout, rank), job.recipe)
+    storages = {side: Storage(devices[rank % len(devices)]) for side in sides}
+    works = {side: partial(do, rank, world, trainer, storages[side]) for side, do in sides.items()}
+    seconds = in_turn(world, works, times, turns)
+    return seconds, {side: storage.read_bytes / (1 + times * turns) for side, storage in storages.items()}
 
 
-def make_checkpoint(rank: int, world: int, job: Job, folder: str) -> None:
-    """A distributed checkpoint to convert or load, at the machine's own speed."""
-    described = Described(job.layout, Progress(0, 0, job.recipe.adam), decoder_rules(job.shape))
-    save(Path(folder), untrained(job, rank), described)
-
-
-def time_conversions(
+def saving(
     rank: int,
     world: int,
-    source: str,
-    target: str,
-    devices: tuple[Device, ...],
-    sharings: Mapping[str, Sharing],
-    times: int,
-) -> tuple[list[dict[str, float]], dict[str, Converted]]:
-    """Each rank is a node with its own device; seconds of each way to share the work, and what this rank did in it."""
-    done: dict[str, Converted] = {}
-
-    def work(side: str) -> None:
-        storage = Storage(devices[rank])
-        done[side] = convert(Path(source), Path(target) / side, rank, world, 1, storage, sharings[side])
-
-    return in_turn(world, {side: partial(work, side) for side in sharings}, times), done
+    trainer: Trainer,
+    storage: Storage,
+    folder: str,
+    rules: bool,
+    gathered: bool = False,
+) -> None:
+    """A save with the decoder's rules in it or without; gathered: on one rank, which writes it."""
+    stated = decoder_rules(trainer.shape) if rules else None
+    described = Described(trainer.groups.layout, Progress(0, 0, trainer.recipe.adam), stated)
+    (save_consolidated if gathered else save)(Path(folder), trainer, described, storage)
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """Seconds of each side's loads, one a repetition, and bytes that this rank read in one load."""
-
-    seconds: list[dict[str, float]]
-    read_bytes: dict[str, float]
+def converting(
+    rank: int, world: int, trainer: None, storage: Storage, source: str, target: str, sharing: Sharing
+) -> None:
+    convert(Path(source), Path(target), rank, world, 1, storage, sharing)
 
 
-def time_loads(
-    rank: int,
-    world: int,
-    job: Job,
-    native: str,
-    universal: str,
-    device: Device,
-    sides: Mapping[str, str],
-    times: int,
-    handed_around: bool = True,
-) -> Loaded:
-    """All ranks share a device. sides: names, each with "direct" (the layout's own files) or a way of reading."""
-    trainer = untrained(job, rank)
-    storages = {side: Storage(device) for side in sides}
-
-    def load(side: str) -> None:
-        if sides[side] == "direct":
-            load_native(Path(native), trainer, storages[side])
-        else:
-            load_universal(Path(universal), trainer, storages[side], sides[side], handed_around=handed_around)
-
-    seconds = in_turn(world, {side: partial(load, side) for side in sides}, times)
-    return Loaded(seconds, {side: storage.read_bytes / (1 + times) for side, storage in storages.items()})
+def loading(
+    rank: int, world: int, trainer: Trainer, storage: Storage, folder: str, reading: str, around: bool = True
+) -> None:
+    """reading: "direct" of the layout's own files, or a way of reading atomic ones."""
+    if reading == "direct":
+        load_native(Path(folder), trainer, storage)
+    else:
+        load_universal(Path(folder), trainer, storage, reading, handed_around=around)
 
 
 def packing_rate(folder: Path, nbytes: int = 16 << 20) -> float:
@@ -138,106 +110,135 @@ def packing_rate(folder: Path, nbytes: int = 16 << 20) -> float:
 # what is observed
 
 
-def stored_job(config: Config, layout: Layout, layers: int) -> Job:
-    """The decoder whose state is saved, converted and loaded."""
-    h = config.stored_hidden
-    shape = Shape(LETTERS, h, layers, heads=8, kv_heads=4, mlp=3 * h, context=16)
-    return Job(shape, layout, Recipe(), config.rows)
-
-
-def stored(processes: Fleet, room: Path, job: Job) -> tuple[Path, Path]:
-    """A distributed checkpoint and the atomic one made of it, in a room; made there once."""
-    name = f"{job.shape.hidden} {job.shape.layers} {job.layout}"
-    native, universal = (room / kind / name for kind in ("native", "universal"))
-    if not universal.exists():
-        processes.run(make_checkpoint, job.layout.world, (job, str(native)))
-        convert(native, universal)
-    return native, universal
-
-
-def devices_of(room: Path, n: int, rate_mb: float) -> tuple[Device, ...]:
+def devices_of(room: Path, n: int, rate_mb: float) -> Devices:
     return tuple(Device.make(room / f"device{i}", rate_mb * MB) for i in range(n))
 
 
-def saves(config: Config, processes: Fleet, seeds: Sequence[int], seen: Observations) -> None:
-    """Four nodes with a device each."""
-    job = stored_job(config, STORED, config.stored_layers)
-    with Room("paperlab-ucp-") as room:
-        devices = devices_of(room, job.layout.world, config.node_rate)
-        arguments = (job, str(room), devices, config.distributed_save, len(seeds))
-        found = processes.run(time_saves, job.layout.world, arguments)[0]
-        if config.distributed_save:
-            files = list((room / "universal").glob("*.safetensors"))
-            same = all(path.read_bytes() == (room / "plain" / path.name).read_bytes() for path in files)
-            seen.add("saved_files_identical", int(same))
-        saved = sum(path.stat().st_size for path in (room / "plain").glob("*.safetensors"))
-        seen.add("saved_mb", saved / MB)
-    for seed, seconds in zip(seeds, found, strict=True):
-        for kind, each in seconds.items():
-            seen.add("save_seconds", each, seed, kind=kind)
-        seen.add("save_gain", seconds["plain"] / seconds["universal"], seed)
+@dataclass(frozen=True)
+class Stored:
+    """A decoder's state that is saved, converted and loaded in a room; what is seen of it goes to `seen`."""
 
+    config: Config
+    processes: Fleet
+    room: Path
+    seeds: Sequence[int]
+    seen: Observations
 
-def conversions(
-    config: Config, processes: Fleet, room: Path, seeds: Sequence[int], seen: Observations
-) -> None:
-    """One node that does all, and as many as `converters` says, each with its device; only the most repeatedly."""
-    most = max(config.converters)
-    sharings = {"one": Sharing("none"), "all": Sharing(config.parallel, config.assignment)}
-    native, _ = stored(processes, room, stored_job(config, STORED, config.stored_layers))
-    for world in config.converters:
-        repeated = seeds if world == most else seeds[:1]
-        with Room("paperlab-ucp-") as target:
-            devices = devices_of(target, world, config.node_rate)
-            arguments = (str(native), str(target), devices, sharings, len(repeated))
-            ranks = processes.run(time_conversions, world, arguments)
-        done = [converted["all"] for _, converted in ranks]
-        seen.add("converted_mb", sum(one.written_bytes for one in done) / MB, workers=world)
-        seen.add("most_held_mb", max(one.most_held for one in done) / MB, workers=world)
-        for seed, seconds in zip(repeated, ranks[0][0], strict=True):
-            seen.add("conversion_seconds", seconds["all"], seed, workers=world)
-            if world == most:
-                seen.add("conversion_seconds", seconds["one"], seed, workers=1)
-                seen.add("conversion_gain", seconds["one"] / seconds["all"], seed)
+    def studies(self) -> dict[str, Callable[[], None]]:
+        """By the metric that each is for."""
+        return {
+            "save_gain": self.saves,
+            "conversion_gain": self.conversions,
+            "load_ratio": self.loads,
+            "bypass_gain": self.bypasses,
+            "packing_gb_per_s": self.packing,
+        }
 
+    def job(self, layout: Layout, layers: int) -> Job:
+        h = self.config.stored_hidden
+        shape = Shape(LETTERS, h, layers, heads=8, kv_heads=4, mlp=3 * h, context=16)
+        return Job(shape, layout, Recipe(), self.config.rows)
 
-def loads(config: Config, processes: Fleet, room: Path, seeds: Sequence[int], seen: Observations) -> None:
-    """The same layout from its own files and from atomic ones; four ranks share a device."""
-    job = stored_job(config, STORED, config.stored_layers)
-    sides = {"direct": "direct", "ours": "parts" if config.row_reads else "whole", "whole": "whole"}
-    native, universal = stored(processes, room, job)
-    (device,) = devices_of(room, 1, config.shared_rate)
-    arguments = (job, str(native), str(universal), device, sides, len(seeds))
-    ranks = processes.run(time_loads, job.layout.world, arguments)
-    for side in sides:
-        seen.add("load_mb", sum(rank.read_bytes[side] for rank in ranks) / MB, reading=side)
-    for seed, seconds in zip(seeds, ranks[0].seconds, strict=True):
-        for side, each in seconds.items():
-            seen.add("load_seconds", each, seed, reading=side)
-        seen.add("load_ratio", seconds["ours"] / seconds["direct"], seed)
-        seen.add("load_ratio_whole", seconds["whole"] / seconds["direct"], seed)
+    def checkpoints(self, job: Job) -> tuple[str, str]:
+        """A distributed checkpoint and the atomic one made of it, at the machine's own speed; made once."""
+        name = f"{job.shape.layers} {job.layout}"
+        native, universal = (self.room / kind / name for kind in ("native", "universal"))
+        if not universal.exists():
+            side = {"save": partial(saving, folder=str(native), rules=True)}
+            self.processes.run(timed, job.layout.world, (job, side, (None,), 1))
+            convert(native, universal)
+        return str(native), str(universal)
 
+    def saves(self) -> None:
+        """Four nodes with a device each; the save without rules once more, which must take as long."""
+        config, seen = self.config, self.seen
+        job, world = self.job(STORED, config.stored_layers), STORED.world
+        with Room("paperlab-ucp-") as room:
+            devices = devices_of(room, world, config.node_rate)
+            sides = {
+                "plain": partial(saving, folder=str(room / "plain"), rules=False),
+                "universal": partial(
+                    saving, folder=str(room / "universal"), rules=True, gathered=not config.distributed_save
+                ),
+            }
+            if config.distributed_save:
+                sides["again"] = partial(saving, folder=str(room / "again"), rules=False)
+                one = {"consolidated": partial(saving, folder=str(room / "one"), rules=False, gathered=True)}
+                gathered, _ = self.processes.run(timed, world, (job, one, devices, 1))[0]
+                seen.add("save_seconds", gathered[0]["consolidated"], kind="consolidated")
+            found, _ = self.processes.run(timed, world, (job, sides, devices, len(self.seeds), SAVES))[0]
+            plain = sorted((room / "plain").glob("*.safetensors"))
+            if config.distributed_save:
+                same = all(p.read_bytes() == (room / "universal" / p.name).read_bytes() for p in plain)
+                seen.add("saved_files_identical", int(same))
+            seen.add("saved_mb", sum(path.stat().st_size for path in plain) / MB)
+        for seed, seconds in zip(self.seeds, found, strict=True):
+            for kind, each in seconds.items():
+                seen.add("save_seconds", each, seed, kind=kind)
+                if kind != "plain":
+                    gain = "save_gain" if kind == "universal" else "save_again"
+                    seen.add(gain, seconds["plain"] / each, seed)
 
-def bypasses(config: Config, processes: Fleet, room: Path, seeds: Sequence[int], seen: Observations) -> None:
-    """What handing files around saves over reading them on every rank; only the most data ranks repeatedly.
+    def conversions(self) -> None:
+        """One node that does all, and as many as `converters` says, each with its device; only the most repeatedly."""
+        config, most = self.config, max(self.config.converters)
+        sharings = {"one": Sharing("none"), "all": Sharing(config.parallel, config.assignment)}
+        native, _ = self.checkpoints(self.job(STORED, config.stored_layers))
+        for world in config.converters:
+            repeated = self.seeds if world == most else self.seeds[:1]
+            with Room("paperlab-ucp-") as room:
+                sides = {
+                    side: partial(converting, source=native, target=str(room / side), sharing=sharing)
+                    for side, sharing in sharings.items()
+                }
+                devices = devices_of(room, world, config.node_rate)
+                found, _ = self.processes.run(timed, world, (None, sides, devices, len(repeated)))[0]
+            for seed, seconds in zip(repeated, found, strict=True):
+                self.seen.add("conversion_seconds", seconds["all"], seed, workers=world)
+                if world == most:
+                    self.seen.add("conversion_seconds", seconds["one"], seed, workers=1)
+                    self.seen.add("conversion_gain", seconds["one"] / seconds["all"], seed)
 
-    bypass_over_rows: against reading the needed rows, which the paper's files do not allow and safetensors do.
-    """
-    sides = {"whole": "whole", "bypass": "bypass", "parts": "parts"}
-    most = max(config.data_ranks)
-    native, universal = stored(processes, room, stored_job(config, Layout(), config.loaded_layers))
-    for data in config.data_ranks:
-        repeated = seeds if data == most else seeds[:1]
-        job = stored_job(config, Layout(1, 1, data, 3 if data > 1 else 0), config.loaded_layers)
-        (device,) = devices_of(room, 1, config.bypass_rate)
-        arguments = (job, str(native), str(universal), device, sides, len(repeated), config.handed_around)
-        ranks = processes.run(time_loads, data, arguments)
-        for side in sides:
-            mb = sum(rank.read_bytes[side] for rank in ranks) / MB
-            seen.add("group_load_mb", mb, reading=side, data=data)
-        for seed, seconds in zip(repeated, ranks[0].seconds, strict=True):
-            for side, each in seconds.items():
-                seen.add("group_load_seconds", each, seed, reading=side, data=data)
-            if data == most:
-                seen.add("bypass_gain", seconds["whole"] / seconds["bypass"], seed)
-                seen.add("bypass_over_rows", seconds["parts"] / seconds["bypass"], seed)
+    def loads(self) -> None:
+        """The same layout from its own files and from atomic ones; four ranks share a device."""
+        config, seen, job = self.config, self.seen, self.job(STORED, self.config.stored_layers)
+        native, atomic = self.checkpoints(job)
+        sides = {
+            "direct": partial(loading, folder=native, reading="direct"),
+            "ours": partial(loading, folder=atomic, reading="parts" if config.row_reads else "whole"),
+            "whole": partial(loading, folder=atomic, reading="whole"),
+        }
+        arguments = (job, sides, devices_of(self.room, 1, config.shared_rate), len(self.seeds))
+        found, _ = self.processes.run(timed, STORED.world, arguments)[0]
+        for seed, seconds in zip(self.seeds, found, strict=True):
+            seen.add("load_ratio", seconds["ours"] / seconds["direct"], seed)
+            seen.add("load_ratio_whole", seconds["whole"] / seconds["direct"], seed)
+
+    def bypasses(self) -> None:
+        """What handing files around saves over reading them on every rank; only the most data ranks repeatedly.
+
+        bypass_over_rows: against reading the needed rows, which the paper's files do not allow and safetensors do.
+        """
+        config, seen, most = self.config, self.seen, max(self.config.data_ranks)
+        _, atomic = self.checkpoints(self.job(Layout(), config.loaded_layers))
+        sides = {
+            reading: partial(loading, folder=atomic, reading=reading, around=config.handed_around)
+            for reading in ("whole", "bypass", "parts")
+        }
+        for data in config.data_ranks:
+            repeated = self.seeds if data == most else self.seeds[:1]
+            job = self.job(Layout(1, 1, data, 3 if data > 1 else 0), config.loaded_layers)
+            arguments = (job, sides, devices_of(self.room, 1, config.bypass_rate), len(repeated))
+            ranks = self.processes.run(timed, data, arguments)
+            for side in sides:
+                mb = sum(read[side] for _, read in ranks) / MB
+                seen.add("group_load_mb", mb, reading=side, data=data)
+            for seed, seconds in zip(repeated, ranks[0][0], strict=True):
+                for side, each in seconds.items():
+                    seen.add("group_load_seconds", each, seed, reading=side, data=data)
+                if data == most:
+                    seen.add("bypass_gain", seconds["whole"] / seconds["bypass"], seed)
+                    seen.add("bypass_over_rows", seconds["parts"] / seconds["bypass"], seed)
+
+    def packing(self) -> None:
+        self.seen.add("packing_gb_per_s", packing_rate(self.room) / 1e9)

@@ -69,8 +69,7 @@ def go_on(rank: int, world: int, job: Job, source: str, universal: str, steps: i
     first = replace(recipe, seed=job.recipe.seed + 1_000)  # other first values: all must be loaded
     trainer, data = Trainer(job.shape, form_groups(job.layout, rank), first), Data(job)
     assert_holds_only_its_part(trainer)
-    resumed = resume(Path(source), Path(universal), trainer, how)
-    data.consumed = resumed.progress.consumed
+    progress, converted = resume(Path(source), Path(universal), trainer, how)
+    data.consumed = progress.consumed
     held = snapshot(trainer, data.consumed)
-    losses = tuple(trainer.step(data.batch()) for _ in range(steps))
-    return Ran(losses, held, resumed.converted)
+    return Ran(tuple(trainer.step(data.batch()) for _ in range(steps)), held, converted)

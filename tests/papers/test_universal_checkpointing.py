@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -23,9 +24,9 @@ from common.lab.bounds import inferred
 from common.lab.config import compose
 from common.lab.errors import LabError
 from common.lab.project import Project
-from common.lab.runtime import Runtime
+from common.lab.runtime import Observations, Runtime
 from common.training.sharded.job import Job, Schedule
-from common.training.sharded.layout import Groups, Layout
+from common.training.sharded.layout import Groups, Layout, Place
 from common.training.sharded.parameters import Shape, Split, held_by, parameters
 from common.training.sharded.trainer import Recipe, Trainer
 from common.training.sharded.zero import Adam, Sliced
@@ -57,11 +58,11 @@ from papers.universal_checkpointing.patterns import (
     match,
 )
 from papers.universal_checkpointing.reconfiguration import CASES as SHAPES
-from papers.universal_checkpointing.reconfiguration import Source, reconfigured, resumed
+from papers.universal_checkpointing.reconfiguration import Bench, Source, reconfigured
 from papers.universal_checkpointing.reconfiguration import trained as trained_once
 from papers.universal_checkpointing.scenarios import SCENARIOS as TRIED
 from papers.universal_checkpointing.slices import cells, padded_size, put
-from papers.universal_checkpointing.throttled import make_checkpoint
+from papers.universal_checkpointing.throttled import saving, timed
 from papers.universal_checkpointing.training import fleet
 
 SMALL = Shape(
@@ -342,7 +343,7 @@ def test_an_atomic_checkpoint_of_an_earlier_step_is_made_again(tmp_path: Path) -
             progress = dataclasses.replace(PROGRESS, step=step)
             save(native, trainer, Described(Layout(tensor=2), progress, decoder_rules(SMALL)))
         (trainer,) = ranks_of(SMALL, Layout(), seed=5)
-        assert resume(native, universal, trainer).converted is converted
+        assert resume(native, universal, trainer) == (Described.read(native).progress, converted)
         assert trainer.steps == step
         fragment = trainer.state().fragments[0]
         assert torch.equal(fragment.weight[: 13 * 16], values[fragment.name][0].flatten())
@@ -447,7 +448,8 @@ def test_a_conversion_reads_and_writes_each_byte_once_and_holds_twice_its_larges
     for layout in (Layout(), Layout(2, 1, 2, 1), Layout(2, 2, 3, 3)):
         values = whole_values(SMALL)
         write(tmp_path / f"{layout}", SMALL, layout, values)
-        done = convert(tmp_path / f"{layout}", tmp_path / f"u{layout}")
+        done = Storage()
+        convert(tmp_path / f"{layout}", tmp_path / f"u{layout}", storage=done)
         state = sum(tensor.nbytes for tensors in values.values() for tensor in tensors)
         largest = max(prod(p.size) * 4 for p in parameters(SMALL, layout))
         generators = 5056 * layout.pipeline * layout.data
@@ -473,7 +475,8 @@ def processes():
 def test_memory_of_a_conversion_does_not_grow_with_the_state(processes: Fleet, tmp_path: Path) -> None:
     shape = Shape(65, 256, 6, 8, 4, 768, 16)  # 57 MB; the largest tensor has 1.5 MB
     job = Job(shape, Layout(), Recipe(), 1)
-    processes.run(make_checkpoint, 1, (job, str(tmp_path / "native")))
+    side = {"save": partial(saving, folder=str(tmp_path / "native"), rules=True)}
+    processes.run(timed, 1, (job, side, (None,), 1))
     grown = processes.run(convert_in_a_child, 1, (str(tmp_path / "native"), str(tmp_path / "universal")))[0]
     size = sum(path.stat().st_size for path in (tmp_path / "native").iterdir())
     assert size > 55e6
@@ -481,7 +484,7 @@ def test_memory_of_a_conversion_does_not_grow_with_the_state(processes: Fleet, t
 
 
 def convert_together(rank: int, world: int, source: str, target: str, cores: int) -> tuple[str, ...]:
-    return convert(Path(source), Path(target), rank, world, cores).names
+    return convert(Path(source), Path(target), rank, world, cores)
 
 
 def test_processes_convert_together_what_one_converts_alone(processes: Fleet, tmp_path: Path) -> None:
@@ -643,7 +646,7 @@ def test_a_checkpoint_whose_rules_do_not_fit_stops_every_rank(processes: Fleet) 
 
 TINY = Config(
     hidden=16, layers=2, heads=4, kv_heads=2, mlp=24, context=8, steps=3, further=2, source=[2, 1, 1, 0],
-    targets=[[1, 2, 1, 0]], sources=[[1, 1, 2, 1]], target=[2, 1, 1, 0], sources_steps=2, sources_further=2,
+    targets=[[1, 2, 1, 0]], sources=[[1, 1, 2, 1]], target=[2, 1, 1, 0],
 )  # fmt: skip
 SLOW = dataclasses.replace(TINY, targets=[[1, 2, 1, 0], [1, 1, 2, 3]])
 WANTED = ["loss_gap_many_to_one", "end_to_end_minutes"]
@@ -667,12 +670,21 @@ def test_a_floor_is_what_the_worst_layout_ran_and_slow_ones_load_in_the_first_se
     assert seen.values("state_differs") == [0.0]
 
 
-def test_arms_resume_once_what_is_the_same(processes: Fleet, monkeypatch) -> None:
-    lab, rules = Runtime([0]), decoder_rules(job_of(Layout()).shape)
-    source = trained_once(processes, lab, job_of(Layout()), 2, 0)
-    to = (processes, lab, source, Layout(tensor=2), rules, 0, How())
-    assert resumed(*to) is resumed(*to)
-    assert resumed(*to[:-1], How(optimiser=False)).differing > 0
+def test_arms_resume_once_what_is_the_same(processes: Fleet) -> None:
+    bench = Bench(TINY, Runtime([0]), processes)
+    source = bench.source(bench.job(Layout()), 2, 0)
+    assert bench.resumed(source, Layout(tensor=2), 0) is bench.resumed(source, Layout(tensor=2), 0)
+    weights_only = Bench(dataclasses.replace(TINY, optimiser=False), bench.lab, processes)
+    assert weights_only.resumed(source, Layout(tensor=2), 0).differing > 0
+
+
+def test_a_resumption_that_fails_is_not_one_without_a_conversion(processes: Fleet) -> None:
+    bench = Bench(TINY, Runtime([0]), processes)
+    source = bench.source(bench.job(Layout(*TINY.source)), TINY.steps, TINY.further)
+    (source.folder / file_of(Place(1, 0, 0))).unlink()
+    seen = Observations()
+    bench.unchanged(seen)
+    assert seen.values("needless_conversions") == [1.0]
 
 
 def test_arms_share_a_source_and_a_run_that_fails_leaves_nothing(
@@ -694,11 +706,11 @@ DIES = """
 import os, signal, sys, tempfile
 tempfile.tempdir = sys.argv[1]
 from common.training.sharded.job import Schedule
-from common.lab.runtime import Runtime
+from common.lab.runtime import Observations, Runtime
 from papers.universal_checkpointing import throttled
 from papers.universal_checkpointing.config import Config
 from papers.universal_checkpointing.experiment import run
-throttled.stored = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+throttled.Stored.checkpoints = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 if __name__ == "__main__":
     run(Config(), Runtime([0], wanted=["load_ratio"]))
 """
