@@ -2,10 +2,9 @@
 
 import dataclasses
 import gc
+import os
 import resource
 import signal
-import subprocess
-import sys
 import tempfile
 from functools import partial
 from math import prod
@@ -30,6 +29,7 @@ from common.training.sharded.layout import Groups, Layout, Place
 from common.training.sharded.parameters import Shape, Split, held_by, parameters
 from common.training.sharded.trainer import Recipe, Trainer
 from common.training.sharded.zero import Adam, Sliced
+from papers.universal_checkpointing import throttled
 from papers.universal_checkpointing.atomic import Universal, generator_at, path_of
 from papers.universal_checkpointing.averaging import averaged_apart
 from papers.universal_checkpointing.config import CASES, SCENARIOS, Config, check
@@ -249,7 +249,7 @@ loadable = layouts.map(
 
 
 @given(source=layouts, target=loadable, shape=st.sampled_from([SMALL, EXPERTS]))
-@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=2, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_layout_loads_what_any_layout_saved(source: Layout, target: Layout, shape: Shape) -> None:
     values = whole_values(shape)
     with tempfile.TemporaryDirectory() as room:
@@ -473,14 +473,14 @@ def processes():
 
 
 def test_memory_of_a_conversion_does_not_grow_with_the_state(processes: Fleet, tmp_path: Path) -> None:
-    shape = Shape(65, 256, 6, 8, 4, 768, 16)  # 57 MB; the largest tensor has 1.5 MB
+    shape = Shape(65, 256, 4, 8, 4, 768, 16)  # 38 MB; the largest tensor has 1.5 MB
     job = Job(shape, Layout(), Recipe(), 1)
     side = {"save": partial(saving, folder=str(tmp_path / "native"), rules=True)}
     processes.run(timed, 1, (job, side, (None,), 1))
     grown = processes.run(convert_in_a_child, 1, (str(tmp_path / "native"), str(tmp_path / "universal")))[0]
     size = sum(path.stat().st_size for path in (tmp_path / "native").iterdir())
-    assert size > 55e6
-    assert grown < 20e6
+    assert size > 36e6
+    assert grown < 15e6
 
 
 def convert_together(rank: int, world: int, source: str, target: str, cores: int) -> tuple[str, ...]:
@@ -608,10 +608,9 @@ def test_training_goes_on_under_another_layout(processes: Fleet, source: Layout,
     outcome = reconfigured(processes, run_, target, decoder_rules(run_.job.shape), 3)
     assert (outcome.error, outcome.differing, outcome.converted) == ("", 0.0, True)
     assert outcome.gap < 1e-6 * run_.losses[0]  # double precision: nothing but the order of sums
-    weights_only = reconfigured(
-        processes, run_, target, decoder_rules(run_.job.shape), 3, How(optimiser=False)
-    )
-    assert weights_only.gap > 1e-3
+    if target.zero == 0:
+        how = How(optimiser=False)
+        assert reconfigured(processes, run_, target, decoder_rules(run_.job.shape), 3, how).gap > 1e-3
 
 
 def test_the_same_layout_goes_on_to_the_last_bit_with_dropout_and_converts_nothing(processes: Fleet) -> None:
@@ -661,7 +660,7 @@ def test_two_runs_observe_the_same_and_leave_nothing(monkeypatch, tmp_path: Path
 
 
 def test_a_floor_is_what_the_worst_layout_ran_and_slow_ones_load_in_the_first_seed() -> None:
-    seen = run(SLOW, Runtime([0, 1], workers=1, wanted=["loss_gap_one_to_many", "state_differs"]))
+    seen = run(SLOW, Runtime([0, 1], workers=1, wanted=["loss_gap_one_to_many"]))
     zero_3 = "TP1 PP1 DP2 ZeRO-3"
     assert [row.seed for row in seen.rows("resumed_differs", layout=zero_3)] == [0]
     assert seen.rows("resumed_gap", layout=zero_3) == seen.rows("curve", layout=zero_3) == []
@@ -681,7 +680,7 @@ def test_arms_resume_once_what_is_the_same(processes: Fleet) -> None:
 def test_a_resumption_that_fails_is_not_one_without_a_conversion(processes: Fleet) -> None:
     bench = Bench(TINY, Runtime([0]), processes)
     source = bench.source(bench.job(Layout(*TINY.source)), TINY.steps, TINY.further)
-    (source.folder / file_of(Place(1, 0, 0))).unlink()
+    (source.folder / file_of(Place(1, 0, 0))).write_bytes(b"broken")
     seen = Observations()
     bench.unchanged(seen)
     assert seen.values("needless_conversions") == [1.0]
@@ -702,27 +701,19 @@ def test_arms_share_a_source_and_a_run_that_fails_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-DIES = """
-import os, signal, sys, tempfile
-tempfile.tempdir = sys.argv[1]
-from common.training.sharded.job import Schedule
-from common.lab.runtime import Observations, Runtime
-from papers.universal_checkpointing import throttled
-from papers.universal_checkpointing.config import Config
-from papers.universal_checkpointing.experiment import run
-throttled.Stored.checkpoints = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-if __name__ == "__main__":
-    run(Config(), Runtime([0], wanted=["load_ratio"]))
-"""
-
-
 def test_what_a_killed_run_left_is_cleared_by_the_next(tmp_path: Path) -> None:
-    script, there = tmp_path / "dies.py", tmp_path / "there"
-    script.write_text(DIES)
+    there = tmp_path / "there"
     there.mkdir()
     shared = set(Path("/dev/shm").iterdir()) if Path("/dev/shm").is_dir() else set()
-    ended = subprocess.run([sys.executable, str(script), str(there)], check=False, capture_output=True)
-    assert ended.returncode == -signal.SIGKILL
+    child = os.fork()
+    if not child:
+        tempfile.tempdir = str(there)
+        throttled.Stored.checkpoints = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+        try:
+            run(Config(), Runtime([0], wanted=["load_ratio"]))
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     (left,) = there.iterdir()
     (left / "checkpoint").write_bytes(b"of the dead")
     with pytest.MonkeyPatch.context() as patched:
@@ -764,6 +755,24 @@ def test_what_cannot_run_is_refused_in_one_line(change: dict, told: str) -> None
 def test_a_load_names_the_ways_of_reading_that_there_are(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="whole, parts, bypass, not by 'banana'"):
         load_universal(tmp_path, ranks_of(SMALL, Layout())[0], reading="banana")
+
+
+def test_a_save_beside_itself_takes_as_long_and_a_dearer_one_longer(tmp_path: Path) -> None:
+    (device,) = throttled.devices_of(tmp_path, 1, 4)
+    job = Job(SMALL, Layout(), Recipe(), 12)
+    plain, rules = (
+        partial(saving, folder=str(tmp_path / name), rules=name == "rules") for name in ("plain", "rules")
+    )
+
+    def twice(*arguments) -> None:
+        plain(*arguments)
+        Storage(device).device.pass_through(20_000)  # type: ignore[union-attr]
+
+    sides = {"plain": plain, "again": plain, "rules": rules, "more": twice}
+    ((seconds,), _) = timed(0, 1, job, sides, (device,), 1, turns=4)
+    assert seconds["again"] == pytest.approx(seconds["plain"], rel=0.1)
+    assert seconds["rules"] == pytest.approx(seconds["plain"], rel=0.1)
+    assert seconds["more"] > 1.05 * seconds["plain"]
 
 
 def test_text_is_the_same_to_every_rank_and_rows_follow_one_another() -> None:
