@@ -11,9 +11,9 @@ from common.training.sharded.job import Data, Job
 from common.training.sharded.layout import Layout, Place, form_groups
 from common.training.sharded.trainer import Trainer
 from papers.universal_checkpointing.conversion import convert
-from papers.universal_checkpointing.decoder import averaged_rules
 from papers.universal_checkpointing.loading import load_universal
 from papers.universal_checkpointing.native import Described, Progress, save
+from papers.universal_checkpointing.patterns import Average, Replicate, Rule
 
 REPLICAS, STEPS = 3, 4
 
@@ -35,14 +35,14 @@ def _train_apart(rank: int, world: int, job: Job, room: str, average: bool) -> f
     import torch._dynamo  # noqa: F401  see training.py
 
     folder, universal = Path(room) / "checkpoint", Path(room) / "universal"
-    layout, progress = Layout(data=REPLICAS), Progress(STEPS, 0, job.recipe.adam)
+    rules = (Rule(r".*", Average() if average else Replicate()),)
+    described = Described(Layout(data=REPLICAS), Progress(STEPS, 0, job.recipe.adam), rules, everyone=True)
     states = []
     for replica in range(REPLICAS):
         trainer, data = Trainer(job.shape, form_groups(Layout()), job.recipe), Data(job)
         data.consumed = replica * 10_000
         for _ in range(STEPS):
             trainer.step(data.batch())
-        described = Described(layout, progress, averaged_rules(average), everyone=True)
         save(folder, trainer, described, place=Place(0, replica, 0))
         states.append(_values(trainer))
     convert(folder, universal)

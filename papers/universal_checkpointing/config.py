@@ -16,7 +16,7 @@ MOST_RANKS = 8
 Layouts = Annotated[list[list[int]], Length(1, 24), At(0, MOST_RANKS)]
 One = Annotated[list[int], Length(4, 4, repeats=True), At(0, MOST_RANKS)]
 NODE = "Section 6: 5 GB/s on NVIDIA, 3 GB/s on AMD nodes; Table 3 does not say which"
-PROCESS = "torch.save and torch.load on one core: about 1 is measured here; half to twice elsewhere"
+PROCESS = "torch.save and torch.load on one core; the paper gives no rate, each run measures its own (packing_gb_per_s)"
 MERGING = "2 is ds_to_universal.py's default; the paper does not say how many ran; 4: as many as extract"
 EXTRACTING = "4 is ds_to_universal.py's default; the paper does not say how many ran; 8: one a GPU"
 

@@ -19,9 +19,9 @@ import torch.distributed as dist
 
 from common.distributed.tensor_files import CheckpointError, Storage
 from papers.universal_checkpointing import atomic
-from papers.universal_checkpointing.native import VALUES, Described
+from papers.universal_checkpointing.native import VALUES, Described, Stretch
 from papers.universal_checkpointing.patterns import match
-from papers.universal_checkpointing.union import Stretch, extract, shuffle, union
+from papers.universal_checkpointing.union import extract, shuffle, union
 
 PARALLEL = ("nested", "nodes", "cores", "none")
 ASSIGNMENTS = ("balanced", "in order", "random")
@@ -75,7 +75,7 @@ def convert(
     missing = [name for name in files if not (source / name).is_file()]
     if missing:
         raise CheckpointError(f"{source} is not whole: {', '.join(missing)} missing")
-    if rank == 0 and not atomic.is_made_of(target, described.progress):
+    if rank == 0 and not atomic.is_made_of(target, source, described):
         (target / atomic.DESCRIPTION).unlink(
             missing_ok=True
         )  # of an older checkpoint, whose files are replaced now
@@ -102,7 +102,8 @@ def convert(
     if world > 1:
         dist.barrier()
     if rank == 0:
-        atomic.Universal(described.progress, described.rules, tuple(sorted(parameters))).write(target)
+        names, marks = tuple(sorted(parameters)), described.marks(source)
+        atomic.Universal(described.progress, described.rules, names, marks).write(target)
     if world > 1:
         dist.barrier()
     return tuple(mine)

@@ -25,7 +25,7 @@ def run(config: Config, lab: Runtime) -> Observations:
     seen = Observations()
     with fleet() as processes, Room("paperlab-ucp-") as room:
         resume(Bench(config, lab, processes, text_of(lab)), seen)
-        stored = throttled.Stored(config, processes, room, lab.seeds, seen)
+        stored = throttled.Stored(config, processes, room, lab.seeds, seen, lab.wants("conversion_seconds"))
         for metric, timed in stored.studies().items():
             if lab.wants(metric):
                 timed()
@@ -92,11 +92,11 @@ def at_scale(config: Config, lab: Runtime, seen: Observations) -> None:
         sharing = Sharing(config.parallel, config.assignment, seed or 0)
         found = {model: minutes(model, hosts, sharing) for model in MODELS}
         for model, one in found.items():
-            for phase in ("save", "transform", "load", "total"):
-                seen.add("minutes", getattr(one, phase), seed, model=model.name, phase=phase)
-            seen.add("nested_gain", sequential(model, hosts) / one.transform, seed, model=model.name)
-        seen.add("transform_minutes", max(one.transform for one in found.values()), seed)
-        seen.add("end_to_end_minutes", max(one.total for one in found.values()), seed)
+            for phase, each in one.items():
+                seen.add("minutes", each, seed, model=model.name, phase=phase)
+            seen.add("nested_gain", sequential(model, hosts) / one["transform"], seed, model=model.name)
+        seen.add("transform_minutes", max(one["transform"] for one in found.values()), seed)
+        seen.add("end_to_end_minutes", max(one["total"] for one in found.values()), seed)
         seen.add("balanced_gain", slowest(Sharing(assignment="in order")) / slowest(sharing), seed)
     seen.add("nodes_1t", largest.nodes)
     seen.add("parameters_1t", float(sum(work.values())))

@@ -175,7 +175,7 @@ def resume(source: Path, universal: Path, trainer: Trainer, how: How = AS_MEANT)
     groups, described = trainer.groups, Described.read(source)
     if how.lazy and described.layout == groups.layout:
         return load_native(source, trainer), False
-    ready = [how.lazy and is_made_of(universal, described.progress)]
+    ready = [how.lazy and is_made_of(universal, source, described)]
     world = groups.layout.world
     if world > 1:  # one sees for all: another job may complete the folder meanwhile
         dist.broadcast_object_list(ready, 0)

@@ -70,19 +70,6 @@ MODELS = (  # nodes: the paper's, Table 3; sizes as published of models with as 
 )
 
 
-@dataclass(frozen=True)
-class Minutes:
-    """Of each phase."""
-
-    save: float
-    transform: float
-    load: float
-
-    @property
-    def total(self) -> float:
-        return self.save + self.transform + self.load
-
-
 def evenly(nbytes: float, nodes: int, processes: int, hosts: Hosts) -> float:
     """Minutes in which so many bytes pass, the same number on every process of every node."""
     return (nbytes / nodes / hosts.node + nbytes / nodes / processes / hosts.process) / 60
@@ -109,11 +96,9 @@ def sequential(model: Model, hosts: Hosts) -> float:
     return transform(model, hosts, Sharing(parallel="none"))
 
 
-def minutes(model: Model, hosts: Hosts, sharing: Sharing = NESTED) -> Minutes:
-    """All three phases of a reconfiguration."""
+def minutes(model: Model, hosts: Hosts, sharing: Sharing = NESTED) -> dict[str, float]:
+    """The phases of a reconfiguration (save, transform, load), and their total."""
     elements = sum(model.parameters().values())
-    return Minutes(
-        evenly(SAVED * elements, model.nodes, GPUS, hosts),
-        transform(model, hosts, sharing),
-        evenly(ATOMIC * elements, model.nodes, GPUS, hosts),
-    )
+    save, load = (evenly(each * elements, model.nodes, GPUS, hosts) for each in (SAVED, ATOMIC))
+    found = {"save": save, "transform": transform(model, hosts, sharing), "load": load}
+    return {**found, "total": sum(found.values())}

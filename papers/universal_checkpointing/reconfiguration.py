@@ -4,9 +4,7 @@ A source trains, saves and trains on; each target resumes what was saved and tra
 loading (weights, both moments, steps, data position, generators; to the last bit) and the losses of the same steps.
 """
 
-import contextlib
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,17 +52,6 @@ class Source:
     def losses(self) -> tuple[float, ...]:
         return self.ranks[0].losses
 
-    def stating(self, rules: tuple[Rule, ...]) -> Path:
-        """The same checkpoint with these rules in it: other description, same rank files."""
-        stated = self.room.path / f"stating {abs(hash(rules))}"
-        described = replace(Described.read(self.folder), rules=rules)
-        stated.mkdir(exist_ok=True)
-        for name in described.files():
-            with contextlib.suppress(FileExistsError):
-                os.link(self.folder / name, stated / name)
-        described.write(stated)
-        return stated
-
 
 def trained(processes: Fleet, lab: Runtime, job: Job, until: int, further: int) -> Source:
     """A source: `until` steps, a checkpoint, and `further` steps for comparison. Trained once for all arms of a run."""
@@ -100,9 +87,13 @@ class Outcome:
 def reconfigured(
     processes: Fleet, source: Source, layout: Layout, rules: tuple[Rule, ...], steps: int, how: How = AS_MEANT
 ) -> Outcome:
-    """Resume a source under another layout, for so many steps (at most as many as it went on itself)."""
-    folder = source.stating(rules)
-    universal = folder.with_name(f"{folder.name} universal strip {how.strip_pad}")
+    """Resume a source under another layout, for so many steps (at most as many as it went on itself).
+
+    The checkpoint states these rules from then on; its rank files stay. One resumption of a source at a time.
+    """
+    folder = source.folder
+    replace(Described.read(folder), rules=rules).write(folder)
+    universal = folder.with_name(f"universal {hash(rules)} strip {how.strip_pad}")
     job = replace(source.job, layout=layout)
     try:
         ranks = processes.run(go_on, layout.world, (job, str(folder), str(universal), steps, how), SECONDS)

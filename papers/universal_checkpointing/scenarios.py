@@ -1,14 +1,24 @@
-"""Four reconfigurations, two systems: who goes on (Figure 8, Table 1)?"""
+"""Four reconfigurations, two systems: who goes on (Figure 8, Table 1)?
 
+DCP is torch.distributed.checkpoint itself, on the trainer's state as its users have it: data ranks' slices as DTensors
+and ShardedTensors, tensor ranks' pieces as tensors of their own, since a piece of a fused matrix or of a padded
+vocabulary is no even share of anything.
+"""
+
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.distributed.fleet import RankFailed
 from common.lab.runtime import Observations
-from common.training.sharded.job import LETTERS
-from common.training.sharded.layout import Layout
-from papers.universal_checkpointing.baselines import through_dcp
+from common.training.sharded.dcp import dcp_state, dcp_tensor_state
+from common.training.sharded.held import snapshot
+from common.training.sharded.job import LETTERS, Data, Job
+from common.training.sharded.layout import Layout, form_groups
+from common.training.sharded.trainer import RankState, Trainer
+from papers.universal_checkpointing.native import Described, load_native
 from papers.universal_checkpointing.reconfiguration import SECONDS, Bench, Outcome, Source, compared
+from papers.universal_checkpointing.training import Ran
 
 
 @dataclass(frozen=True)
@@ -27,6 +37,35 @@ SCENARIOS = (
     Scenario("TP 2 to PP 2", Layout(2, 1, 2, 1), Layout(1, 2, 2, 1)),
     Scenario("experts, TP 2 to 1", Layout(2, 1, 2, 1), Layout(1, 1, 2, 1), experts=4),
 )
+
+
+def through_dcp(
+    rank: int, world: int, job: Job, source: str, folder: str, steps: int, tensors: bool, saves: bool
+) -> Ran:
+    """Load a distributed checkpoint of this layout and save it with DCP; or load what DCP saved, and train on.
+
+    tensors: DTensors over tensor ranks. Steps and data position travel beside DCP.
+    """
+    import torch.distributed.checkpoint as dcp
+
+    # its planner says of every ShardedTensor that DTensors are to be preferred
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed.checkpoint")
+    described = Described.read(Path(source))
+    progress = described.progress
+    recipe = replace(job.recipe, adam=progress.adam, rate_at=progress.schedule)
+    first = recipe if saves else replace(recipe, seed=recipe.seed + 1_000)
+    trainer, data = Trainer(job.shape, form_groups(job.layout, rank), first), Data(job)
+    state_of = dcp_tensor_state if tensors else dcp_state
+    if saves:
+        load_native(Path(source), trainer)
+        dcp.save(state_of(trainer), checkpoint_id=folder, no_dist=world == 1)
+        return Ran((), snapshot(trainer, progress.consumed))
+    state = trainer.state()
+    dcp.load(state_of(trainer), checkpoint_id=folder, no_dist=world == 1)
+    trainer.load(RankState(progress.step, state.fragments, state.rng))
+    data.consumed = progress.consumed
+    held = snapshot(trainer, data.consumed)
+    return Ran(tuple(trainer.step(data.batch()) for _ in range(steps)), held)
 
 
 def by_dcp(bench: Bench, source: Source, target: Layout, steps: int, tensors: bool = False) -> Outcome:

