@@ -474,9 +474,9 @@ def processes():
 
 def test_memory_of_a_conversion_does_not_grow_with_the_state(processes: Fleet, tmp_path: Path) -> None:
     shape = Shape(65, 256, 4, 8, 4, 768, 16)  # 38 MB; the largest tensor has 1.5 MB
-    job = Job(shape, Layout(), Recipe(), 1)
-    side = {"save": partial(saving, folder=str(tmp_path / "native"), rules=True)}
-    processes.run(timed, 1, (job, side, (None,), 1))
+    save(
+        tmp_path / "native", ranks_of(shape, Layout())[0], Described(Layout(), PROGRESS, decoder_rules(shape))
+    )
     grown = processes.run(convert_in_a_child, 1, (str(tmp_path / "native"), str(tmp_path / "universal")))[0]
     size = sum(path.stat().st_size for path in (tmp_path / "native").iterdir())
     assert size > 36e6
