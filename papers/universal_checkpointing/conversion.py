@@ -76,9 +76,8 @@ def convert(
     if missing:
         raise CheckpointError(f"{source} is not whole: {', '.join(missing)} missing")
     if rank == 0 and not atomic.is_made_of(target, source, described):
-        (target / atomic.DESCRIPTION).unlink(
-            missing_ok=True
-        )  # of an older checkpoint, whose files are replaced now
+        # of an older checkpoint, whose files are replaced now
+        (target / atomic.DESCRIPTION).unlink(missing_ok=True)
     stretches = extract(source, files[rank::world], storage)
     if world > 1:
         everyone: list[list[Stretch]] = [[] for _ in range(world)]
@@ -91,12 +90,11 @@ def convert(
     }
     mine = nested(work, world // cores, cores, sharing)[rank // cores][rank % cores]
     for name in mine:
+        rule, step = rules[name], described.progress.step
         for value in VALUES:
-            whole = union(source, described, rules[name], parameters[name], value, storage, strip_pad)
+            whole = union(source, described, rule, parameters[name], value, storage, strip_pad)
             with storage.holding(2 * whole.nbytes):  # the tensor, and at most as much on its way to the file
-                atomic.write_parameter(
-                    target, name, value, whole, rules[name], described.progress.step, storage
-                )
+                atomic.write_parameter(target, name, value, whole, rule, step, storage)
     if rank == 0:
         atomic.write_generators(source, target, described, storage)
     if world > 1:

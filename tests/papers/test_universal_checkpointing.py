@@ -20,6 +20,7 @@ from common.distributed.fleet import Fleet, RankFailed
 from common.distributed.rooms import Room
 from common.distributed.tensor_files import CheckpointError, Storage
 from common.lab.bounds import inferred
+from common.lab.card import Card
 from common.lab.config import compose
 from common.lab.errors import LabError
 from common.lab.project import Project
@@ -750,6 +751,15 @@ def test_what_cannot_run_is_refused_in_one_line(change: dict, told: str) -> None
     with pytest.raises(LabError, match=told) as refused:
         composed.with_settings(change, "SET")
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("profile", ["smoke", "cuda", "full"])
+def test_controls_and_settings_fit_every_profile(profile: str) -> None:
+    project = Project.current()
+    card = Card.load(project.card("universal_checkpointing"))
+    composed = compose(project, "universal_checkpointing", profile)
+    for name, arm in {**card.controls, **card.settings}.items():
+        composed.with_settings(arm.set, name)
 
 
 def test_a_load_names_the_ways_of_reading_that_there_are(tmp_path: Path) -> None:
