@@ -8,17 +8,17 @@ Every layout that fits the model loads from the same folder.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from common.distributed.tensor_files import CheckpointError, Storage, read_json, write_json
 from common.training.sharded.layout import Place
 from papers.universal_checkpointing.native import Described, Progress, file_of
 from papers.universal_checkpointing.patterns import Rule
-from papers.universal_checkpointing.storage import CheckpointError, Storage, read_json, write_json
 
 DESCRIPTION, GENERATORS, TENSOR = "universal.json", "rng.safetensors", "values"
 
@@ -77,6 +77,7 @@ class Universal:
     progress: Progress
     rules: tuple[Rule, ...]
     names: tuple[str, ...]
+    marks: list[list[int]]  # of the rank files that it was made of
 
     @classmethod
     def read(cls, folder: Path) -> "Universal":
@@ -84,18 +85,16 @@ class Universal:
         stated: Mapping[str, Any] = read_json(folder / DESCRIPTION)
         try:
             rules = tuple(map(Rule.from_json, stated["rules"]))
-            return cls(Progress.from_json(stated["progress"]), rules, tuple(stated["names"]))
+            return cls(Progress.from_json(stated["progress"]), rules, tuple(stated["names"]), stated["marks"])
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{folder / DESCRIPTION}: {error!r}") from None
 
     def write(self, folder: Path) -> None:
         rules = [rule.to_json() for rule in self.rules]
-        write_json(
-            folder / DESCRIPTION,
-            {"progress": self.progress.to_json(), "rules": rules, "names": list(self.names)},
-        )
+        stated = {"progress": asdict(self.progress), "rules": rules, "names": list(self.names)}
+        write_json(folder / DESCRIPTION, {**stated, "marks": self.marks})
 
 
-def is_made_of(folder: Path, progress: Progress) -> bool:
-    """Whether a conversion into this folder has ended, and was of a checkpoint at this point of training."""
-    return (folder / DESCRIPTION).is_file() and Universal.read(folder).progress == progress
+def is_made_of(folder: Path, source: Path, described: Described) -> bool:
+    """Whether a conversion into this folder has ended, and was of this checkpoint and no other."""
+    return (folder / DESCRIPTION).is_file() and Universal.read(folder).marks == described.marks(source)

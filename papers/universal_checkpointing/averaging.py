@@ -1,17 +1,19 @@
 """Parameters to average: replicas that trained apart from one another, as in asynchronous training."""
 
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from torch import Tensor
+
 from common.distributed.fleet import Fleet, RankFailed
+from common.distributed.rooms import Room
+from common.training.sharded.job import Data, Job
 from common.training.sharded.layout import Layout, Place, form_groups
 from common.training.sharded.trainer import Trainer
 from papers.universal_checkpointing.conversion import convert
-from papers.universal_checkpointing.decoder import averaged_rules
 from papers.universal_checkpointing.loading import load_universal
 from papers.universal_checkpointing.native import Described, Progress, save
-from papers.universal_checkpointing.training import Data, Job
+from papers.universal_checkpointing.patterns import Average, Replicate, Rule
 
 REPLICAS, STEPS = 3, 4
 
@@ -22,40 +24,38 @@ def averaged_apart(processes: Fleet, job: Job, average: bool = True) -> float:
     average: what the rules say of the parameters; False takes them for copies of one another.
     """
     try:
-        return processes.run(_train_apart, 1, (job, average))[0]
+        with Room("paperlab-ucp-") as room:
+            return processes.run(_train_apart, 1, (job, str(room), average))[0]
     except RankFailed:
         return 1.0
 
 
-def _train_apart(rank: int, world: int, job: Job, average: bool) -> float:
+def _train_apart(rank: int, world: int, job: Job, room: str, average: bool) -> float:
     """Replicas one after another in one process, each on data of its own, saved as data ranks of one checkpoint."""
-    import torch._dynamo  # see training.py
+    import torch._dynamo  # noqa: F401  see training.py
 
-    with tempfile.TemporaryDirectory(prefix="paperlab-ucp-") as room:
-        folder, universal = Path(room) / "checkpoint", Path(room) / "universal"
-        described = Described(
-            Layout(data=REPLICAS), Progress(STEPS, 0, job.recipe.adam), averaged_rules(average), everyone=True
-        )
-        states: list[dict[str, list[torch.Tensor]]] = []
-        for replica in range(REPLICAS):
-            trainer, data = Trainer(job.shape, form_groups(Layout()), job.recipe), Data(job)
-            data.consumed = replica * 10_000
-            for _ in range(STEPS):
-                trainer.step(data.batch())
-            save(folder, trainer, described, place=Place(0, replica, 0))
-            states.append(
-                {
-                    f.name: [f.weight.clone(), f.exp_avg.clone(), f.exp_avg_sq.clone()]
-                    for f in trainer.state().fragments
-                }
-            )
-        convert(folder, universal)
-        trainer = Trainer(job.shape, form_groups(Layout()), replace(job.recipe, seed=1_000))
-        load_universal(universal, trainer)
-        unequal = total = 0
-        for fragment in trainer.state().fragments:
-            for i, value in enumerate((fragment.weight, fragment.exp_avg, fragment.exp_avg_sq)):
-                mean = sum(state[fragment.name][i] for state in states) / REPLICAS
-                unequal += int((value != mean).sum())
-                total += value.numel()
-        return unequal / total
+    folder, universal = Path(room) / "checkpoint", Path(room) / "universal"
+    rules = (Rule(r".*", Average() if average else Replicate()),)
+    described = Described(Layout(data=REPLICAS), Progress(STEPS, 0, job.recipe.adam), rules, everyone=True)
+    states = []
+    for replica in range(REPLICAS):
+        trainer, data = Trainer(job.shape, form_groups(Layout()), job.recipe), Data(job)
+        data.consumed = replica * 10_000
+        for _ in range(STEPS):
+            trainer.step(data.batch())
+        save(folder, trainer, described, place=Place(0, replica, 0))
+        states.append(_values(trainer))
+    convert(folder, universal)
+    trainer = Trainer(job.shape, form_groups(Layout()), replace(job.recipe, seed=1_000))
+    load_universal(universal, trainer)
+    loaded = _values(trainer)
+    unequal = sum(int((v != sum(s[key] for s in states) / REPLICAS).sum()) for key, v in loaded.items())
+    return unequal / sum(v.numel() for v in loaded.values())
+
+
+def _values(trainer: Trainer) -> dict[tuple[str, str], Tensor]:
+    return {
+        (f.name, value): getattr(f, value).clone()
+        for f in trainer.state().fragments
+        for value in ("weight", "exp_avg", "exp_avg_sq")
+    }

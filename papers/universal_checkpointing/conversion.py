@@ -9,38 +9,44 @@ parameters together one after another (Union, StripPad) and saves them. universa
 that was killed is none.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch.distributed as dist
 
-from papers.universal_checkpointing.atomic import (
-    DESCRIPTION,
-    Universal,
-    is_made_of,
-    write_generators,
-    write_parameter,
-)
-from papers.universal_checkpointing.native import VALUES, Described
+from common.distributed.tensor_files import CheckpointError, Storage
+from papers.universal_checkpointing import atomic
+from papers.universal_checkpointing.native import VALUES, Described, Stretch
 from papers.universal_checkpointing.patterns import match
-from papers.universal_checkpointing.storage import CheckpointError, Storage
-from papers.universal_checkpointing.union import Stretch, extract, shuffle, union
+from papers.universal_checkpointing.union import extract, shuffle, union
 
-Assignment = Literal["balanced", "random"]
+PARALLEL = ("nested", "nodes", "cores", "none")
+ASSIGNMENTS = ("balanced", "in order", "random")
 
 
 @dataclass(frozen=True)
-class Converted:
-    """What one worker did: parameters, bytes read and written, and the most that it held at once."""
+class Sharing:
+    """How parameters are given out. ValueError for an unknown word.
 
-    names: tuple[str, ...]
-    read_bytes: int
-    written_bytes: int
-    most_held: int
+    parallel: whether nodes share the work, cores of a node share it, both (nested), or one core does it all.
+    assignment: the largest first and always to the one with least to do; in turn, in the order of names; or to anyone.
+    """
+
+    parallel: str = "nested"
+    assignment: str = "balanced"
+    seed: int = 0  # of a random assignment
+
+    def __post_init__(self) -> None:
+        if self.parallel not in PARALLEL or self.assignment not in ASSIGNMENTS:
+            raise ValueError(
+                f"work is shared by {', '.join(PARALLEL)}, {', '.join(ASSIGNMENTS)}, not by {self}"
+            )
+
+
+NESTED = Sharing()
 
 
 def convert(
@@ -50,14 +56,17 @@ def convert(
     world: int = 1,
     cores: int = 1,
     storage: Storage | None = None,
-    assignment: Assignment = "balanced",
+    sharing: Sharing = NESTED,
     strip_pad: bool = True,
-) -> Converted:
-    """Make an atomic checkpoint of a distributed one; every rank of a gloo group of `world` calls it.
+) -> tuple[str, ...]:
+    """Make an atomic checkpoint of a distributed one; every rank of a gloo group of `world` calls it. Its parameters.
 
-    cores: processes of a node. CheckpointError where files are missing or contradict each other, PatternError where
-    the checkpoint's rules do not fit its parameters; nothing is complete then.
+    cores: processes of a node, which divides `world` (ValueError). CheckpointError where files are missing or
+    contradict each other, PatternError where the checkpoint's rules do not fit its parameters; nothing is complete
+    then.
     """
+    if cores < 1 or world % cores or not 0 <= rank < world:
+        raise ValueError(f"rank {rank} of {world} can't be a core of nodes with {cores}")
     storage = storage or Storage()
     described = Described.read(source)
     if described.rules is None:
@@ -66,8 +75,9 @@ def convert(
     missing = [name for name in files if not (source / name).is_file()]
     if missing:
         raise CheckpointError(f"{source} is not whole: {', '.join(missing)} missing")
-    if rank == 0 and not is_made_of(target, described.progress):
-        (target / DESCRIPTION).unlink(missing_ok=True)  # of an older checkpoint, whose files are replaced now
+    if rank == 0 and not atomic.is_made_of(target, source, described):
+        # of an older checkpoint, whose files are replaced now
+        (target / atomic.DESCRIPTION).unlink(missing_ok=True)
     stretches = extract(source, files[rank::world], storage)
     if world > 1:
         everyone: list[list[Stretch]] = [[] for _ in range(world)]
@@ -78,49 +88,61 @@ def convert(
     work = {
         name: sum(prod(one.size) for one in found if one.start == 0) for name, found in parameters.items()
     }
-    mine = nested(work, world // cores, cores, assignment)[rank // cores][rank % cores]
+    mine = nested(work, world // cores, cores, sharing)[rank // cores][rank % cores]
     for name in mine:
+        rule, step = rules[name], described.progress.step
         for value in VALUES:
-            whole = union(source, described, rules[name], parameters[name], value, storage, strip_pad)
+            whole = union(source, described, rule, parameters[name], value, storage, strip_pad)
             with storage.holding(2 * whole.nbytes):  # the tensor, and at most as much on its way to the file
-                step = described.progress.step
-                write_parameter(target, name, value, whole, rules[name], step, storage)
+                atomic.write_parameter(target, name, value, whole, rule, step, storage)
     if rank == 0:
-        write_generators(source, target, described, storage)
+        atomic.write_generators(source, target, described, storage)
     if world > 1:
         dist.barrier()
     if rank == 0:
-        Universal(described.progress, described.rules, tuple(sorted(parameters))).write(target)
+        names, marks = tuple(sorted(parameters)), described.marks(source)
+        atomic.Universal(described.progress, described.rules, names, marks).write(target)
     if world > 1:
         dist.barrier()
-    return Converted(tuple(mine), storage.read_bytes, storage.written_bytes, storage.most_held)
+    return tuple(mine)
 
 
 def nested(
-    work: dict[str, int], nodes: int, cores: int, assignment: Assignment = "balanced", seed: int = 0
+    work: Mapping[str, int], nodes: int, cores: int, sharing: Sharing = NESTED
 ) -> list[list[list[str]]]:
-    """Names for each core of each node. work: elements of each parameter."""
-    rng = np.random.default_rng(seed)
+    """Names for each core of each node. work: elements of each parameter. ValueError for fewer than one of either."""
+    rng = np.random.default_rng([sharing.seed, nodes, cores])
+    outer = nodes if sharing.parallel in ("nested", "nodes") else 1
+    inner = cores if sharing.parallel in ("nested", "cores") else 1
     found = []
-    for share in assign(work, nodes, assignment, rng):
-        found.append(assign({name: work[name] for name in share}, cores, assignment, rng))
-    return found
+    for share in assign(work, outer, sharing.assignment, rng):
+        within = assign({name: work[name] for name in share}, inner, sharing.assignment, rng)
+        found.append(within + [[] for _ in range(cores - inner)])
+    return found + [[[] for _ in range(cores)] for _ in range(nodes - outer)]
 
 
 def assign(
-    work: dict[str, int], workers: int, assignment: Assignment, rng: np.random.Generator
+    work: Mapping[str, int], workers: int, assignment: str, rng: np.random.Generator
 ) -> list[list[str]]:
-    """Shares of the work: the largest first, each to the worker with least to do; or each to anyone."""
+    """Shares of the work: the largest first, each to the worker with least to do; or in turn; or each to anyone."""
+    if workers < 1:
+        raise ValueError(f"{workers} workers can't share anything")
     shares: list[list[str]] = [[] for _ in range(workers)]
     loads = [0] * workers
-    for name in sorted(work, key=lambda name: (-work[name], name)):
-        least = loads.index(min(loads)) if assignment == "balanced" else int(rng.integers(workers))
-        shares[least].append(name)
-        loads[least] += work[name]
+    largest_first = sorted(work, key=lambda name: (-work[name], name))
+    for i, name in enumerate(largest_first if assignment == "balanced" else work):
+        if assignment == "balanced":
+            chosen = loads.index(min(loads))
+        else:
+            chosen = i % workers if assignment == "in order" else int(rng.integers(workers))
+        shares[chosen].append(name)
+        loads[chosen] += work[name]
     return shares
 
 
-def straggler(work: dict[str, int], shares: Sequence[Sequence[str]]) -> float:
-    """The largest share over the mean share."""
+def straggler(work: Mapping[str, int], shares: Sequence[Sequence[str]]) -> float:
+    """The largest share over the mean share. ValueError where there is nothing to do."""
     loads = [sum(work[name] for name in share) for share in shares]
+    if not sum(loads):
+        raise ValueError("nothing was given out")
     return max(loads) * len(loads) / sum(loads)

@@ -1,7 +1,7 @@
 """Rules for the decoder that common.training.sharded trains, as its user states them."""
 
 from common.training.sharded.parameters import Shape
-from papers.universal_checkpointing.patterns import Average, Replicate, Rule, Shard
+from papers.universal_checkpointing.patterns import Replicate, Rule, Shard
 
 BLOCK = r"blocks\.\d+\."
 
@@ -28,8 +28,3 @@ def decoder_rules(shape: Shape, fused: bool = True, row_parallel: bool = True) -
     if not shape.tied:
         rules.append(Rule(r"head\.weight", Shard(0, rows=shape.vocab)))
     return tuple(rules)
-
-
-def averaged_rules(average: bool = True) -> tuple[Rule, ...]:
-    """All parameters of models that trained apart from one another; average False takes them for copies: a mistake."""
-    return (Rule(r".*", Average() if average else Replicate()),)

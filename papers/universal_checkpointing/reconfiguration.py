@@ -4,35 +4,35 @@ A source trains, saves and trains on; each target resumes what was saved and tra
 loading (weights, both moments, steps, data position, generators; to the last bit) and the losses of the same steps.
 """
 
-import contextlib
 import math
-import os
-import tempfile
-import threading
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from common.distributed.fleet import Fleet, RankFailed
+from common.distributed.rooms import Room
+from common.lab.runtime import Observations, Runtime
+from common.training.sharded.held import differing, generators_kept, whole_state
+from common.training.sharded.job import LETTERS, Job, Schedule
 from common.training.sharded.layout import Layout
+from common.training.sharded.parameters import Shape
+from common.training.sharded.trainer import Recipe
+from common.training.sharded.zero import Adam
+from papers.universal_checkpointing.averaging import averaged_apart
+from papers.universal_checkpointing.config import Config, is_slow
+from papers.universal_checkpointing.decoder import decoder_rules
 from papers.universal_checkpointing.loading import AS_MEANT, How
 from papers.universal_checkpointing.native import Described
 from papers.universal_checkpointing.patterns import Rule
-from papers.universal_checkpointing.training import (
-    LETTERS,
-    Job,
-    Ran,
-    State,
-    differing,
-    generators_kept,
-    go_on,
-    train,
-    whole_state,
-)
+from papers.universal_checkpointing.training import Ran, go_on, train
 
 SECONDS = 240.0  # that a group may take
 AGAIN = math.log(LETTERS)  # nats: how much a run is behind that cannot resume and begins again (at most)
+VISIBLE = 0.01  # nats that a reader of the paper's figures could tell
+RUNS = {"one to many": "", "many to one": "sources_"}  # Figures 7a and 7b; how their floors are called
 
 
 @dataclass(frozen=True)
@@ -41,53 +41,27 @@ class Source:
 
     job: Job
     until: int
-    room: "tempfile.TemporaryDirectory[str]"
+    room: Room
     ranks: tuple[Ran, ...]
-    state: State
 
     @property
     def folder(self) -> Path:
-        return Path(self.room.name) / "checkpoint"
+        return self.room.path / "checkpoint"
 
     @property
     def losses(self) -> tuple[float, ...]:
         return self.ranks[0].losses
 
-    def stating(self, rules: tuple[Rule, ...]) -> Path:
-        """The same checkpoint with these rules in it: other description, same rank files."""
-        stated = Path(self.room.name) / f"stating {abs(hash(rules))}"
-        described = replace(Described.read(self.folder), rules=rules)
-        stated.mkdir(exist_ok=True)
-        for name in described.files():
-            with contextlib.suppress(FileExistsError):
-                os.link(self.folder / name, stated / name)
-        described.write(stated)
-        return stated
 
+def trained(processes: Fleet, lab: Runtime, job: Job, until: int, further: int) -> Source:
+    """A source: `until` steps, a checkpoint, and `further` steps for comparison. Trained once for all arms of a run."""
 
-_trained: dict[tuple[Job, int, int], Source] = {}  # a source has no switch in it: controls share it
-_one_at_a_time: defaultdict[tuple[Job, int, int], threading.Lock] = defaultdict(threading.Lock)
+    def train_it() -> Source:
+        room = Room("paperlab-ucp-")
+        arguments = (job, until, str(room.path / "checkpoint"), further, None)
+        return Source(job, until, room, tuple(processes.run(train, job.layout.world, arguments, SECONDS)))
 
-
-def trained(processes: Fleet, job: Job, until: int, further: int) -> Source:
-    """A source: `until` steps, a checkpoint, and `further` steps for comparison. Trained once, whoever asks."""
-    key = (job, until, further)
-    with _one_at_a_time[key]:
-        if key in _trained:
-            return _trained[key]
-        room = tempfile.TemporaryDirectory(prefix="paperlab-ucp-")
-        folder = str(Path(room.name) / "checkpoint")
-        ranks = processes.run(train, job.layout.world, (job, until, folder, further, None), SECONDS)
-        found = Source(job, until, room, tuple(ranks), whole_state(ranks, job.shape, job.layout))
-        _trained[key] = found
-        return found
-
-
-def forget() -> None:
-    """Let go of all sources and their folders."""
-    for source in _trained.values():
-        source.room.cleanup()
-    _trained.clear()
+    return lab.once(("universal_checkpointing: source", job, until, further), train_it)
 
 
 @dataclass(frozen=True)
@@ -100,41 +74,156 @@ class Outcome:
     converted: bool = False
     error: str = ""
 
+    @classmethod
+    def failed(cls, error: Exception) -> "Outcome":
+        return cls(1.0, AGAIN, error=str(error).strip().splitlines()[-1])
+
     @property
     def continues(self) -> bool:
         """Whether the curve goes on: no error, and losses as close as a reader of the figure could tell."""
         return not self.error and self.gap < VISIBLE
 
 
-VISIBLE = 0.01  # nats
-
-
 def reconfigured(
     processes: Fleet, source: Source, layout: Layout, rules: tuple[Rule, ...], steps: int, how: How = AS_MEANT
 ) -> Outcome:
-    """Resume a source under another layout, for so many steps (at most as many as it went on itself)."""
-    folder = source.stating(rules)
-    universal = folder.with_name(f"{folder.name} universal strip {how.strip_pad}")
+    """Resume a source under another layout, for so many steps (at most as many as it went on itself).
+
+    The checkpoint states these rules from then on; its rank files stay. One resumption of a source at a time.
+    """
+    folder = source.folder
+    replace(Described.read(folder), rules=rules).write(folder)
+    universal = folder.with_name(f"universal {hash(rules)} strip {how.strip_pad}")
     job = replace(source.job, layout=layout)
     try:
         ranks = processes.run(go_on, layout.world, (job, str(folder), str(universal), steps, how), SECONDS)
     except RankFailed as failure:
-        return Outcome(1.0, AGAIN, error=str(failure).strip().splitlines()[-1])
+        return Outcome.failed(failure)
     return compared(source, ranks, job)
 
 
 def compared(source: Source, ranks: Sequence[Ran], job: Job, generators: bool = True) -> Outcome:
     """A resumption's state and losses beside its source's; generators: whether they must have come along."""
+    before, after = [ran.held for ran in source.ranks], [ran.held for ran in ranks]
     try:
-        share = differing(whole_state(ranks, job.shape, job.layout), source.state)
+        share = differing(
+            whole_state(after, job.shape, job.layout), whole_state(before, job.shape, source.job.layout)
+        )
     except AssertionError as error:  # copies that differ
-        return Outcome(1.0, AGAIN, error=f"AssertionError: {error}")
-    before, after = source.ranks[0].held, ranks[0].held
-    if (before.step, before.consumed) != (after.step, after.consumed):
+        return Outcome.failed(error)
+    if (before[0].step, before[0].consumed) != (after[0].step, after[0].consumed):
         share = 1.0
-    if generators and not generators_kept(source.ranks, ranks):
+    if generators and not generators_kept(before, after):
         share = 1.0
     losses = ranks[0].losses
     reference = source.losses[source.until : source.until + len(losses)]
     gap = max((abs(a - b) for a, b in zip(losses, reference, strict=True)), default=0.0)
     return Outcome(share, gap, losses, ranks[0].converted)
+
+
+def name_of(layout: Layout) -> str:
+    return f"TP{layout.tensor} PP{layout.pipeline} DP{layout.data} ZeRO-{layout.zero}"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What trains and resumes by a config; text None: the chain of letters."""
+
+    config: Config
+    lab: Runtime
+    processes: Fleet
+    text: str | None = None
+
+    def shape(self, **other: Any) -> Shape:
+        c = self.config
+        sizes = (LETTERS, c.hidden, c.layers, c.heads, c.kv_heads, c.mlp, c.context)
+        return replace(Shape(*sizes), **other)
+
+    def job(self, layout: Layout, seed: int = 0, **other: Any) -> Job:
+        """other: what its decoder has that the config's has not."""
+        config = self.config
+        schedule, dtype = Schedule(warmup=10, total=400), getattr(torch, config.dtype)
+        recipe = Recipe(seed=seed, adam=Adam(rate=config.rate), rate_at=schedule, dtype=dtype)
+        return Job(self.shape(**other), layout, recipe, config.rows, self.text)
+
+    def source(self, job: Job, until: int, further: int) -> Source:
+        return trained(self.processes, self.lab, job, until, further)
+
+    def resumed(self, source: Source, layout: Layout, steps: int) -> Outcome:
+        """`reconfigured` as the config says, once for all arms of a run that say the same."""
+        config = self.config
+        rules = decoder_rules(source.job.shape, config.fused, config.row_parallel)
+        how = How(config.lazy, config.strip_pad, config.optimiser)
+        key = ("universal_checkpointing: resumed", source.job, source.until, layout, rules, steps, how)
+        return self.lab.once(key, lambda: reconfigured(self.processes, source, layout, rules, steps, how))
+
+    def curves(self, run: str, seed: int, seen: Observations) -> None:
+        """One source and every target (Figure 7a), or every source and one target (Figure 7b).
+
+        States of all resumptions, losses of those that go on, and of the worst; curves of the first seed. Slow
+        layouts load, in the first seed, and train on only where the config says so.
+        """
+        config, one, worst = self.config, run == "one to many", f"loss_gap_{run.replace(' ', '_')}"
+        first, gaps, taken = seed == self.lab.seeds[0], [], []
+        for layout in config.targets if one else config.sources:
+            loads_alone = is_slow(layout) and not config.slow_curves
+            if loads_alone and not first:
+                continue
+            saves, loads = (config.source, layout) if one else (layout, config.target)
+            until, further = (2, 0) if loads_alone and not one else (config.steps, config.further)
+            source = self.source(self.job(Layout(*saves), seed), until, further)
+            steps = further if self.lab.wants(worst) and not loads_alone else 0
+            outcome, at = self.resumed(source, Layout(*loads), steps), name_of(Layout(*layout))
+            seen.add("resumed_differs", outcome.differing, seed, run=run, layout=at)
+            if not steps:
+                continue
+            seen.add("resumed_gap", outcome.gap, seed, run=run, layout=at, error=outcome.error)
+            gaps.append(outcome.gap)
+            taken.append(
+                steps if outcome.error else len(outcome.losses)
+            )  # who can't resume is as far behind as can be
+            if first:
+                for step, loss in enumerate(outcome.losses):
+                    seen.add("curve", loss, seed, run=run, layout=at, step=source.until + step)
+                for step, loss in enumerate(source.losses):
+                    seen.add("source_curve", loss, seed, run=run, layout=at, step=step)
+        if gaps:
+            seen.add(worst, max(gaps), seed)
+            seen.add(f"{RUNS[run]}steps_before", config.steps, seed)
+            seen.add(f"{RUNS[run]}steps_after", min(taken), seed)
+
+    def cases(self, seen: Observations) -> None:
+        """Kinds of decoders, half of the nodes lost, replicas that trained apart: the share that goes on exactly."""
+        config, average, good = self.config, self.config.average, 0
+        for name in config.cases:
+            if name == "trained apart":
+                job = self.job(Layout())
+                key = ("universal_checkpointing: apart", job, average)
+                share = self.lab.once(key, lambda job=job: averaged_apart(self.processes, job, average))  # type: ignore[misc]
+                outcome = Outcome(share, 0.0)
+            else:
+                other, before, after = CASES[name]
+                other = {k: config.heads if v is None else v for k, v in other.items()}
+                job = self.job(before, layers=2, **other)
+                source = self.source(job, config.short_steps, config.short_further)
+                outcome = self.resumed(source, after, config.short_further)
+            good += outcome.continues and outcome.differing == 0
+        seen.add("cases_resumed", good / len(config.cases))
+        seen.add("cases_tried", len(config.cases))
+
+    def unchanged(self, seen: Observations) -> None:
+        """A resumption under the layout that saved: whether it converted, or did not even come back as it was."""
+        config = self.config
+        job = self.job(Layout(*config.source), self.lab.seeds[0])
+        source = self.source(job, config.steps, config.further)
+        outcome = self.resumed(source, source.job.layout, 0)
+        seen.add("needless_conversions", int(outcome.converted or outcome.differing > 0))
+
+
+# what a decoder has (None: as many as heads), the layout that saves, the layout that resumes
+CASES: dict[str, tuple[dict[str, Any], Layout, Layout]] = {
+    "gpt": ({"gated": False, "kv_heads": None}, Layout(2, 2), Layout(data=2, zero=1)),
+    "grouped": ({"tied": False}, Layout(2, 1, 2, 1), Layout(1, 2, 2, 2)),
+    "experts": ({"experts": 4}, Layout(2, 1, 2, 2), Layout(pipeline=2)),
+    "half the nodes": ({}, Layout(2, 2, 2, 1), Layout(2, 2, 1, 1)),
+}

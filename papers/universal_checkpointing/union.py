@@ -6,37 +6,19 @@ are until `union` puts one parameter together, so that a process holds at most t
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from common.distributed.tensor_files import CheckpointError, Storage
 from common.training.sharded.layout import Place
-from papers.universal_checkpointing.native import Described, file_of
+from papers.universal_checkpointing.native import Described, Stretch, file_of
 from papers.universal_checkpointing.patterns import Average, Box, PatternError, Rule, Size, Unique
 from papers.universal_checkpointing.slices import cells, put
-from papers.universal_checkpointing.storage import CheckpointError, Storage
 
 Read = Callable[[Place], Tensor]  # one rank's local tensor
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """Where a rank file has which elements of a local tensor.
-
-    size: of the local tensor. start, numel: of it flattened. offset: in the file's flat partition. padded: numel with
-    ZeRO's alignment padding behind it.
-    """
-
-    name: str
-    place: Place
-    size: Size
-    start: int
-    numel: int
-    offset: int
-    padded: int
 
 
 def extract(folder: Path, files: Iterable[str], storage: Storage) -> list[Stretch]:
@@ -44,11 +26,7 @@ def extract(folder: Path, files: Iterable[str], storage: Storage) -> list[Stretc
     found = []
     for name in files:
         with storage.open(folder / name) as file:
-            about = file.about
-        place = Place(**about["place"])
-        for one in about["stretches"]:
-            where = (one["start"], one["numel"], one["offset"], one["padded"])
-            found.append(Stretch(one["name"], place, tuple(one["size"]), *where))
+            found += Stretch.of(file.about)
     return found
 
 
@@ -86,8 +64,13 @@ def union(
         return _local(folder, copies[place], value, storage, strip_pad)
 
     first, *others = sorted(copies, key=lambda place: (place.stage, place.tensor, place.data))
-    if isinstance(pattern, Average):
-        return _mean(read, [first, *others], storage)
+    if isinstance(pattern, Average):  # of copies that were changed apart from one another
+        total = read(first)
+        for place in others:
+            piece = read(place)
+            with storage.holding(total.nbytes + piece.nbytes):
+                total += piece
+        return total / len(copies)
     size = pattern.whole(copies[first][0].size, ranks)
     boxes = {place: pattern.box(size, place.tensor, ranks) for place in copies}
     if ranks == 1 or isinstance(pattern, Unique):
@@ -115,16 +98,6 @@ def _joined(read: Read, size: Size, boxes: Mapping[Place, Box], storage: Storage
         with storage.holding(whole.nbytes + piece.nbytes):
             put(whole, piece, box)
     return whole
-
-
-def _mean(read: Read, places: Sequence[Place], storage: Storage) -> Tensor:
-    """Of copies that were changed apart from one another."""
-    total = read(places[0])
-    for place in places[1:]:
-        piece = read(place)
-        with storage.holding(total.nbytes + piece.nbytes):
-            total += piece
-    return total / len(places)
 
 
 def _without_padding(whole: Tensor, rule: Rule) -> Tensor:
