@@ -6,13 +6,16 @@ survives its trainers. The m processes of a sharding group keep rotated XOR pari
 group survives the loss of any one node too.
 
 parity.py               which block is covered by which parity; encoding and rebuilding with XOR
-state.py                a rank's training state as one stretch of bytes; its shard and its header
+state.py                the header of a rank's state, and its weights and moments as one stretch of bytes
 buffers.py              two halves for each shard, clean and dirty; checksums of every block
 snapshot_process.py     the process that owns the memory, encodes with its peers, rebuilds and persists
 snapshot.py             the trainer's side: buckets between steps, what the next update waits for, the flag
 recovery.py             one version that every group has, from memory, parity or disk
+fault_matrix.py         who dies when, and what must come back
 training_job.py         trainers and snapshot processes together; kills and restarts
 engines.py              torch.save, CheckFreq, TorchSnapshot, and this one, on devices of stated rates
+waiting.py              what updates and snapshots wait for
+gpu_copies.py           a copy beside a product on an H100, from measured tables
 survival.py             how long the state survives: closed forms by node sets, and simulated histories
 checkpoint_interval.py  Young and Daly's interval, and the share of time that trains
 saving_cost.py          seconds of a save on any devices

@@ -4,26 +4,17 @@ A half is [own payload, padded to m - 1 blocks | parity block]. It is complete w
 peer's block was received; a failure before that leaves the other half as it was.
 """
 
-import zlib
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from common.distributed.memory import Memory
+from common.distributed.sealed_file import Damaged, checksum
 from papers.in_memory_ft.parity import block_bytes, xor_into
-
-
-class Damaged(RuntimeError):
-    """Bytes that are not those whose checksum was taken; the message says which."""
 
 
 class NoVersion(RuntimeError):
     """A version that a process does not have complete."""
-
-
-def checksum(block: np.ndarray | bytes) -> int:
-    """CRC-32 of bytes."""
-    return zlib.crc32(block)  # type: ignore[arg-type]
 
 
 @dataclass

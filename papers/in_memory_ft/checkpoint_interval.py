@@ -22,14 +22,6 @@ class Protection:
             raise ValueError(f"seconds are not negative: {self}")
 
 
-@dataclass(frozen=True)
-class Failures:
-    """Mean seconds between failures of the job, and the share of them that only the disk outlives."""
-
-    mean: float
-    to_disk: float = 0.0
-
-
 def young_daly(stall: float, mean: float) -> float:
     """Young's interval between saves, seconds: sqrt(2 stall mean)."""
     if stall < 0 or mean <= 0:
@@ -40,27 +32,6 @@ def young_daly(stall: float, mean: float) -> float:
 def interval_of(one: Protection, mean: float, step: float) -> float:
     """Young's interval, but no shorter than a step or than a save takes to be safe."""
     return max(young_daly(one.stall, mean), one.saving, step)
-
-
-def effective_share(
-    memory: Protection | None, disk: Protection, failures: Failures, step: float, rare: float = 0.0
-) -> float:
-    """Expected share of the time that trains for good; first order in interval over mean.
-
-    memory: None where only the disk protects. rare: seconds between disk checkpoints beside memory (0: Young's interval
-    for the failures that need them).
-    """
-    if memory is None:
-        interval = interval_of(disk, failures.mean, step)
-        lost = (interval / 2 + disk.saving + disk.restart) / failures.mean
-        return max(0.0, 1 - disk.stall / (interval + disk.stall)) * max(0.0, 1 - lost)
-    fatal = failures.to_disk / failures.mean
-    kept = (1 - failures.to_disk) / failures.mean
-    near = interval_of(memory, failures.mean, step)
-    far = rare or interval_of(disk, failures.mean / max(failures.to_disk, 1e-12), step)
-    lost = kept * (near / 2 + memory.saving + memory.restart) + fatal * (far / 2 + disk.saving + disk.restart)
-    stalls = memory.stall / (near + memory.stall) + disk.stall / (far + disk.stall)
-    return max(0.0, 1 - stalls) * max(0.0, 1 - lost)
 
 
 @dataclass(frozen=True)

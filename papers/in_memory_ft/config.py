@@ -1,6 +1,9 @@
-"""What the experiment can be told: switches and sizes."""
+"""What the experiment can be told: switches of the method, and sizes. A control changes one switch."""
 
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from common.lab.bounds import At, Choice, Inferred, Length
 
 JUDGED = ("trainer", "node", "mid-snapshot", "torn version", "damaged parity")  # scenarios that claims read
 OTHERS = ("two nodes", "damaged block", "snapshot process", "two groups")  # of the fault matrix alone
@@ -8,9 +11,9 @@ OTHERS = ("two nodes", "damaged block", "snapshot process", "two groups")  # of 
 
 @dataclass(frozen=True)
 class Config:
-    """Sizes and switches. A control changes one switch; profiles change the sizes."""
+    """Sizes and switches; the profiles change the sizes."""
 
-    # switches of the mechanism
+    # The method, and what of it is switched off.
     sharding: bool = True  # False: every data rank copies the whole state
     parity: bool = True  # False: no erasure coding
     double: bool = True  # False: one buffer, overwritten by the next snapshot
@@ -18,49 +21,87 @@ class Config:
     consistent: bool = True  # False: every group goes on from its own last version
     inside: bool = False  # True: snapshot processes are threads of the trainers
     persist: bool = False  # True: a snapshot counts when it is on disk too
-    free_copies: bool = False  # True: devices without limit
     cleared: bool = False  # True: snapshot processes have lost their memory before it is loaded
-    synchronous: bool = False  # True: training waits for every snapshot
-    rack: int = 1  # nodes of one group that fail together
-    # the trained decoder
-    hidden: int = 64
-    layers: int = 2
-    context: int = 32
-    rows: int = 12  # of a batch, over all data ranks
-    dropout: float = 0.1
-    # snapshots whose bytes are counted: data degree, pipeline stages
-    counted: list[list[int]] = field(default_factory=lambda: [[3, 1], [4, 1], [2, 2]])
-    # the fault matrix
-    scenarios: list[str] = field(
+    synchronous: bool = False  # True: training waits for every copy
+    # Which GPUs make a sharding group in simulated histories: of the same m nodes, or any (`random`, a draw a seed).
+    placement: Annotated[str, Choice("nodes", "random")] = "nodes"
+
+    # The trained decoder.
+    hidden: Annotated[int, Choice(32, 64, 128, 256)] = 64
+    layers: Annotated[int, Choice(2, 4, 8)] = 2  # over at most two pipeline stages
+    context: Annotated[int, At(8, 256)] = 32
+    rows: Annotated[int, Choice(12, 24, 48)] = 12  # of a batch, over all data ranks
+    dropout: Annotated[float, At(0, 0.5)] = 0.1
+    # Data ranks of jobs whose copied bytes are counted; the largest also with two stages.
+    counted: Annotated[list[int], Length(1), Choice(2, 3, 4, 6, 8)] = field(default_factory=lambda: [2, 3, 4])
+
+    # The fault matrix; scenarios that no claim reads run with the first seed alone.
+    scenarios: Annotated[list[str], Length(0), Choice(*JUDGED, *OTHERS)] = field(
         default_factory=lambda: [*JUDGED, *OTHERS]
-    )  # the others with the first seed alone
-    group: int = 4  # data ranks of the scenarios with one stage
-    every: int = 2  # steps between snapshots
-    # saving and loading one state on devices
-    state_bytes: int = 32 << 20
-    peers: int = 4
-    copy: float = 12e9  # bytes/s of a node's copy engine, network card and storage: the brief's
-    network: float = 3e9
-    disk: float = 0.3e9
-    slower: float = 40.0  # all of them, so that this machine's own work does not show
-    step_seconds: float = 0.5  # of training beside which copies go, on such devices
-    budget: float = 0.02  # share of the time that stalls may take
-    # overhead of snapshots
-    step_hidden: int = 128  # of its decoder, whose steps last longer
-    intervals: list[int] = field(default_factory=lambda: [1, 2, 5, 10])
-    judged_interval: int = 5
-    stretch: int = 10  # steps between two looks at the clock
-    rounds: int = 1
-    # survival and interval
-    nodes: int = 384  # 3,072 GPUs
-    groups: list[int] = field(default_factory=lambda: [4, 8, 16])
-    histories: int = 20000
+    )
+    struck: Annotated[int, At(1, 20)] = 3  # seeds with which blows fall: recovery is exact or it is not
+    group: Annotated[int, Choice(2, 3, 4, 6, 8)] = 4  # data ranks of the scenarios with one stage
+    every: Annotated[int, At(1, 10)] = 2  # steps between snapshots
+
+    # Saving and loading one state; nodes have a copy engine, a network card and storage of stated rates (bytes/s).
+    state_bytes: Annotated[int, At(1 << 20, 4 << 30)] = 8 << 20
+    peers: Annotated[int, Choice(2, 3, 4, 6, 8)] = 4
+    devices: Annotated[str, Choice("throttled", "unlimited")] = "throttled"
+    copy: Annotated[float, Inferred(6e9, 55e9, "PCIe 3 x16 as it is reached, to the H100 host's PCIe 5")] = (
+        12e9
+    )
+    network: Annotated[
+        float, Inferred(1.25e9, 25e9, "10 Gbit Ethernet to HDR InfiniBand; the paper's is not at hand")
+    ] = 3e9
+    disk: Annotated[
+        float,
+        Inferred(0.2e9, 1.25e9, "a node's share of shared storage, to the H100 host's own disk with fsync"),
+    ] = 0.3e9
+    slower: Annotated[float, At(1, 1000)] = 50.0  # all of them, so that this machine's own work hardly shows
+    step_seconds: Annotated[float, At(0.01, 60)] = 0.15  # of training beside which copies go, on such devices
+    budget: Annotated[float, At(0.001, 0.5)] = 0.02  # share of the time that stalls may take
+
+    # What updates wait for.
+    step_hidden: Annotated[int, Choice(32, 64, 128, 256, 512)] = (
+        128  # of its decoder, whose steps last longer
+    )
+    intervals: Annotated[list[int], Length(0), At(1, 20)] = field(default_factory=lambda: [1, 2, 10])
+    judged_interval: Annotated[int, At(1, 20)] = 5  # steps between snapshots
+    stretch: Annotated[int, At(5, 100)] = 10  # steps of one condition
+
+    # Survival, and work redone.
+    nodes: Annotated[int, Choice(96, 192, 384, 768)] = 384  # 3,072 GPUs
+    groups: Annotated[list[int], Length(1), Choice(2, 4, 8, 16)] = field(default_factory=lambda: [4, 8, 16])
+    rack: Annotated[int, Choice(1, 2)] = 1  # nodes of one group that fail together
+    histories: Annotated[int, At(100, 200_000)] = 20_000
+    train_hours: Annotated[float, At(500, 1e6)] = 26_000.0  # simulated
+
     simulate: bool = True
     processes: bool = True
-    train_hours: float = 26000.0  # simulated, for work redone
-    # on a GPU; 0 bytes: nothing
-    gpu_shard_bytes: int = 0
-    gpu_size: int = 8192
-    gpu_products: int = 130
-    gpu_bucket: int = 32 << 20
-    gpu_rounds: int = 20
+
+
+def check(config: Config) -> None:
+    """ValueError in one line for combinations that cannot run, or of which a run would ignore a part."""
+    if config.placement == "random" and config.rack > 1:
+        raise ValueError(
+            "rack: means nothing with placement=random, where a group's GPUs are anywhere; leave it at 1"
+        )
+    if config.inside and not config.processes and not config.simulate:
+        raise ValueError("inside: means nothing where neither processes nor simulate is on")
+    if not config.processes and not config.simulate:
+        raise ValueError("processes, simulate: with both off nothing runs; switch one on")
+    for name, ranks in (("group", [config.group]), ("peers", [config.peers]), ("counted", config.counted)):
+        if bad := [one for one in ranks if config.rows % one]:
+            raise ValueError(
+                f"rows: {config.rows} can't be shared by {bad[0]} data ranks ({name}); take 24 or 48"
+            )
+    if config.judged_interval in config.intervals:
+        raise ValueError(
+            f"intervals: {config.judged_interval} is judged_interval, which runs anyway; leave it out"
+        )
+    if config.stretch < 2 * config.judged_interval:
+        raise ValueError(
+            f"stretch: {config.stretch} steps hold less than two snapshots {config.judged_interval} steps apart"
+        )
+    if max(config.intervals, default=1) > config.stretch:
+        raise ValueError(f"intervals: one is longer than a stretch of {config.stretch} steps")

@@ -16,25 +16,28 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
+from common.distributed.flat_state import FlatState, shard
 from common.distributed.fleet import Fleet
 from common.distributed.memory import Memory
+from common.distributed.questions import call
 from common.distributed.throttled import Device
 from common.training.sharded.layout import Layout, form_groups
 from papers.in_memory_ft.buffers import NoVersion
 from papers.in_memory_ft.recovery import Nodes, Ports, Switches, nodes_of, trainers_wire
 from papers.in_memory_ft.saving_cost import Rates
 from papers.in_memory_ft.snapshot import Saving, Snapshots
-from papers.in_memory_ft.snapshot_process import Seat, call
-from papers.in_memory_ft.state import HEADER, FlatState, Header, shard
+from papers.in_memory_ft.snapshot_process import Seat
+from papers.in_memory_ft.state import HEADER, Header
 from papers.in_memory_ft.training_job import gather
 
 BUCKET = 1 << 20
-SAVES = 3  # of each engine; the last counts, when threads, connections and both halves are warm
+WARM = 2  # saves of REFT before the clock counts: threads, connections and both halves are in use then
 
 
 @dataclass(frozen=True)
@@ -49,13 +52,10 @@ class Saved:
 
 @dataclass(frozen=True)
 class Measured:
-    """Saves by engine; seconds of loading from each disk source and, beside it, from memory; bytes that one snapshot
-    process holds, and has sent in all saves."""
+    """Saves by engine; seconds of loading from each disk source and, beside it, from memory."""
 
     saves: dict[str, Saved]
     loads: dict[str, tuple[float, float]]
-    memory: int
-    sent: int
 
 
 class ThrottledFile(io.RawIOBase):
@@ -101,80 +101,73 @@ def copy_and_write(
     return copied[0], time.monotonic() - begun
 
 
-def measure(
-    fleet: Fleet,
-    engines: Sequence[str],
-    sources: Sequence[str],
-    state_bytes: int,
-    peers: int,
-    rates: Rates,
-    folder: Path,
-    seed: int,
-    persist: bool = False,
-    cleared: bool = False,
-) -> Measured:
-    """Save a random state with every engine and load it from every disk source and from memory.
+@dataclass(frozen=True)
+class Work:
+    """What is timed. engines: to save with, in turn; sources: on disk, to load from. rates: of every node.
 
-    persist: REFT's snapshot counts when it was written to disk too. cleared: snapshot processes have lost their memory
-    before it is loaded.
+    sharding: False where REFT copies the whole state on every rank. persist: its snapshot counts when it was written to
+    disk too. cleared: snapshot processes have lost their memory before it is loaded.
     """
-    layout = Layout(data=peers)
+
+    engines: tuple[str, ...]
+    sources: tuple[str, ...]
+    state_bytes: int
+    peers: int
+    rates: Rates
+    seeds: tuple[int, ...]
+    sharding: bool = True
+    persist: bool = False
+    cleared: bool = False
+
+    @property
+    def turns(self) -> list[str]:
+        """Who saves when, with each seed: there and back. Engines that the disk holds up for long save once."""
+        back = [one for one in reversed(self.engines) if one in ("REFT", "TorchSnapshot")]
+        return [*self.engines, *back]
+
+
+def measure(fleet: Fleet, work: Work, folder: Path) -> list[Measured]:
+    """By seed, save a random state with every engine and load it from every disk source and from memory."""
+    layout = Layout(data=work.peers)
     folder.mkdir(parents=True, exist_ok=True)
+    rates = work.rates
     ports = Ports.make(folder / "devices", nodes_of(layout), rates.copy, rates.network, rates.disk)
     nodes = Nodes(fleet, layout, folder, Switches(), ports)
-    work = (
-        tuple(engines),
-        tuple(sources),
-        state_bytes,
-        ports,
-        dict(nodes.seats),
-        folder,
-        seed,
-        persist,
-        cleared,
-    )
-    found = fleet.run(_rank, peers, work, seconds=300)
-    account = nodes.ask((0, 0), "account")
+    found = fleet.run(_rank, work.peers, (work, ports, dict(nodes.seats), folder), seconds=600)
     nodes.end()
-    saves = {
-        engine: Saved(
-            max(one[0][engine].copied for one in found),
-            max(one[0][engine].stall for one in found),
-            max(one[0][engine].seconds for one in found),
-        )
-        for engine in engines
-    }
+    return [_together(work, ranks) for ranks in zip(*found, strict=True)]
+
+
+Rank = tuple[dict[str, Saved], dict[str, tuple[float, float]]]  # what one rank saw of a seed: saves, loads
+
+
+def _together(work: Work, ranks: Sequence[Rank]) -> Measured:
     loads = {}
-    for source in sources:
-        disk, memory = zip(*(one[1][source] for one in found), strict=True)
+    for source in work.sources:
+        disk, memory = zip(*(one[1][source] for one in ranks), strict=True)
         loads[source] = (max(disk), max(memory))
-    return Measured(saves, loads, account["memory"], account["sent"])
+    return Measured({engine: _slowest([one[0][engine] for one in ranks]) for engine in work.engines}, loads)
+
+
+def _slowest(ranks: Sequence[Saved]) -> Saved:
+    return Saved(max(r.copied for r in ranks), max(r.stall for r in ranks), max(r.seconds for r in ranks))
 
 
 def _rank(
-    rank: int,
-    world: int,
-    engines: tuple[str, ...],
-    sources: tuple[str, ...],
-    state_bytes: int,
-    ports: Ports,
-    seats: dict[tuple[int, int], Seat],
-    folder: Path,
-    seed: int,
-    persist: bool,
-    cleared: bool,
-) -> tuple[dict[str, Saved], dict[str, tuple[float, float]]]:
+    rank: int, world: int, work: Work, ports: Ports, seats: dict[tuple[int, int], Seat], folder: Path
+) -> list[Rank]:
     node = (0, rank)
     copy, disk, network = ports.copy[node], ports.disk[node], ports.network[node]
-    words = np.random.default_rng(seed).integers(0, 2**63, state_bytes // 8)  # the same on all ranks
-    weights = torch.from_numpy(words)
+    weights = torch.zeros(work.state_bytes // 8, dtype=torch.int64)
+    words = weights.numpy()
     state = FlatState([weights])
     first, end = shard(state.nbytes, rank, world)
     groups = form_groups(Layout(data=world), rank)
     wire = trainers_wire(seats[node])
+    saving = Saving(1, BUCKET, shards=world if work.sharding else 1, device=copy)
     snapshots = Snapshots(
-        wire, 0, rank, Saving(1, BUCKET, shards=world, device=copy), state,
-        persist=lambda version: str(folder / f"reft-{rank}") if persist else None,
+        wire, 0, rank if work.sharding else 0, saving, state,
+        persist=lambda version: str(folder / f"reft-{rank}") if work.persist else None,
     )  # fmt: skip
 
     def save(engine: str, turn: int) -> tuple[int, float]:
@@ -198,21 +191,6 @@ def _rank(
             torch.save(weights.clone(), file)  # type: ignore[arg-type]
         return state.nbytes, time.monotonic() - begun
 
-    saves = {}
-    for engine in engines:
-        for turn in range(1, SAVES + 1):
-            dist.barrier()
-            begun = time.monotonic()
-            copied, stall = save(engine, turn)
-            dist.barrier()
-            saves[engine] = Saved(copied, stall, time.monotonic() - begun)
-
-    if sources:  # not through the device: writing them is not what is measured
-        if rank == 0:
-            words.tofile(folder / "whole")
-        words.view(np.uint8)[first:end].tofile(folder / f"part-{rank}")
-    if cleared:
-        call(wire, "settle", None, 0)
     target = FlatState([torch.zeros_like(weights)])
 
     def from_disk(source: str) -> None:
@@ -227,14 +205,14 @@ def _rank(
     def from_memory(source: str) -> None:
         """source: the disk to fall back to where memory has lost the version."""
         try:
-            region = call(wire, "load", 0, SAVES)
+            region = call(wire, "load", 0, snapshots.clean or 0)
         except NoVersion:
             from_disk(source)
             return
         memory = Memory.open(region.address)
         own = np.frombuffer(memory.view, np.uint8)[region.start + HEADER : region.start + region.nbytes]
         copy.pass_through(len(own))
-        gather(target, own, groups, world, network)
+        gather(target, own, groups, world if work.sharding else 1, network)
 
     def seconds(load: Callable[[str], None], source: str) -> float:
         target.write(0, np.zeros(state.nbytes, np.uint8))
@@ -247,6 +225,37 @@ def _rank(
             raise RuntimeError(f"rank {rank}: what was loaded beside {source} is not what was saved")
         return taken
 
-    loads = {source: (seconds(from_disk, source), seconds(from_memory, source)) for source in sources}
+    def timed(index: int) -> Rank:
+        """All saves and loads of one seed."""
+        words[:] = np.random.default_rng(work.seeds[index]).integers(
+            0, 2**63, len(words)
+        )  # the same on all ranks
+        taken: dict[str, list[Saved]] = {}
+        for turn, engine in enumerate(work.turns):
+            dist.barrier()
+            begun = time.monotonic()
+            copied, stall = save(engine, 1 + WARM + index * len(work.turns) + turn)
+            dist.barrier()
+            taken.setdefault(engine, []).append(Saved(copied, stall, time.monotonic() - begun))
+        if work.sources:  # not through the device: writing them is not what is measured
+            if rank == 0:
+                words.tofile(folder / "whole")
+            words.view(np.uint8)[first:end].tofile(folder / f"part-{rank}")
+        if work.cleared:
+            call(wire, "settle", None, 0)
+        loads = {
+            source: (seconds(from_disk, source), seconds(from_memory, source)) for source in work.sources
+        }
+        if work.cleared:
+            snapshots.clean = None  # the next seed begins without a version
+        saves = {
+            engine: Saved(each[0].copied, fmean(s.stall for s in each), fmean(s.seconds for s in each))
+            for engine, each in taken.items()
+        }
+        return saves, loads
+
+    for turn in range(WARM):
+        save("REFT", 1 + turn)
+    found = [timed(index) for index in range(len(work.seeds))]
     snapshots.close()
-    return saves, loads
+    return found

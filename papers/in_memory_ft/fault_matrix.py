@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from common.distributed.faults import Fault, Plan
+from common.distributed.flat_state import shard
 from common.distributed.fleet import Fleet
 from common.training.sharded.layout import Layout
 from papers.in_memory_ft.recovery import Switches
 from papers.in_memory_ft.snapshot import Saving
-from papers.in_memory_ft.state import shard
 from papers.in_memory_ft.training_job import Blow, Job, Outcome, run_job
 
 SNAPSHOTS = (
@@ -48,7 +48,7 @@ def scenarios(group: int) -> tuple[Scenario, ...]:
     def torn(buckets: int) -> Blow:
         turn = (SNAPSHOTS - 1) * buckets + 1
         return Blow(
-            Plan((Fault(2, "bucket", "kill", turn + 1), Fault(2, "bucket", "slow", turn, seconds=0.5)))
+            Plan((Fault(2, "bucket", "kill", turn + 1), Fault(2, "bucket", "slow", turn, seconds=1.0)))
         )
 
     def halfway(buckets: int) -> Blow:
@@ -104,9 +104,6 @@ class Row:
     states: int
     same_states: int
     reports: tuple[str, ...]
-    rebuilt_bytes: int
-    decided: float
-    restored: float
     after: dict[int, float]  # losses of the last attempt, by step
 
     @property
@@ -160,8 +157,5 @@ def compared(scenario: Scenario, outcome: Outcome, calm: Outcome, saving: Saving
         states=len(pairs),
         same_states=sum(seen == known for seen, known in pairs),
         reports=start.reports,
-        rebuilt_bytes=start.rebuilt_bytes,
-        decided=outcome.decided,
-        restored=outcome.restored,
         after=losses,
     )

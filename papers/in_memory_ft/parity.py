@@ -77,18 +77,30 @@ def rebuild_sources(lost: int, block: int, nodes: int) -> tuple[int, dict[int, i
     return parity, {node: one for node, one in covered(parity, nodes).items() if node != lost}
 
 
-def rebuild(lost: int, shards: dict[int, np.ndarray], parities: dict[int, np.ndarray]) -> np.ndarray:
-    """The lost node's padded shard from the survivors'; uint8. ValueError where more than one is missing."""
-    nodes = len(shards) + 1
-    if set(shards) != set(parities) or set(shards) | {lost} != set(range(nodes)) or lost in shards:
+def rebuild(
+    lost: int, nodes: int, shards: dict[int, np.ndarray], parities: dict[int, np.ndarray]
+) -> np.ndarray:
+    """The lost node's padded shard from the survivors' of a group of `nodes`; uint8, whole blocks of whole words.
+
+    ValueError where the survivors are not all others (two losses can't be told apart from a smaller group by what is
+    left), and for shards and parities whose sizes do not fit each other.
+    """
+    others = set(range(nodes)) - {lost}
+    if not 0 <= lost < nodes or nodes < 2 or set(shards) != others or set(parities) != others:
         raise ValueError(
-            f"one node of {nodes} can be rebuilt from all others, not {lost} from {sorted(shards)}"
+            f"one node of {nodes} can be rebuilt from all others, not {lost} from shards of {sorted(shards)} and "
+            f"parities of {sorted(parities)}"
         )
-    size = len(next(iter(parities.values())))
+    sizes = {len(one) for one in parities.values()}
+    size = min(sizes)
+    if len(sizes) > 1 or size % WORD or {len(one) for one in shards.values()} != {size * (nodes - 1)}:
+        raise ValueError(
+            f"shards of one group have {nodes - 1} blocks of as many whole words as its parities"
+        )
     found = np.zeros((nodes - 1, size), np.uint8)
     for block in range(nodes - 1):
-        parity, others = rebuild_sources(lost, block, nodes)
+        parity, rest = rebuild_sources(lost, block, nodes)
         xor_into(found[block], parities[parity])
-        for node, one in others.items():
+        for node, one in rest.items():
             xor_into(found[block], shards[node][one * size : (one + 1) * size])
     return found.reshape(-1)

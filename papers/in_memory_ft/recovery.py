@@ -13,11 +13,12 @@ from typing import Any, Literal
 
 from common.distributed.faults import Plan
 from common.distributed.fleet import Fleet, Started
+from common.distributed.questions import call, connect
+from common.distributed.sealed_file import Damaged, read_sealed
 from common.distributed.throttled import Device
 from common.distributed.traffic import Wire
 from common.training.sharded.layout import Layout
-from papers.in_memory_ft.buffers import Damaged
-from papers.in_memory_ft.snapshot_process import Seat, call, connect, keep, read_payload
+from papers.in_memory_ft.snapshot_process import Seat, keep
 
 Source = Literal["first values", "memory", "disk"]
 Node = tuple[int, int]  # (pipeline stage, data rank)
@@ -43,7 +44,6 @@ class Start:
     source: Source = "first values"
     versions: tuple[int, ...] = ()
     reports: tuple[str, ...] = ()  # damage that was found
-    rebuilt_bytes: int = 0  # that a lost node's replacement received
 
     @property
     def version(self) -> int:
@@ -108,7 +108,7 @@ def disk_version(folder: Path, layout: Layout) -> int | None:
         ]
         try:
             for file in files:
-                read_payload(file, None)
+                read_sealed(file)
         except (OSError, Damaged):
             continue
         return int(one.name)
@@ -206,7 +206,7 @@ class Nodes:
         self._introduce()
         if versions is None:
             return self._settled(self._from_disk(epoch, ()))
-        reports, received = [], 0
+        reports: list[str] = []
         for stage, version in enumerate(versions):
             members = [(stage, data) for data in range(self.layout.data)]
             missing = [node for node in members if node in lost]
@@ -220,10 +220,10 @@ class Nodes:
                 self.ask(node, "settle", None, epoch)
                 for slot in range(self.layout.tensor):
                     try:
-                        received += self.ask(node, "rebuild", slot, version)
+                        self.ask(node, "rebuild", slot, version)
                     except Damaged as damage:
                         return self._settled(self._from_disk(epoch, (*reports, str(damage))))
-        return self._settled(Start(epoch, "memory", versions, tuple(reports), received))
+        return self._settled(Start(epoch, "memory", versions, tuple(reports)))
 
     def _from_disk(self, epoch: int, reports: tuple[str, ...]) -> Start:
         version = disk_version(self.folder, self.layout)

@@ -17,11 +17,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from common.distributed.flat_state import FlatState, shard
 from common.distributed.memory import Memory
+from common.distributed.questions import call
 from common.distributed.throttled import Device
 from common.distributed.traffic import Wire
-from papers.in_memory_ft.snapshot_process import Region, Snapshot, call
-from papers.in_memory_ft.state import HEADER, FlatState, Header, payload_bytes, shard
+from papers.in_memory_ft.snapshot_process import Region, Snapshot
+from papers.in_memory_ft.state import HEADER, Header, payload_bytes
 
 Mode = Literal["bucketed", "whole", "synchronous"]
 
@@ -67,7 +69,7 @@ class Snapshots:
         self.copied_bytes: list[int] = []  # of weights and moments, of each snapshot
         self.largest_bucket = 0
         self.waited = 0.0  # seconds for which updates and snapshots waited
-        self.saved_seconds: list[float] = []  # from the beginning until complete, of each snapshot
+        self.copy_seconds = 0.0  # that copying took, of all snapshots
         self._memory: Memory | None = None
         self._free, self._complete = threading.Event(), threading.Event()
         self._free.set()
@@ -78,14 +80,18 @@ class Snapshots:
         self._thread.start()
 
     def before_update(self, step: int) -> None:
-        """Wait until the copy of the state that this update changes is finished."""
+        """Wait until the copy of the state that this update changes is finished. Raises what a snapshot failed of."""
         begun = time.monotonic()
         self._free.wait()
         self.waited += time.monotonic() - begun
         self._raise()
 
     def after_step(self, step: int, epoch: int, header: Callable[[], Header]) -> None:
-        """Begin a snapshot where one is due; `step` updates were taken. All ranks call it."""
+        """Begin a snapshot where one is due; `step` updates were taken. All ranks call it.
+
+        Raises, under its own name, the first error of any snapshot before it.
+        """
+        self._raise()
         if step % self.saving.every:
             return
         self.settle()
@@ -122,21 +128,21 @@ class Snapshots:
 
     def _raise(self) -> None:
         if self._failed is not None:
-            raise RuntimeError("a snapshot failed") from self._failed
+            raise self._failed
 
     def _work(self) -> None:
         while (task := self._tasks.get()) is not None:
             snapshot, header = task
-            begun = time.monotonic()
             try:
+                begun = time.monotonic()
                 region = call(self.wire, "begin", self.slot, snapshot)
                 self._copy(self._mapped(region), header)
+                self.copy_seconds += time.monotonic() - begun
                 self._free.set()
                 self.reached("copied")
                 call(self.wire, "copied", self.slot, snapshot, self.persist(snapshot.version))
-                self.saved_seconds.append(time.monotonic() - begun)
             except BaseException as error:
-                self._failed = error
+                self._failed = self._failed or error
             self._free.set()
             self._complete.set()
 

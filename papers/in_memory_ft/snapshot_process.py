@@ -4,22 +4,19 @@ It answers the launcher, its trainers and its peers, each over a connection of i
 Killing it loses its memory, which is what losing the node means here.
 """
 
-import os
 import threading
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from multiprocessing.connection import Client, Connection, Listener
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from common.distributed.faults import Plan
 from common.distributed.memory import Address
+from common.distributed.questions import answer, call, connect, listen
+from common.distributed.sealed_file import Damaged, checksum, write_sealed
 from common.distributed.throttled import Device
 from common.distributed.traffic import Wire
-from papers.in_memory_ft.buffers import Damaged, Half, Shard, checksum
+from papers.in_memory_ft.buffers import Half, Shard
 from papers.in_memory_ft.parity import holder, rebuild_sources, xor_into
 
 SECONDS_TO_COMPLETE = 120.0  # that a snapshot is given by its peers
@@ -72,20 +69,6 @@ class Region:
     nbytes: int
 
 
-def call(wire: Wire, question: str, *arguments: Any) -> Any:
-    """Ask over a connection; the answer, or the error that the other side raised."""
-    wire.send((question, arguments))
-    good, answer = wire.receive()
-    if not good:
-        raise answer
-    return answer
-
-
-def connect(address: str, key: bytes, device: Device | None = None) -> Wire:
-    """A connection to a snapshot process."""
-    return Wire(Client(address, family="AF_UNIX", authkey=key), device)
-
-
 class SnapshotProcess:
     """What a node keeps, and the questions it answers (methods by name)."""
 
@@ -98,7 +81,7 @@ class SnapshotProcess:
         self.sent = threading.Lock()
         self.epoch = 0
         self.block_bytes_sent = 0
-        self.failed: str | None = None
+        self.failed: Exception | None = None
 
     # ---- from trainers
 
@@ -213,11 +196,10 @@ class SnapshotProcess:
                         one.clear(half)
             self.changed.notify_all()
 
-    def rebuild(self, slot: int, version: int) -> int:
-        """Make a lost node's shard and parity again from its peers; bytes received. Damaged: what can't be used."""
+    def rebuild(self, slot: int, version: int) -> None:
+        """Make a lost node's shard and parity again from its peers. Damaged: what can't be used."""
         seat = self.seat
         wires = {peer: self._wire(peer) for peer in self.peers}
-        before = sum(wire.received_bytes for wire in wires.values())
         facts = {peer: call(wire, "known", slot, version) for peer, wire in wires.items()}
         payload = next(iter(facts.values()))[0]
         self.reserve(slot, payload)
@@ -240,14 +222,13 @@ class SnapshotProcess:
             index = (seat.node - peer - 1) % seat.nodes
             block = self._fetched(wires[peer], slot, version, index)
             one.cover(half, peer, index, facts[peer][1][peer] if seat.sums else _sums(index, block), block)
-        return sum(wire.received_bytes for wire in wires.values()) - before
 
     def persist(self, slot: int, version: int, file: str) -> None:
         """Write a complete version's payload to disk; it is there whole or not at all."""
         one = self.shards[slot]
         half = one.find(version)
         start = one.start(half)
-        write_payload(Path(file), one.bytes[start : start + one.payload], self.seat.disk)
+        write_sealed(Path(file), one.bytes[start : start + one.payload], self.seat.disk)
 
     def damage(self, slot: int, version: int, index: int) -> None:
         """Flip a bit in each of four bytes of a stored block (index m - 1: the parity), as failing memory would.
@@ -282,7 +263,7 @@ class SnapshotProcess:
         with self.changed:
             done = self.changed.wait_for(lambda: true() or self.failed is not None, SECONDS_TO_COMPLETE)
         if self.failed is not None:
-            raise Damaged(self.failed)
+            raise self.failed
         if not done:
             raise TimeoutError(f"{what} was not complete after {SECONDS_TO_COMPLETE:g} s")
 
@@ -294,6 +275,10 @@ class SnapshotProcess:
     def _fetched(self, wire: Wire, slot: int, version: int, index: int) -> bytes:
         return call(wire, "fetch", slot, version, index)
 
+    def listen(self) -> None:
+        """Answer whoever connects to the seat's address, each on a thread."""
+        listen(self.seat.address, self.seat.key, self.serve, self.seat.network)
+
     def serve(self, wire: Wire) -> None:
         """Answer questions of one connection until it is closed. Blocks of peers need no answer."""
         while True:
@@ -302,71 +287,27 @@ class SnapshotProcess:
                 if question == "cover":
                     slot, snapshot, node, index, sums = arguments
                     self.cover(slot, snapshot, node, index, sums, wire.receive_bytes())
-                    continue
+                else:
+                    answer(wire, self, question, arguments)
             except (EOFError, OSError):
                 return
             except Stale:
                 continue
             except Exception as error:  # a block that can't be used: whoever waits for it must hear of it
                 with self.changed:
-                    self.failed = f"{type(error).__name__}: {error}"
+                    self.failed = self.failed or error
                     self.changed.notify_all()
-                continue
-            try:
-                answer = (True, getattr(self, question)(*arguments))
-            except Exception as error:
-                error.add_note(traceback.format_exc())
-                answer = (False, error)
-            try:
-                wire.send(answer)
-            except OSError:
-                return
 
 
 def keep(connection: Connection, seat: Seat) -> None:
     """The life of a snapshot process: listen, and answer the launcher until it goes."""
     kept = SnapshotProcess(seat)
-    listen(kept)
+    kept.listen()
     wire = Wire(connection)
     wire.send("ready")
     kept.serve(wire)
 
 
-def listen(kept: SnapshotProcess) -> None:
-    """Answer whoever connects to the seat's address, each on a thread."""
-    listener = Listener(kept.seat.address, family="AF_UNIX", backlog=16, authkey=kept.seat.key)
-
-    def accept() -> None:
-        while True:
-            try:
-                wire = Wire(listener.accept(), kept.seat.network)
-            except (OSError, EOFError):  # one that broke off while it was still introducing itself
-                continue
-            threading.Thread(target=kept.serve, args=(wire,), daemon=True).start()
-
-    threading.Thread(target=accept, daemon=True).start()
-
-
 def _sums(index: int, block: bytes) -> tuple[int, ...]:
     """A checksum for a block that nobody checks."""
     return (0,) * index + (checksum(block),)
-
-
-def write_payload(path: Path, data: np.ndarray, disk: Device | None) -> None:
-    """A file with its checksum at the end, renamed when it is whole."""
-    part = path.with_suffix(f".part{os.getpid()}-{threading.get_ident()}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    whole = data.tobytes() + checksum(data).to_bytes(4, "little")
-    if disk is None:
-        part.write_bytes(whole)
-    else:
-        disk.write(part, whole)
-    part.replace(path)
-
-
-def read_payload(path: Path, disk: Device | None) -> np.ndarray:
-    """What `write_payload` wrote; uint8. Damaged where the checksum does not fit."""
-    whole = np.frombuffer(bytearray(path.read_bytes()) if disk is None else disk.read(path), np.uint8)
-    if checksum(whole[:-4]) != int.from_bytes(whole[-4:].tobytes(), "little"):
-        raise Damaged(f"{path} is not what was written")
-    return whole[:-4]

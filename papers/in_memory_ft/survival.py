@@ -91,21 +91,49 @@ def hours_at(curve: Curve, fleet: Fleet, probability: float) -> float:
     return low
 
 
-def histories(fleet: Fleet, parity: bool, count: int, rng: np.random.Generator) -> np.ndarray:
+GPUS = 8  # of a node: so many sharding groups share the same nodes, one a tensor rank
+
+
+def node_sets(fleet: Fleet, rng: np.random.Generator | None = None) -> np.ndarray:
+    """The nodes of every sharding group, int of shape (sets, m).
+
+    As the method places them, the groups of all tensor ranks lie on the same m nodes, and such a set counts once. Given
+    a generator, every group's m members sit on GPUs drawn at random instead: of any nodes, also twice of one.
+    """
+    if rng is None:
+        return np.arange(fleet.nodes).reshape(fleet.sets, fleet.group)
+    return rng.permutation(np.repeat(np.arange(fleet.nodes), GPUS)).reshape(-1, fleet.group)
+
+
+def histories(
+    fleet: Fleet,
+    count: int,
+    rng: np.random.Generator,
+    parity: bool = True,
+    apart: bool = True,
+    sets: np.ndarray | None = None,
+) -> np.ndarray:
     """Hours until the state is lost in `count` simulated histories, sorted; shape (count,).
 
     Lifetimes of single nodes (or racks) are drawn one by one and lost nodes counted in each set: nothing of the closed
-    form is used. Without parity the first lost node is the end, with it the second one of the same set.
+    form is used. Without parity the first lost node is the end, with it the second one of the same set; apart: False
+    where snapshots live in the trainers, so that the first failure of software is the end too. ValueError for no count.
     """
+    if count < 1:
+        raise ValueError(f"at least one history, not {count}")
+    sets = node_sets(fleet) if sets is None else sets
     scale = 1 / fleet.hardware / gamma(1 + 1 / fleet.shape)
-    racks = fleet.group // fleet.rack
     ends = np.empty(count)
-    for start in range(0, count, 1000):  # 1,000 histories at a time keep the memory small
-        some = min(1000, count - start)
-        lives = scale * rng.weibull(fleet.shape, (some, fleet.sets, racks))
-        lives = np.sort(np.repeat(lives, fleet.rack, axis=2), axis=2)  # a rack takes all its nodes at once
-        fatal = lives[:, :, 1 if parity and fleet.group > 1 else 0]
-        ends[start : start + some] = fatal.min(axis=1)
+    for start in range(0, count, 500):  # so many at a time keep the memory small
+        some = min(500, count - start)
+        lives = scale * rng.weibull(fleet.shape, (some, fleet.nodes // fleet.rack))
+        lives = np.repeat(lives, fleet.rack, axis=1)  # a rack takes all its nodes at once
+        if parity and fleet.group > 1:
+            fatal = np.partition(lives[:, sets], 1, axis=2)[:, :, 1].min(axis=1)
+        else:
+            fatal = lives.min(axis=1)
+        crashed = rng.exponential(1 / (fleet.software * fleet.nodes), some)
+        ends[start : start + some] = fatal if apart else np.minimum(fatal, crashed)
     return np.sort(ends)
 
 

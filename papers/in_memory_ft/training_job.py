@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,8 +10,11 @@ import torch
 import torch.distributed as dist
 
 from common.distributed.faults import Plan
+from common.distributed.flat_state import FlatState, shard
 from common.distributed.fleet import Fleet, RankFailed
 from common.distributed.memory import Memory
+from common.distributed.questions import call
+from common.distributed.sealed_file import read_sealed
 from common.distributed.throttled import Device
 from common.training.sharded.layout import Groups, Layout, form_groups
 from common.training.sharded.parameters import Shape
@@ -20,8 +22,8 @@ from common.training.sharded.trainer import RankState, Recipe
 from papers.in_memory_ft.recovery import Node, Nodes, Ports, Start, Switches, payload_file, trainers_wire
 from papers.in_memory_ft.replicas import Replica, Windows
 from papers.in_memory_ft.snapshot import Saving, Snapshots
-from papers.in_memory_ft.snapshot_process import Seat, SnapshotProcess, call, listen, read_payload
-from papers.in_memory_ft.state import HEADER, FlatState, Header, shard
+from papers.in_memory_ft.snapshot_process import Seat, SnapshotProcess
+from papers.in_memory_ft.state import HEADER, Header, flat
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,9 @@ class Report:
 
     losses: dict[int, float]
     digests: dict[int, str]
-    seconds: dict[int, float]
     copied: tuple[int, ...] = ()
     largest_bucket: int = 0
     state_bytes: int = 0
-    waited: float = 0.0
-    restored: float = 0.0  # the monotonic clock when the state was back
 
 
 def train(
@@ -95,8 +94,7 @@ def train(
     network = seats[node].network if seats else None
     if start.source != "first values":
         restore(trainer, windows, job, start, wire, seats.get(node), copies.get(node), network)
-    restored = time.monotonic()
-    state = FlatState.of(trainer.state().fragments)
+    state = flat(trainer.state().fragments)
 
     def reached(place: str) -> None:
         if strikes(plan, rank, place):
@@ -119,26 +117,22 @@ def train(
         snapshots = Snapshots(wire, groups.place.tensor, index, job.saving, state, reached, file_of)
         if start.source == "memory":
             snapshots.clean = start.versions[groups.place.stage]
-    losses, digests, seconds = {}, {}, {}
+    losses, digests = {}, {}
     while trainer.steps < job.steps:
-        step, begun = trainer.steps, time.monotonic()
+        step = trainer.steps
         reached("step")
         batch = windows.batch(job.rows)
         losses[step] = trainer.step(batch, snapshots.before_update if snapshots else None)
         if snapshots is not None:
             snapshots.after_step(trainer.steps, start.epoch, header)
-        seconds[step] = time.monotonic() - begun
         if job.digests and (trainer.steps % job.digests == 0 or trainer.steps == job.steps):
             digests[trainer.steps] = state.digest(header().pack())
     if snapshots is None:
-        return Report(losses, digests, seconds, state_bytes=state.nbytes, restored=restored)
+        return Report(losses, digests, state_bytes=state.nbytes)
     snapshots.before_update(trainer.steps)
     snapshots.settle()
     snapshots.close()
-    return Report(
-        losses, digests, seconds, tuple(snapshots.copied_bytes), snapshots.largest_bucket, state.nbytes,
-        snapshots.waited, restored,
-    )  # fmt: skip
+    return Report(losses, digests, tuple(snapshots.copied_bytes), snapshots.largest_bucket, state.nbytes)
 
 
 def strikes(plan: Plan, rank: int, place: str) -> bool:
@@ -150,7 +144,7 @@ def strikes(plan: Plan, rank: int, place: str) -> bool:
 def live_inside(seat: Seat, peers: dict[int, str], start: Start) -> None:
     """A snapshot "process" that is a thread of its trainer: what dies with the trainer protects nothing."""
     kept = SnapshotProcess(seat)
-    listen(kept)
+    kept.listen()
     dist.barrier()
     kept.meet(peers)
     kept.settle(None, start.epoch)
@@ -176,12 +170,12 @@ def restore(
     else:
         assert job.folder is not None
         file = payload_file(job.folder, version, place.stage, place.data, place.tensor)
-        payload = read_payload(file, seat.disk if seat else None)
+        payload = read_sealed(file, seat.disk if seat else None)
     header = Header.unpack(payload[:HEADER].tobytes())
     if copy is not None:
         copy.pass_through(len(payload))
     fragments = trainer.state().fragments
-    state = FlatState.of(fragments)
+    state = flat(fragments)
     if header.state_bytes != state.nbytes:
         raise ValueError(f"a snapshot of {header.state_bytes} bytes does not fit a state of {state.nbytes}")
     gather(state, payload[HEADER:], groups, job.saving.shards if job.saving else 1, network)
@@ -211,8 +205,6 @@ class Outcome:
     reports: list[Report]
     starts: tuple[Start, ...]
     failures: tuple[RankFailed, ...]
-    decided: float  # seconds from the launcher's notice of the last failure until every node had its version
-    restored: float  # seconds from that notice until every rank had its state (0 without a failure)
     account: dict[Node, dict[str, int]]  # of every node: bytes of memory held, of blocks sent
 
 
@@ -229,10 +221,8 @@ def run_job(
     folder = job.folder or Path(os.devnull)
     nodes = Nodes(fleet, job.layout, folder, switches, ports, blow.keepers) if job.saving else None
     starts: list[Start] = []
-    noticed, decided = [0.0], [0.0]
 
     def plan(failures: tuple[RankFailed, ...]) -> tuple[int, tuple]:
-        begun = time.monotonic()
         if nodes is None or not failures:
             start = Start(len(failures))
         else:
@@ -241,7 +231,6 @@ def run_job(
                     for version in versions:
                         nodes.ask(node, "damage", slot, version, index)
             start = nodes.recover(len(failures))
-        noticed[0], decided[0] = begun, time.monotonic() - begun
         starts.append(start)
         first = not failures
         victims = (
@@ -258,5 +247,4 @@ def run_job(
     finally:
         if nodes is not None:
             nodes.end()
-    restored = max(one.restored for one in reports) - noticed[0] if failures else 0.0
-    return Outcome(reports, tuple(starts), failures, decided[0], restored, account)
+    return Outcome(reports, tuple(starts), failures, account)

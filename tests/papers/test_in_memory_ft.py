@@ -11,19 +11,34 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.distributed.flat_state import FlatState, shard
+from common.distributed.fleet import Fleet as Processes
+from common.distributed.questions import call
+from common.distributed.sealed_file import Damaged, read_sealed, write_sealed
+from common.lab.config import compose
+from common.lab.errors import LabError
+from common.lab.project import Project
 from common.lab.runtime import Runtime
 from common.training.sharded.layout import Layout
-from papers.in_memory_ft import checkpoint_interval, survival
-from papers.in_memory_ft.buffers import Damaged, NoVersion, Shard
+from papers.in_memory_ft import checkpoint_interval, gpu_copies, survival
+from papers.in_memory_ft.buffers import NoVersion, Shard
 from papers.in_memory_ft.config import Config
 from papers.in_memory_ft.experiment import run
-from papers.in_memory_ft.gpu_overlap import CopiedStep
 from papers.in_memory_ft.parity import block_bytes, covered, encode, holder, rebuild, xor_into
-from papers.in_memory_ft.recovery import chosen_versions, disk_version, nodes_of, payload_file
+from papers.in_memory_ft.recovery import (
+    Nodes,
+    Ports,
+    Switches,
+    chosen_versions,
+    disk_version,
+    nodes_of,
+    payload_file,
+    trainers_wire,
+)
 from papers.in_memory_ft.replicas import Windows
 from papers.in_memory_ft.saving_cost import Rates, loading_seconds, saves_per_hour, saving_seconds
-from papers.in_memory_ft.snapshot_process import read_payload, write_payload
-from papers.in_memory_ft.state import HEADER, FlatState, Header, payload_bytes, shard
+from papers.in_memory_ft.snapshot import Saving, Snapshots
+from papers.in_memory_ft.state import HEADER, Header, payload_bytes
 from papers.in_memory_ft.survival import Fleet
 
 
@@ -60,6 +75,7 @@ def test_any_lost_node_is_rebuilt_to_the_bit_for_any_size(
     lost = data.draw(st.integers(0, nodes - 1))
     found = rebuild(
         lost,
+        nodes,
         {i: s for i, s in enumerate(shards) if i != lost},
         {i: p for i, p in enumerate(parities) if i != lost},
     )
@@ -99,7 +115,20 @@ def test_parity_refuses_what_it_cannot_cover() -> None:
     with pytest.raises(ValueError, match="does not fit"):
         xor_into(np.zeros(16, np.uint8), b"12345678")
     with pytest.raises(ValueError, match="can be rebuilt"):
-        rebuild(0, {1: np.zeros(8, np.uint8)}, {1: np.zeros(8, np.uint8), 2: np.zeros(8, np.uint8)})
+        rebuild(0, 3, {1: np.zeros(16, np.uint8)}, {1: np.zeros(8, np.uint8), 2: np.zeros(8, np.uint8)})
+    with pytest.raises(ValueError, match="whole words"):
+        rebuild(0, 2, {1: np.zeros(16, np.uint8)}, {1: np.zeros(8, np.uint8)})
+
+
+@pytest.mark.parametrize("nodes", [3, 4, 5])
+def test_two_lost_nodes_are_refused_also_where_the_last_one_is_among_them(nodes: int) -> None:
+    rng = np.random.default_rng(1)
+    shards = padded([rng.integers(0, 256, 50, dtype=np.uint8) for _ in range(nodes)])
+    parities = encode(shards)
+    for one, other in itertools.permutations(range(nodes), 2):
+        left = [i for i in range(nodes) if i not in (one, other)]
+        with pytest.raises(ValueError, match="can be rebuilt"):
+            rebuild(one, nodes, {i: shards[i] for i in left}, {i: parities[i] for i in left})
 
 
 # ---- state
@@ -230,12 +259,12 @@ def test_a_checkpoint_counts_only_when_all_its_files_are_whole(tmp_path: Path) -
     layout = Layout(data=2)
     for version in (2, 4):
         for node in nodes_of(layout):
-            write_payload(payload_file(tmp_path, version, *node, 0), np.full(50, version, np.uint8), None)
+            write_sealed(payload_file(tmp_path, version, *node, 0), np.full(50, version, np.uint8))
     assert disk_version(tmp_path, layout) == 4
     damaged = payload_file(tmp_path, 4, 0, 1, 0)
     damaged.write_bytes(b"\1" + damaged.read_bytes()[1:])
     with pytest.raises(Damaged):
-        read_payload(damaged, None)
+        read_sealed(damaged)
     assert disk_version(tmp_path, layout) == 2
     assert disk_version(tmp_path / "none", layout) is None
 
@@ -262,7 +291,7 @@ def test_simulated_histories_agree_with_the_formula(shape: float) -> None:
     rng = np.random.default_rng(5)
     for group in (4, 8):
         fleet = Fleet(nodes=64, group=group, shape=shape)
-        ends = survival.histories(fleet, True, 20000, rng)
+        ends = survival.histories(fleet, 20000, rng)
         for probability in (0.9, 0.5, 0.1):
             hours = survival.hours_at(survival.erasure_coded, fleet, probability)
             deviation = (probability * (1 - probability) / 20000) ** 0.5
@@ -277,10 +306,26 @@ def test_larger_groups_survive_shorter_and_parity_is_worth_at_least_ten_times() 
 
 def test_racks_that_take_two_nodes_of_a_group_leave_parity_nothing() -> None:
     fleet, rng = Fleet(nodes=16, group=4, rack=2), np.random.default_rng
-    with_parity = survival.histories(fleet, True, 500, rng(1))
-    assert np.array_equal(with_parity, survival.histories(fleet, False, 500, rng(1)))
-    alone = survival.histories(Fleet(nodes=16, group=1), True, 500, rng(1))
-    assert np.array_equal(alone, survival.histories(Fleet(nodes=16, group=1), False, 500, rng(1)))
+    with_parity = survival.histories(fleet, 500, rng(1))
+    assert np.array_equal(with_parity, survival.histories(fleet, 500, rng(1), parity=False))
+    alone = survival.histories(Fleet(nodes=16, group=1), 500, rng(1))
+    assert np.array_equal(alone, survival.histories(Fleet(nodes=16, group=1), 500, rng(1), parity=False))
+
+
+def test_state_in_the_trainers_ends_with_the_first_failure_of_any_kind() -> None:
+    fleet = Fleet(nodes=64)
+    ends = survival.histories(fleet, 20000, np.random.default_rng(2), parity=False, apart=False)
+    hours = survival.hours_at(survival.plain_memory, fleet, 0.5)
+    assert abs(float(survival.surviving_share(ends, hours)) - 0.5) < 4 * (0.25 / 20000) ** 0.5
+
+
+def test_groups_on_random_gpus_lose_more_pairs_and_hold_every_gpu_once() -> None:
+    fleet = Fleet(nodes=96)
+    placed, drawn = survival.node_sets(fleet), survival.node_sets(fleet, np.random.default_rng(3))
+    assert placed.shape == (24, 4) and drawn.shape == (24 * survival.GPUS, 4)
+    assert set(np.bincount(drawn.ravel())) == {survival.GPUS}
+    ends = [survival.histories(fleet, 2000, np.random.default_rng(4), sets=sets) for sets in (placed, drawn)]
+    assert np.quantile(ends[1], 0.1) < np.quantile(ends[0], 0.1)
 
 
 def test_fleets_that_do_not_divide_are_refused() -> None:
@@ -318,8 +363,8 @@ def test_simulated_failures_cost_what_the_closed_form_says() -> None:
     interval = checkpoint_interval.young_daly(20.0, mean)
     assert interval == pytest.approx((2 * 20 * mean) ** 0.5)
     assert found.redone.mean() == pytest.approx(interval / 2, rel=0.1)
-    expected = checkpoint_interval.effective_share(None, one, checkpoint_interval.Failures(mean), 1.0)
-    assert found.share == pytest.approx(expected, abs=0.005)
+    lost = (interval / 2 + one.saving + one.restart) / mean
+    assert found.share == pytest.approx((1 - 20 / (interval + 20)) * (1 - lost), abs=0.005)
 
 
 def test_young_s_interval_loses_least() -> None:
@@ -338,18 +383,67 @@ def test_binomial_terms_are_those_of_the_formula() -> None:
     assert float(survival.erasure_coded(fleet, 5.0)) == pytest.approx(sum(terms))
 
 
+# ---- processes
+
+
+def failing_save(rank: int, world: int, seat: object, folder: str) -> tuple[list[str], list[str]]:
+    """Errors, by type and text, that a save and an update raise after a file that can't be written."""
+    state = FlatState([torch.zeros(4096)])
+    snapshots = Snapshots(
+        trainers_wire(seat), 0, rank, Saving(1, 1024, shards=world), state,  # type: ignore[arg-type]
+        persist=lambda version: f"{folder}/file/version",
+    )  # fmt: skip
+    header = Header(1, 0, state.nbytes, torch.get_rng_state())
+    snapshots.after_step(1, 0, lambda: header)
+    errors = []
+    for act in (lambda: snapshots.after_step(2, 0, lambda: header), lambda: snapshots.before_update(2)):
+        try:
+            act()
+        except Exception as error:
+            errors.append(type(error).__name__)
+    return errors, [str(snapshots.clean)]
+
+
+def test_the_next_save_and_the_next_update_raise_the_first_error_under_its_own_name(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("where a folder should be")
+    with Processes() as fleet:
+        nodes = Nodes(fleet, Layout(data=1), tmp_path, Switches(), Ports())
+        ((errors, clean),) = fleet.run(failing_save, 1, (nodes.seats[0, 0], str(tmp_path)))
+        held = nodes.ask((0, 0), "inventory")
+    assert errors in (["FileExistsError"] * 2, ["NotADirectoryError"] * 2)
+    assert clean == ["None"] and held == {0: [1]}
+    with pytest.raises(OSError):
+        call(nodes.wires[0, 0], "inventory")
+
+
 # ---- the rest
 
 
-@pytest.mark.parametrize("mode", ["bucketed", "whole", "synchronous"])
-def test_every_way_to_copy_beside_products_copies_the_shard(mode: str) -> None:
-    step = CopiedStep("cpu", shard_bytes=1000, size=8, products=2, bucket=64)
-    assert step.seconds(lambda: step.run(mode), 2) > 0  # type: ignore[arg-type]
-    assert torch.equal(step.host, step.shard)
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("paper.state_bytes=0", "state_bytes"),
+        ("paper.scenarios=[foo]", "scenarios"),
+        ("paper.rack=2 paper.placement=random", "rack"),
+        ("paper.rows=24 paper.peers=5", "peers"),
+        ("paper.intervals=[5]", "intervals"),
+        ("paper.stretch=9", "stretch"),
+    ],
+)
+def test_what_cannot_run_is_refused_in_one_line(setting: str, named: str) -> None:
+    with pytest.raises(LabError) as caught:
+        compose(Project.current(), "in_memory_ft", "default", setting.split())
+    assert named in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_copy_after_a_product_hides_nothing_and_the_measured_one_nearly_all() -> None:
+    assert gpu_copies.Overlap(product=2.0, copy=3.0, both=5.0).hidden == 0
+    assert 0.9 < gpu_copies.measured().hidden <= 1
+    assert gpu_copies.directions_ratio(1 << 28) == pytest.approx(1, abs=0.02)
 
 
 def test_two_runs_of_the_simulations_give_the_same_bytes() -> None:
     config = Config(processes=False, groups=[4], histories=500, train_hours=500.0)
     first, second = (run(config, Runtime([0, 1])).to_json() for _ in range(2))
     assert first == second
-    assert '"simulated_survival_gain"' in first
+    assert '"lasting_gain"' in first

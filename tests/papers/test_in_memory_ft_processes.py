@@ -2,11 +2,11 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch.distributed as dist
 
@@ -17,22 +17,22 @@ from common.training.sharded.layout import Layout, form_groups
 from common.training.sharded.parameters import Shape
 from common.training.sharded.trainer import Recipe, Trainer
 from papers.in_memory_ft.config import Config
-from papers.in_memory_ft.engines import measure
+from papers.in_memory_ft.engines import Work, measure
 from papers.in_memory_ft.fault_matrix import Scenario, run_scenario, scenarios, steps_needed, undisturbed
-from papers.in_memory_ft.fork_server import load_ahead
-from papers.in_memory_ft.measurements import count_bytes, strike
+from papers.in_memory_ft.measurements import load_ahead, save_and_load, strike
 from papers.in_memory_ft.recovery import Nodes, Ports, Switches
 from papers.in_memory_ft.replicas import Replica, Windows
 from papers.in_memory_ft.saving_cost import Rates
 from papers.in_memory_ft.snapshot import Saving
 from papers.in_memory_ft.snapshot_process import Snapshot, Stale
 from papers.in_memory_ft.state import payload_bytes
-from papers.in_memory_ft.training_job import Blow, Job, run_job
+from papers.in_memory_ft.training_job import Blow, Job, Outcome, run_job
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="memfd and abstract sockets of Linux"
 )
 SHAPE = Shape(vocab=128, hidden=16, layers=2, heads=2, kv_heads=2, mlp=32, context=8)
+Calm = Callable[[Layout], Outcome]
 TEXT = bytes(range(32, 127)) * 40
 
 
@@ -49,6 +49,17 @@ def job(layout: Layout, folder: Path, every: int = 1, **changes: object) -> Job:
         SHAPE, layout, Recipe(dropout=0.1), TEXT, steps_needed(every), 12, saving, 2 * every, every, folder
     )
     return replace(made, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def calm(fleet: Fleet) -> Calm:
+    """Undisturbed runs, once a layout: neither snapshots nor folders are in them."""
+
+    @cache
+    def run(layout: Layout) -> Outcome:
+        return undisturbed(fleet, job(layout, Path(os.devnull)))
+
+    return run
 
 
 def named(name: str, group: int = 2) -> Scenario:
@@ -70,13 +81,13 @@ def test_one_reduction_of_all_gradients_trains_as_one_a_tensor_does(fleet: Fleet
     assert one == pytest.approx(each, rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    "name", ["node", "mid-snapshot", "torn version", "damaged parity", "snapshot process"]
-)
-def test_after_a_blow_everything_is_as_if_it_had_not_been(fleet: Fleet, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["torn version", "damaged parity", "snapshot process"])
+def test_after_a_blow_everything_is_as_if_it_had_not_been(
+    fleet: Fleet, calm: Calm, tmp_path: Path, name: str
+) -> None:
     scenario = named(name)
     work = job(scenario.layout, tmp_path / "disk")
-    row = run_scenario(fleet, scenario, work, undisturbed(fleet, work))
+    row = run_scenario(fleet, scenario, work, calm(work.layout))
     assert row.exact
     assert row.source == scenario.source
     assert (name == "damaged parity") == bool(row.reports)
@@ -86,39 +97,37 @@ def test_after_a_blow_everything_is_as_if_it_had_not_been(fleet: Fleet, tmp_path
     ("name", "switches"),
     [
         ("trainer", Switches(inside=True)),
-        ("node", Switches(parity=False)),
         ("mid-snapshot", Switches(double=False)),
     ],
 )
 def test_without_the_mechanism_only_the_disk_is_left(
-    fleet: Fleet, tmp_path: Path, name: str, switches: Switches
+    fleet: Fleet, calm: Calm, tmp_path: Path, name: str, switches: Switches
 ) -> None:
     scenario = named(name)
     work = job(scenario.layout, tmp_path / "disk")
-    row = run_scenario(fleet, scenario, work, undisturbed(fleet, work), switches)
+    row = run_scenario(fleet, scenario, work, calm(work.layout), switches)
     assert row.exact
     assert (scenario.source, row.source) == ("memory", "disk")
 
 
-def test_without_checksums_damage_is_loaded_and_training_goes_wrong(fleet: Fleet, tmp_path: Path) -> None:
+def test_without_checksums_damage_is_loaded_and_training_goes_wrong(
+    fleet: Fleet, calm: Calm, tmp_path: Path
+) -> None:
     scenario = named("damaged parity")
     work = job(scenario.layout, tmp_path / "disk")
-    row = run_scenario(fleet, scenario, work, undisturbed(fleet, work), Switches(sums=False))
+    row = run_scenario(fleet, scenario, work, calm(work.layout), Switches(sums=False))
     assert row.source == "memory"
     assert not row.exact
     assert not row.reports
 
 
-@pytest.mark.parametrize("layout", [Layout(tensor=2, data=2), Layout(data=2, zero=1)])
-def test_tensor_ranks_of_a_node_and_states_already_shared_out_come_back_too(
-    fleet: Fleet, tmp_path: Path, layout: Layout
-) -> None:
+def test_both_tensor_ranks_of_a_lost_node_come_back(fleet: Fleet, calm: Calm, tmp_path: Path) -> None:
+    layout = Layout(tensor=2, data=2)
     work = job(layout, tmp_path / "disk")
-    calm = undisturbed(fleet, work)
     blow = Blow(Plan((Fault(layout.tensor, "settled", "kill", 4),)), nodes=((0, 1),))
     outcome = run_job(fleet, work, blow=blow)
     assert [start.source for start in outcome.starts] == ["first values", "memory"]
-    for seen, known in zip(outcome.reports, calm.reports, strict=True):
+    for seen, known in zip(outcome.reports, calm(layout).reports, strict=True):
         assert all(known.losses[step] == loss for step, loss in seen.losses.items())
         assert all(known.digests[step] == digest for step, digest in seen.digests.items())
 
@@ -167,7 +176,8 @@ def test_engines_save_and_load_the_same_bytes_in_about_the_seconds_of_their_devi
 ) -> None:
     rates = Rates(200e6, 40e6, 5e6)
     engines = ("torch.save", "CheckFreq", "TorchSnapshot", "REFT")
-    found = measure(fleet, engines, ("whole disk", "sharded disk"), 1 << 20, 2, rates, tmp_path, seed=0)
+    work = Work(engines, ("whole disk", "sharded disk"), 1 << 20, 2, rates, seeds=(0,))
+    (found,) = measure(fleet, work, tmp_path)
     assert found.saves["REFT"].copied * 2 == found.saves["CheckFreq"].copied == 1 << 20
     assert found.saves["CheckFreq"].seconds >= (1 << 20) / 5e6
     assert (
@@ -176,27 +186,27 @@ def test_engines_save_and_load_the_same_bytes_in_about_the_seconds_of_their_devi
     assert all(memory < disk for disk, memory in found.loads.values())
 
 
-def test_two_runs_of_the_fault_matrix_see_the_same_but_for_seconds(tmp_path: Path) -> None:
-    config = Config(
-        hidden=32, layers=2, context=8, group=2, every=1, counted=[[2, 1]], scenarios=["node", "torn version"]
-    )
-
-    def run() -> str:
-        seen = Observations()
-        count_bytes(config, Runtime([0]), seen)
-        strike(config, Runtime([0]), seen, tmp_path / str(len(list(tmp_path.iterdir()))))
-        return Observations(row for row in seen if row.metric != "fault_seconds").to_json()
-
-    first = run()
-    assert first == run()
-    assert '"exact_node"' in first
+def test_a_switch_that_is_off_shows_in_one_seed_and_all_struck_ones_count(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    config = Config(hidden=32, context=8, group=2, every=1, scenarios=["node"], parity=False)
+    seen, lab = Observations(), Runtime([3, 4, 5], wanted=["exact_node"])
+    strike(config, lab, seen, fleet, tmp_path)
+    assert seen.values("exact_node") == [0.0]
+    assert {row.seed for row in seen.rows("redone_steps")} == {3}
 
 
-def test_a_snapshot_in_one_bucket_has_no_middle(fleet: Fleet, tmp_path: Path) -> None:
+def test_a_snapshot_in_one_bucket_has_no_middle(fleet: Fleet, calm: Calm, tmp_path: Path) -> None:
     work = replace(job(Layout(data=2), tmp_path / "disk"), saving=Saving(1, 1 << 30, shards=2))
-    calm = undisturbed(fleet, work)
     with pytest.raises(ValueError, match="no middle"):
-        run_scenario(fleet, named("mid-snapshot"), work, calm)
+        run_scenario(fleet, named("mid-snapshot"), work, calm(work.layout))
     with pytest.raises(ValueError, match="at least 1"):
         Saving(0)
-    assert np.isfinite(calm.reports[0].losses[0])
+
+
+def test_free_copies_leave_the_stated_size_and_no_difference(fleet: Fleet, tmp_path: Path) -> None:
+    config = Config(state_bytes=1 << 20, peers=2, step_seconds=60.0, devices="unlimited")
+    seen, lab = Observations(), Runtime([0], wanted=["snapshot_rate_gain"])
+    save_and_load(config, lab, seen, fleet, tmp_path)
+    assert seen.values("stated_bytes") == [50 * (1 << 20)]
+    assert seen.values("snapshot_rate_gain") == [1.0]
