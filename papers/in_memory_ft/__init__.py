@@ -15,7 +15,7 @@ fault_matrix.py         who dies when, and what must come back
 training_job.py         trainers and snapshot processes together; kills and restarts
 engines.py              torch.save, CheckFreq, TorchSnapshot, and this one, on devices of stated rates
 waiting.py              what updates and snapshots wait for
-gpu_copies.py           a copy beside a product on an H100, from measured tables
+replicas.py             a trainer whose gradients are added up in one collective
 survival.py             how long the state survives: closed forms by node sets, and simulated histories
 checkpoint_interval.py  Young and Daly's interval, and the share of time that trains
 saving_cost.py          seconds of a save on any devices

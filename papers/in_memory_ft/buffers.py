@@ -21,6 +21,7 @@ class NoVersion(RuntimeError):
 class Half:
     """What is known of one half. sums: CRC-32 of every block, by node of the group; this node's own among them."""
 
+    start: int  # where its payload begins in the memory
     version: int | None = None
     copied: bool = False
     received: set[int] = field(default_factory=set)
@@ -32,28 +33,23 @@ class Shard:
     """The memory of one rank's shard: two halves (one, where double is False) in memory that this process owns."""
 
     def __init__(self, payload: int, node: int, nodes: int, parity: bool = True, double: bool = True) -> None:
-        self.payload, self.node, self.nodes = payload, node, nodes
+        self.payload, self.node = payload, node
         self.parity = parity and nodes > 1
+        self.peers = set(range(nodes)) - {node} if self.parity else set()
         self.block = block_bytes(payload, nodes) if self.parity else payload
         self.blocks = nodes - 1 if self.parity else 1
         self.half_bytes = self.block * (self.blocks + self.parity)
         self.memory = Memory.make(self.half_bytes * (2 if double else 1))
         self.bytes = np.frombuffer(self.memory.view, np.uint8)
-        self.halves = [Half() for _ in range(2 if double else 1)]
-
-    @property
-    def peers(self) -> list[int]:
-        return [node for node in range(self.nodes) if node != self.node] if self.parity else []
+        self.halves = [Half(start) for start in range(0, len(self.bytes), self.half_bytes)]
 
     def complete(self, half: Half) -> bool:
-        return half.version is not None and half.copied and half.received == set(self.peers)
+        return half.version is not None and half.copied and half.received == self.peers
 
     @property
     def versions(self) -> list[int]:
         """The versions that are complete here."""
-        return sorted(
-            half.version for half in self.halves if self.complete(half) and half.version is not None
-        )
+        return sorted(half.version or 0 for half in self.halves if self.complete(half))
 
     def find(self, version: int) -> Half:
         """The half that holds a version complete. NoVersion otherwise."""
@@ -80,20 +76,12 @@ class Shard:
         """Forget what a half holds; its bytes become zeros, which padding and parity begin with."""
         half.version, half.copied, half.parity_sum = None, False, 0
         half.received, half.sums = set(), {}
-        self.bytes[self.start(half) : self.start(half) + self.half_bytes] = 0
-
-    def start(self, half: Half) -> int:
-        """Where a half's payload begins in the memory."""
-        return self.half_bytes * next(i for i, one in enumerate(self.halves) if one is half)
+        self.bytes[half.start : half.start + self.half_bytes] = 0
 
     def own(self, half: Half, index: int) -> np.ndarray:
-        """A block of the own payload; uint8, a view."""
-        first = self.start(half) + index * self.block
+        """A block of the own payload (index m - 1: the parity that this node holds); uint8, a view."""
+        first = half.start + index * self.block
         return self.bytes[first : first + self.block]
-
-    def parity_block(self, half: Half) -> np.ndarray:
-        """The parity that this node holds; uint8, a view."""
-        return self.own(half, self.blocks)
 
     def take_sums(self, half: Half) -> tuple[int, ...]:
         """Note that the payload is complete; its blocks' checksums."""
@@ -107,16 +95,15 @@ class Shard:
             raise Damaged(f"block {index} of node {node}, version {half.version}, arrived damaged")
         if node in half.received:
             raise ValueError(f"node {node} sent version {half.version} twice")
-        xor_into(self.parity_block(half), block)
+        parity = self.own(half, self.blocks)
+        xor_into(parity, block)
         half.sums[node] = sums
         half.received.add(node)
-        if half.received == set(self.peers):
-            half.parity_sum = checksum(self.parity_block(half))
+        if half.received == self.peers:
+            half.parity_sum = checksum(parity)
 
-    def check(self, half: Half) -> list[str]:
-        """What of a complete half no longer has its checksum: "block 0", "parity"."""
-        own = half.sums[self.node]
-        bad = [f"block {i}" for i in range(self.blocks) if checksum(self.own(half, i)) != own[i]]
-        if self.parity and checksum(self.parity_block(half)) != half.parity_sum:
-            bad.append("parity")
-        return bad
+    def check(self, half: Half, index: int) -> str:
+        """The name of a block that no longer has its checksum ("block 0", "parity"); empty where it has."""
+        known = half.parity_sum if index == self.blocks else half.sums[self.node][index]
+        name = "parity" if index == self.blocks else f"block {index}"
+        return "" if checksum(self.own(half, index)) == known else name

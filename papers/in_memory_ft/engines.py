@@ -13,7 +13,7 @@ import io
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -24,81 +24,18 @@ import torch.distributed as dist
 
 from common.distributed.flat_state import FlatState, shard
 from common.distributed.fleet import Fleet
-from common.distributed.memory import Memory
 from common.distributed.questions import call
 from common.distributed.throttled import Device
 from common.training.sharded.layout import Layout, form_groups
 from papers.in_memory_ft.buffers import NoVersion
-from papers.in_memory_ft.recovery import Nodes, Ports, Switches, nodes_of, trainers_wire
+from papers.in_memory_ft.recovery import BURST, Nodes, Ports, Switches, trainers_wire
 from papers.in_memory_ft.saving_cost import Rates
 from papers.in_memory_ft.snapshot import Saving, Snapshots
 from papers.in_memory_ft.snapshot_process import Seat
 from papers.in_memory_ft.state import HEADER, Header
-from papers.in_memory_ft.training_job import gather
+from papers.in_memory_ft.training_job import gather, stored
 
-BUCKET = 1 << 20
 WARM = 2  # saves of REFT before the clock counts: threads, connections and both halves are in use then
-
-
-@dataclass(frozen=True)
-class Saved:
-    """Of one save: bytes that the busiest device copied, seconds that training could not go on unless it overlaps the
-    copy, and seconds until the state was safe."""
-
-    copied: int
-    stall: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Saves by engine; seconds of loading from each disk source and, beside it, from memory."""
-
-    saves: dict[str, Saved]
-    loads: dict[str, tuple[float, float]]
-
-
-class ThrottledFile(io.RawIOBase):
-    """A file for torch.save whose bytes pass a device."""
-
-    def __init__(self, path: Path, disk: Device) -> None:
-        self._file, self._disk = path.open("wb"), disk
-
-    def write(self, data: object) -> int:
-        view = memoryview(data).cast("B")  # type: ignore[arg-type]
-        self._disk.pass_through(len(view))
-        return self._file.write(view)
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
-def copy_and_write(
-    state: FlatState, first: int, end: int, copy: Device, disk: Device, path: Path
-) -> tuple[float, float]:
-    """Buckets through the copy engine into host memory and on to a file, both at once; seconds of copying, of all."""
-    ready: queue.Queue[np.ndarray | None] = queue.Queue()
-    begun = time.monotonic()
-    copied = [0.0]
-
-    def copying() -> None:
-        for start in range(first, end, BUCKET):
-            bucket = np.empty(min(BUCKET, end - start), np.uint8)
-            copy.pass_through(len(bucket))
-            state.read(start, bucket)
-            ready.put(bucket)
-        copied[0] = time.monotonic() - begun
-        ready.put(None)
-
-    thread = threading.Thread(target=copying)
-    thread.start()
-    with path.open("wb") as file:
-        while (bucket := ready.get()) is not None:
-            disk.pass_through(len(bucket))
-            file.write(bucket.data)
-    thread.join()
-    return copied[0], time.monotonic() - begun
 
 
 @dataclass(frozen=True)
@@ -121,77 +58,103 @@ class Work:
 
     @property
     def turns(self) -> list[str]:
-        """Who saves when, with each seed: there and back. Engines that the disk holds up for long save once."""
-        back = [one for one in reversed(self.engines) if one in ("REFT", "TorchSnapshot")]
-        return [*self.engines, *back]
+        """Who saves when, with each seed: there and back. torch.save, which no claim reads, has one turn."""
+        return [*self.engines, *(one for one in reversed(self.engines) if one != "torch.save")]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Of one seed, the slowest rank's seconds. saves: until the state was safe, by engine; stalls: that training could
+    not go on unless it overlaps the copy; loads: from each disk source and, beside it, from memory."""
+
+    saves: dict[str, float]
+    stalls: dict[str, float]
+    loads: dict[str, tuple[float, float]]
 
 
 def measure(fleet: Fleet, work: Work, folder: Path) -> list[Measured]:
     """By seed, save a random state with every engine and load it from every disk source and from memory."""
     layout = Layout(data=work.peers)
     folder.mkdir(parents=True, exist_ok=True)
-    rates = work.rates
-    ports = Ports.make(folder / "devices", nodes_of(layout), rates.copy, rates.network, rates.disk)
-    nodes = Nodes(fleet, layout, folder, Switches(), ports)
-    found = fleet.run(_rank, work.peers, (work, ports, dict(nodes.seats), folder), seconds=600)
-    nodes.end()
-    return [_together(work, ranks) for ranks in zip(*found, strict=True)]
+    ports = Ports.make(folder / "devices", layout, work.rates)
+    with Nodes(fleet, layout, folder, Switches(), ports) as nodes:
+        ranks = fleet.run(_rank, work.peers, (work, ports, dict(nodes.seats), folder), seconds=600)
+
+    def slowest(seed: list[Measured], name: str) -> dict:
+        each = [getattr(one, name) for one in seed]
+        return {key: np.max([one[key] for one in each], axis=0).tolist() for key in each[0]}
+
+    return [
+        Measured(*(slowest(list(seed), name) for name in ("saves", "stalls", "loads")))
+        for seed in zip(*ranks, strict=True)
+    ]
 
 
-Rank = tuple[dict[str, Saved], dict[str, tuple[float, float]]]  # what one rank saw of a seed: saves, loads
+def copy_and_write(state: FlatState, first: int, end: int, copy: Device, disk: Device, path: Path) -> float:
+    """Buckets through the copy engine into host memory and on to a file, both at once; seconds of copying."""
+    ready: queue.Queue[np.ndarray | None] = queue.Queue()
+    begun = time.monotonic()
+    copied = [0.0]
 
+    def copying() -> None:
+        for start in range(first, end, BURST):
+            bucket = np.empty(min(BURST, end - start), np.uint8)
+            copy.pass_through(len(bucket))
+            state.read(start, bucket)
+            ready.put(bucket)
+        copied[0] = time.monotonic() - begun
+        ready.put(None)
 
-def _together(work: Work, ranks: Sequence[Rank]) -> Measured:
-    loads = {}
-    for source in work.sources:
-        disk, memory = zip(*(one[1][source] for one in ranks), strict=True)
-        loads[source] = (max(disk), max(memory))
-    return Measured({engine: _slowest([one[0][engine] for one in ranks]) for engine in work.engines}, loads)
-
-
-def _slowest(ranks: Sequence[Saved]) -> Saved:
-    return Saved(max(r.copied for r in ranks), max(r.stall for r in ranks), max(r.seconds for r in ranks))
+    thread = threading.Thread(target=copying)
+    thread.start()
+    with path.open("wb") as file:
+        while (bucket := ready.get()) is not None:
+            disk.pass_through(len(bucket))
+            file.write(bucket.data)
+    thread.join()
+    return copied[0]
 
 
 def _rank(
     rank: int, world: int, work: Work, ports: Ports, seats: dict[tuple[int, int], Seat], folder: Path
-) -> list[Rank]:
+) -> list[Measured]:
     node = (0, rank)
     copy, disk, network = ports.copy[node], ports.disk[node], ports.network[node]
     weights = torch.zeros(work.state_bytes // 8, dtype=torch.int64)
     words = weights.numpy()
-    state = FlatState([weights])
+    state, target = FlatState([weights]), FlatState([torch.zeros_like(weights)])
     first, end = shard(state.nbytes, rank, world)
     groups = form_groups(Layout(data=world), rank)
     wire = trainers_wire(seats[node])
-    saving = Saving(1, BUCKET, shards=world if work.sharding else 1, device=copy)
+    shards, index = (world, rank) if work.sharding else (1, 0)
+    persisted = str(folder / f"reft-{rank}") if work.persist else None
     snapshots = Snapshots(
-        wire, 0, rank if work.sharding else 0, saving, state,
-        persist=lambda version: str(folder / f"reft-{rank}") if work.persist else None,
-    )  # fmt: skip
+        wire, index, Saving(1, BURST, shards=shards, device=copy), state, persist=lambda _: persisted
+    )
+    turn = 0  # of REFT's versions
 
-    def save(engine: str, turn: int) -> tuple[int, float]:
-        """Bytes copied here, and seconds of stall."""
+    def save(engine: str) -> float:
+        """Seconds of stall; all ranks are through when the state is safe."""
+        nonlocal turn
+        begun = time.monotonic()
         if engine == "REFT":
-            begun = time.monotonic()
+            turn += 1
             snapshots.after_step(turn, 0, lambda: Header(turn, 0, state.nbytes, torch.get_rng_state()))
             snapshots.before_update(turn)
             stall = time.monotonic() - begun
             snapshots.settle()
-            return snapshots.copied_bytes[-1], stall
+            return stall
         if engine == "TorchSnapshot":
-            return end - first, copy_and_write(state, first, end, copy, disk, folder / f"part-{rank}")[0]
+            return copy_and_write(state, first, end, copy, disk, folder / f"part-{rank}")
         if rank:
-            return 0, 0.0
+            return 0.0
         if engine == "CheckFreq":
-            return state.nbytes, copy_and_write(state, 0, state.nbytes, copy, disk, folder / "whole")[0]
-        begun = time.monotonic()
+            return copy_and_write(state, 0, state.nbytes, copy, disk, folder / "whole")
         copy.pass_through(state.nbytes)
-        with ThrottledFile(folder / "saved", disk) as file:
-            torch.save(weights.clone(), file)  # type: ignore[arg-type]
-        return state.nbytes, time.monotonic() - begun
-
-    target = FlatState([torch.zeros_like(weights)])
+        torch.save(weights, buffer := io.BytesIO())
+        disk.pass_through(buffer.tell())
+        (folder / "saved").write_bytes(buffer.getbuffer())
+        return time.monotonic() - begun
 
     def from_disk(source: str) -> None:
         if source == "whole disk":
@@ -205,14 +168,11 @@ def _rank(
     def from_memory(source: str) -> None:
         """source: the disk to fall back to where memory has lost the version."""
         try:
-            region = call(wire, "load", 0, snapshots.clean or 0)
+            own = stored(wire, snapshots.clean or 0)[HEADER:]
         except NoVersion:
-            from_disk(source)
-            return
-        memory = Memory.open(region.address)
-        own = np.frombuffer(memory.view, np.uint8)[region.start + HEADER : region.start + region.nbytes]
+            return from_disk(source)
         copy.pass_through(len(own))
-        gather(target, own, groups, world if work.sharding else 1, network)
+        gather(target, own, groups, shards, network)
 
     def seconds(load: Callable[[str], None], source: str) -> float:
         target.write(0, np.zeros(state.nbytes, np.uint8))
@@ -225,37 +185,36 @@ def _rank(
             raise RuntimeError(f"rank {rank}: what was loaded beside {source} is not what was saved")
         return taken
 
-    def timed(index: int) -> Rank:
-        """All saves and loads of one seed."""
-        words[:] = np.random.default_rng(work.seeds[index]).integers(
-            0, 2**63, len(words)
-        )  # the same on all ranks
-        taken: dict[str, list[Saved]] = {}
-        for turn, engine in enumerate(work.turns):
+    def loaded(source: str) -> tuple[float, float]:
+        """Seconds from this disk source and from memory: there and back."""
+        disks, memories = [seconds(from_disk, source)], [seconds(from_memory, source) for _ in range(2)]
+        return fmean([*disks, seconds(from_disk, source)]), fmean(memories)
+
+    def timed(seed: int) -> Measured:
+        """All saves and loads of one seed, whose state is the same on all ranks."""
+        words[:] = np.random.default_rng(seed).integers(0, 2**63, len(words))
+        saves: dict[str, list[float]] = {engine: [] for engine in work.engines}
+        stalls: dict[str, list[float]] = {engine: [] for engine in work.engines}
+        for engine in work.turns:
             dist.barrier()
             begun = time.monotonic()
-            copied, stall = save(engine, 1 + WARM + index * len(work.turns) + turn)
+            stalls[engine].append(save(engine))
             dist.barrier()
-            taken.setdefault(engine, []).append(Saved(copied, stall, time.monotonic() - begun))
+            saves[engine].append(time.monotonic() - begun)
         if work.sources:  # not through the device: writing them is not what is measured
             if rank == 0:
                 words.tofile(folder / "whole")
             words.view(np.uint8)[first:end].tofile(folder / f"part-{rank}")
         if work.cleared:
             call(wire, "settle", None, 0)
-        loads = {
-            source: (seconds(from_disk, source), seconds(from_memory, source)) for source in work.sources
-        }
+        loads = {source: loaded(source) for source in work.sources}
         if work.cleared:
             snapshots.clean = None  # the next seed begins without a version
-        saves = {
-            engine: Saved(each[0].copied, fmean(s.stall for s in each), fmean(s.seconds for s in each))
-            for engine, each in taken.items()
-        }
-        return saves, loads
+        means = [{engine: fmean(each) for engine, each in kind.items()} for kind in (saves, stalls)]
+        return Measured(means[0], means[1], loads)
 
-    for turn in range(WARM):
-        save("REFT", 1 + turn)
-    found = [timed(index) for index in range(len(work.seeds))]
+    for _ in range(WARM):
+        save("REFT")
+    found = [timed(seed) for seed in work.seeds]
     snapshots.close()
     return found

@@ -57,7 +57,7 @@ def cost_surface(config: Config, seen: Observations) -> None:
     for disk in (0.1e9, 0.2e9, 0.3e9, 0.5e9, 1.25e9, 3e9):
         for network in (1.25e9, 3e9, 6e9, 12.5e9, 25e9):
             one = Rates(config.copy, network, disk)
-            ours = saving_seconds("REFT", 64e9, config.peers, one, persist=config.persist)
+            ours = saving_seconds("REFT", 64e9, config.peers, one, config.persist)
             theirs = saving_seconds("TorchSnapshot", 64e9, config.peers, one)
             seen.add("modelled_saving_gain", theirs / ours, disk=disk, network=network)
 
@@ -71,7 +71,7 @@ def redo(config: Config, lab: Runtime, seen: Observations) -> None:
     for seed in lab.seeds:
         redone = {}
         for engine in ENGINES:
-            saving = saving_seconds(engine, state, config.peers, one, persist=config.persist)
+            saving = saving_seconds(engine, state, config.peers, one, config.persist)
             copying = copied_bytes(engine, state, config.peers) / one.copy
             stall = saving if engine == "torch.save" else max(0.0, copying - STEP)
             disk = "sharded disk" if engine == "TorchSnapshot" else "whole disk"

@@ -8,8 +8,6 @@ and node j holds no block that its own parity covers. Any one node can be lost: 
 with the m - 2 other blocks that this parity covers. A node sends its m - 1 blocks once and receives m - 1 others.
 """
 
-from collections.abc import Iterable
-
 import numpy as np
 
 WORD = 8  # bytes that one XOR takes
@@ -38,21 +36,13 @@ def covered(parity: int, nodes: int) -> dict[int, int]:
     return {node: (parity - node - 1) % nodes for node in range(nodes) if node != parity}
 
 
-def xor_into(target: np.ndarray, block: np.ndarray | bytes | memoryview) -> None:
+def xor_into(target: np.ndarray, block: np.ndarray | bytes) -> None:
     """target ^= block, as 64-bit words. ValueError for other sizes: a short block would leave its rest uncovered."""
     words = np.frombuffer(block, np.uint64)
     if words.nbytes != target.nbytes:
         raise ValueError(f"a block of {words.nbytes} bytes does not fit a parity of {target.nbytes}")
     view = target.view(np.uint64)
     np.bitwise_xor(view, words, out=view)
-
-
-def joined(blocks: Iterable[np.ndarray | bytes | memoryview], size: int) -> np.ndarray:
-    """The XOR of blocks of `size` bytes; uint8."""
-    found = np.zeros(size, np.uint8)
-    for block in blocks:
-        xor_into(found, block)
-    return found
 
 
 def encode(shards: list[np.ndarray]) -> list[np.ndarray]:
@@ -64,11 +54,11 @@ def encode(shards: list[np.ndarray]) -> list[np.ndarray]:
     size = block_bytes(len(shards[0]), nodes)
     if any(len(shard) != size * (nodes - 1) for shard in shards):
         raise ValueError("shards of one group are padded to the same number of whole blocks")
-    parts = [shard.reshape(nodes - 1, size) for shard in shards]
-    return [
-        joined((parts[node][block] for node, block in covered(parity, nodes).items()), size)
-        for parity in range(nodes)
-    ]
+    parities = [np.zeros(size, np.uint8) for _ in shards]
+    for parity, target in enumerate(parities):
+        for node, block in covered(parity, nodes).items():
+            xor_into(target, shards[node][block * size : (block + 1) * size])
+    return parities
 
 
 def rebuild_sources(lost: int, block: int, nodes: int) -> tuple[int, dict[int, int]]:
@@ -91,12 +81,11 @@ def rebuild(
             f"one node of {nodes} can be rebuilt from all others, not {lost} from shards of {sorted(shards)} and "
             f"parities of {sorted(parities)}"
         )
-    sizes = {len(one) for one in parities.values()}
-    size = min(sizes)
-    if len(sizes) > 1 or size % WORD or {len(one) for one in shards.values()} != {size * (nodes - 1)}:
-        raise ValueError(
-            f"shards of one group have {nodes - 1} blocks of as many whole words as its parities"
-        )
+    size = len(next(iter(parities.values())))
+    if {len(one) for one in parities.values()} != {size} or size % WORD or not size:
+        raise ValueError("parities of one group have as many whole words each")
+    if {len(one) for one in shards.values()} != {size * (nodes - 1)}:
+        raise ValueError(f"shards have {nodes - 1} blocks of as many whole words as the parities")
     found = np.zeros((nodes - 1, size), np.uint8)
     for block in range(nodes - 1):
         parity, rest = rebuild_sources(lost, block, nodes)

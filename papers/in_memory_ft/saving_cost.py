@@ -21,7 +21,7 @@ class Rates:
     disk: float = 0.3e9
 
     def __post_init__(self) -> None:
-        if min(self.copy, self.network, self.disk) <= 0:
+        if not min(self.copy, self.network, self.disk) > 0:
             raise ValueError(f"rates are positive, not {self}")
 
     def slower(self, factor: float) -> "Rates":
@@ -39,10 +39,8 @@ def copied_bytes(engine: str, state_bytes: float, peers: int) -> float:
     return state_bytes if engine in ("torch.save", "CheckFreq") else state_bytes / peers
 
 
-def saving_seconds(
-    engine: str, state_bytes: float, peers: int, rates: Rates, *, parity: bool = True, persist: bool = False
-) -> float:
-    """Seconds until the save is safe. parity, persist: of REFT; others are on disk by nature.
+def saving_seconds(engine: str, state_bytes: float, peers: int, rates: Rates, persist: bool = False) -> float:
+    """Seconds until the save is safe. persist: of REFT; others are on disk by nature.
 
     CheckFreq and TorchSnapshot overlap copying and writing, so that the slower of both counts; REFT encodes after it
     has copied (its parity could be overlapped too: then the slower of both would count).
@@ -55,10 +53,8 @@ def saving_seconds(
         return max(share / rates.copy, share / rates.disk)
     if engine != "REFT":
         raise KeyError(f"no engine {engine!r}; there is {', '.join(ENGINES)}")
-    seconds = share / rates.copy
-    if parity and peers > 1:
-        seconds += share / rates.network
-    return seconds + (share / rates.disk if persist else 0.0)
+    parity = share / rates.network if peers > 1 else 0.0
+    return share / rates.copy + parity + (share / rates.disk if persist else 0.0)
 
 
 def loading_seconds(source: str, state_bytes: float, peers: int, rates: Rates) -> float:
@@ -68,21 +64,17 @@ def loading_seconds(source: str, state_bytes: float, peers: int, rates: Rates) -
     reads everything from the network file system, as Megatron-LM's ranks do. KeyError for another source.
     """
     share = state_bytes / peers
-    gather = (state_bytes - share) / rates.network
-    if source == "memory":
-        return share / rates.copy + gather
-    if source == "sharded disk":
-        return share / rates.disk + share / rates.copy + gather
     if source == "whole disk":
         return state_bytes / rates.disk + state_bytes / rates.copy
-    raise KeyError(f"no source {source!r}; there is memory, sharded disk and whole disk")
+    read = {"memory": 0.0, "sharded disk": share / rates.disk}[source]
+    return read + share / rates.copy + (state_bytes - share) / rates.network
 
 
 def saves_per_hour(saving: float, stall: float, step: float, budget: float) -> float:
     """The most saves in an hour of which none overlaps the next, at most one a step, and stalls stay in the budget.
 
     saving: seconds until a save is safe. stall: seconds for which it stops training. step: seconds of a step. budget:
-    share of the time that stalls may take (Section on frequency; CheckFreq's own rule is 3.5%).
+    share of the time that stalls may take (CheckFreq's own rule is 3.5%). ValueError for another share.
     """
     if not 0 < budget < 1:
         raise ValueError(f"a budget is a share between 0 and 1, not {budget}")

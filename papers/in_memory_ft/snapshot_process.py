@@ -1,23 +1,22 @@
-"""The snapshot management process of a node: it owns the memory, and lives on when the node's trainers die.
+"""The snapshot management process of a node: it owns the memory, and lives on when the node's trainer dies.
 
-It answers the launcher, its trainers and its peers, each over a connection of its own and on a thread of its own.
+It answers the launcher, its trainer and its peers, each over a connection of its own and on a thread of its own.
 Killing it loses its memory, which is what losing the node means here.
 """
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from common.distributed.faults import Plan
 from common.distributed.memory import Address
 from common.distributed.questions import answer, call, connect, listen
 from common.distributed.sealed_file import Damaged, checksum, write_sealed
 from common.distributed.throttled import Device
 from common.distributed.traffic import Wire
-from papers.in_memory_ft.buffers import Half, Shard
-from papers.in_memory_ft.parity import holder, rebuild_sources, xor_into
+from papers.in_memory_ft.buffers import Half, NoVersion, Shard
+from papers.in_memory_ft.parity import covered, holder, rebuild_sources, xor_into
 
 SECONDS_TO_COMPLETE = 120.0  # that a snapshot is given by its peers
 
@@ -31,7 +30,7 @@ class Seat:
     """Where a snapshot process sits: `node` of the `nodes` of its group, and what it may use.
 
     name: of the socket it listens on, without a file. key: with which its connections prove themselves. sums: False to
-    trust all bytes. plan: faults of this process, at the places "block sent" and "block received" of rank `node`.
+    trust all bytes.
     """
 
     name: str
@@ -43,7 +42,6 @@ class Seat:
     sums: bool = True
     network: Device | None = None
     disk: Device | None = None
-    plan: Plan = field(default_factory=Plan)
 
     @property
     def address(self) -> str:
@@ -74,206 +72,174 @@ class SnapshotProcess:
 
     def __init__(self, seat: Seat) -> None:
         self.seat = seat
-        self.shards: dict[int, Shard] = {}
+        self.kept: Shard | None = None
         self.changed = threading.Condition()
         self.peers: dict[int, str] = {}  # addresses
         self.wires: dict[int, Wire] = {}
-        self.sent = threading.Lock()
+        self.sending = threading.Lock()
         self.epoch = 0
         self.block_bytes_sent = 0
         self.failed: Exception | None = None
 
-    # ---- from trainers
+    @property
+    def shard(self) -> Shard:
+        """NoVersion where no trainer has asked for memory yet."""
+        if self.kept is None:
+            raise NoVersion(f"node {self.seat.node} keeps nothing yet")
+        return self.kept
 
-    def reserve(self, slot: int, payload: int) -> None:
-        """Have memory for a tensor rank's payloads of this many bytes; what is there already stays."""
+    # ---- from the trainer
+
+    def reserve(self, payload: int) -> None:
+        """Have memory for payloads of this many bytes; what is there already stays."""
         with self.changed:
-            known = self.shards.get(slot)
-            if known is None or known.payload != payload:
+            if self.kept is None or self.kept.payload != payload:
                 seat = self.seat
-                self.shards[slot] = Shard(payload, seat.node, seat.nodes, seat.parity, seat.double)
+                self.kept = Shard(payload, seat.node, seat.nodes, seat.parity, seat.double)
             self.changed.notify_all()
 
-    def begin(self, slot: int, snapshot: Snapshot) -> Region:
+    def begin(self, snapshot: Snapshot) -> Region:
         """Where the payload of a snapshot goes."""
         with self.changed:
-            one = self.shards[slot]
-            return self._region(one, self._opened(one, snapshot))
+            return self._region(self._opened(snapshot))
 
-    def copied(self, slot: int, snapshot: Snapshot, persist: str | None = None) -> None:
+    def copied(self, snapshot: Snapshot, persist: str | None = None) -> None:
         """The payload is there: encode it with the peers, and answer when this node has the version complete.
 
-        persist: a file into which it is then written too.
+        persist: a file into which it is then written too, whole or not at all.
         """
-        one = self.shards[slot]
+        one, seat = self.shard, self.seat
         with self.changed:
-            half = self._opened(one, snapshot)
+            half = self._opened(snapshot)
             sums = one.take_sums(half)
-            self.changed.notify_all()
-        if one.parity:
-            for index in range(one.blocks):
-                peer = holder(self.seat.node, index, self.seat.nodes)
-                with self.sent:
-                    self._current(snapshot)
-                    wire = self._wire(peer)
-                    wire.send(("cover", (slot, snapshot, self.seat.node, index, sums)))
-                    wire.send_bytes(one.own(half, index))
-                    self.block_bytes_sent += one.block
-                self.seat.plan.reached(self.seat.node, "block sent")
-        self._wait(
-            lambda: one.complete(half) or snapshot.epoch != self.epoch,
-            f"version {snapshot.version} of node {self.seat.node}",
-        )
+        for index in range(one.blocks if one.parity else 0):
+            with self.sending:
+                self._current(snapshot)
+                wire = self._wire(holder(seat.node, index, seat.nodes))
+                wire.send(("cover", (snapshot, seat.node, index, sums)))
+                wire.send_bytes(one.own(half, index))
+                self.block_bytes_sent += one.block
+        self._wait(lambda: one.complete(half) or snapshot.epoch != self.epoch)
         self._current(snapshot)  # else the half that completed is the next attempt's
         if persist is not None:
-            self.persist(slot, snapshot.version, persist)
+            write_sealed(Path(persist), one.bytes[half.start : half.start + one.payload], seat.disk)
 
-    def load(self, slot: int, version: int) -> Region:
-        """Where a complete version's payload is."""
+    def load(self, version: int) -> Region:
+        """Where a complete version's payload is. NoVersion where there is none."""
         with self.changed:
-            one = self.shards[slot]
-            return self._region(one, one.find(version))
+            return self._region(self.shard.find(version))
 
     # ---- from peers
 
-    def cover(
-        self, slot: int, snapshot: Snapshot, node: int, index: int, sums: tuple[int, ...], block: bytes
-    ) -> None:
+    def cover(self, snapshot: Snapshot, node: int, index: int, sums: tuple[int, ...], block: bytes) -> None:
         """A peer's block, to be XORed into the parity; the first word of a version may be a peer's."""
-        self._wait(lambda: slot in self.shards, f"memory of node {self.seat.node}")
+        self._wait(lambda: self.kept is not None)
         with self.changed:
-            one = self.shards[slot]
-            one.cover(self._opened(one, snapshot), node, index, sums, block)
+            self.shard.cover(self._opened(snapshot), node, index, sums, block)
             self.changed.notify_all()
-        self.seat.plan.reached(self.seat.node, "block received")
 
-    def fetch(self, slot: int, version: int, index: int) -> bytes:
+    def fetch(self, version: int, index: int) -> bytes:
         """A block of a complete version (index m - 1: the parity). Damaged if its checksum says so."""
-        one = self.shards[slot]
-        half = one.find(version)
-        block = one.own(half, index)
-        known = half.parity_sum if index == one.blocks else half.sums[self.seat.node][index]
-        if self.seat.sums and checksum(block) != known:
-            what = "parity" if index == one.blocks else f"block {index}"
-            raise Damaged(f"{what} of node {self.seat.node}, version {version}")
-        return block.tobytes()
+        half = self.shard.find(version)
+        if self.seat.sums and (bad := self.shard.check(half, index)):
+            raise Damaged(f"{bad} of node {self.seat.node}, version {version}")
+        return self.shard.own(half, index).tobytes()
 
-    def known(self, slot: int, version: int) -> tuple[int, dict[int, tuple[int, ...]]]:
+    def known(self, version: int) -> tuple[int, dict[int, tuple[int, ...]]]:
         """Payload bytes and all checksums of a complete version."""
-        one = self.shards[slot]
-        return one.payload, dict(one.find(version).sums)
+        return self.shard.payload, dict(self.shard.find(version).sums)
 
     # ---- from the launcher
 
     def meet(self, peers: dict[int, str]) -> None:
         """The addresses of the group's other snapshot processes, by node."""
-        with self.sent:
+        with self.sending:
             for wire in self.wires.values():
                 wire.close()
             self.peers, self.wires = dict(peers), {}
 
-    def inventory(self) -> dict[int, list[int]]:
-        """Complete versions by slot."""
+    def inventory(self) -> list[int]:
+        """Complete versions."""
         with self.changed:
-            return {slot: one.versions for slot, one in self.shards.items()}
+            return self.kept.versions if self.kept else []
 
     def verify(self, version: int) -> list[str]:
         """What of a version is not what was stored: "node 1: parity"; nothing where checksums are not looked at."""
-        if not self.seat.sums:
-            return []
-        bad = []
-        for one in self.shards.values():
-            bad += [f"node {self.seat.node}: {what}" for what in one.check(one.find(version))]
-        return bad
+        one, half = self.shard, self.shard.find(version)
+        found = [one.check(half, index) for index in range(one.blocks + one.parity)] if self.seat.sums else []
+        return [f"node {self.seat.node}: {bad}" for bad in found if bad]
 
     def settle(self, version: int | None, epoch: int) -> None:
         """Attempt `epoch` goes on from this version: whatever else is here belongs to a future that did not come."""
         with self.changed:
             self.epoch, self.failed = epoch, None
-            for one in self.shards.values():
-                for half in one.halves:
-                    if half.version != version or not one.complete(half):
-                        one.clear(half)
+            for half in self.kept.halves if self.kept else ():
+                if half.version != version or not self.shard.complete(half):
+                    self.shard.clear(half)
             self.changed.notify_all()
 
-    def rebuild(self, slot: int, version: int) -> None:
+    def rebuild(self, version: int) -> None:
         """Make a lost node's shard and parity again from its peers. Damaged: what can't be used."""
         seat = self.seat
         wires = {peer: self._wire(peer) for peer in self.peers}
-        facts = {peer: call(wire, "known", slot, version) for peer, wire in wires.items()}
-        payload = next(iter(facts.values()))[0]
-        self.reserve(slot, payload)
-        one = self.shards[slot]
+        facts = {peer: call(wire, "known", version) for peer, wire in wires.items()}
+        self.reserve(next(iter(facts.values()))[0])
+        one = self.shard
         with self.changed:
             half = one.open(version, None)
         for index in range(one.blocks):
             parity, others = rebuild_sources(seat.node, index, seat.nodes)
             own = one.own(half, index)
-            xor_into(own, self._fetched(wires[parity], slot, version, one.blocks))
-            for peer, place in others.items():
-                xor_into(own, self._fetched(wires[peer], slot, version, place))
-            told = facts[parity][1][seat.node][index]
-            if seat.sums and checksum(own) != told:
+            for peer, place in {parity: one.blocks, **others}.items():
+                xor_into(own, call(wires[peer], "fetch", version, place))
+            if seat.sums and checksum(own) != facts[parity][1][seat.node][index]:
                 raise Damaged(
-                    f"block {index} of lost node {seat.node}, version {version}, rebuilt from node {parity}"
+                    f"block {index} of lost node {seat.node}, version {version}, rebuilt from {parity}"
                 )
         one.take_sums(half)
-        for peer in one.peers:
-            index = (seat.node - peer - 1) % seat.nodes
-            block = self._fetched(wires[peer], slot, version, index)
-            one.cover(half, peer, index, facts[peer][1][peer] if seat.sums else _sums(index, block), block)
+        for peer, index in covered(seat.node, seat.nodes).items():
+            block = call(wires[peer], "fetch", version, index)
+            unread = (0,) * index + (checksum(block),)  # where nobody looks at checksums
+            one.cover(half, peer, index, facts[peer][1][peer] if seat.sums else unread, block)
 
-    def persist(self, slot: int, version: int, file: str) -> None:
-        """Write a complete version's payload to disk; it is there whole or not at all."""
-        one = self.shards[slot]
-        half = one.find(version)
-        start = one.start(half)
-        write_sealed(Path(file), one.bytes[start : start + one.payload], self.seat.disk)
-
-    def damage(self, slot: int, version: int, index: int) -> None:
-        """Flip a bit in each of four bytes of a stored block (index m - 1: the parity), as failing memory would.
+    def damage(self, index: int) -> None:
+        """Flip a bit in each of four bytes of a block (index m - 1: the parity) of all versions, as bad memory would.
 
         For experiments. Four in a row touch the exponent of some number: its last bit alone may be rounded away.
         """
-        one = self.shards[slot]
-        middle = one.block // 2
-        one.own(one.find(version), index)[middle : middle + 4] ^= 1
+        for version in self.inventory():
+            block = self.shard.own(self.shard.find(version), index)
+            block[len(block) // 2 :][:4] ^= 1
 
     def account(self) -> dict[str, int]:
         """Bytes of memory held, and of blocks sent to peers."""
-        held = sum(one.memory.address.nbytes for one in self.shards.values())
-        return {"memory": held, "sent": self.block_bytes_sent}
+        return {"memory": len(self.shard.bytes), "sent": self.block_bytes_sent}
 
     # ---- inside
 
-    def _region(self, one: Shard, half: Half) -> Region:
-        return Region(one.memory.address, one.start(half), one.payload)
+    def _region(self, half: Half) -> Region:
+        return Region(self.shard.memory.address, half.start, self.shard.payload)
 
     def _current(self, snapshot: Snapshot) -> None:
         if snapshot.epoch != self.epoch:
-            raise Stale(
-                f"version {snapshot.version} belongs to attempt {snapshot.epoch}, this is {self.epoch}"
-            )
+            raise Stale(f"version {snapshot.version} is of attempt {snapshot.epoch}, this is {self.epoch}")
 
-    def _opened(self, one: Shard, snapshot: Snapshot) -> Half:
+    def _opened(self, snapshot: Snapshot) -> Half:
         self._current(snapshot)
-        return one.open(snapshot.version, snapshot.clean)
+        return self.shard.open(snapshot.version, snapshot.clean)
 
-    def _wait(self, true: Callable[[], bool], what: str) -> None:
+    def _wait(self, true: Callable[[], bool]) -> None:
         with self.changed:
             done = self.changed.wait_for(lambda: true() or self.failed is not None, SECONDS_TO_COMPLETE)
         if self.failed is not None:
             raise self.failed
         if not done:
-            raise TimeoutError(f"{what} was not complete after {SECONDS_TO_COMPLETE:g} s")
+            raise RuntimeError(f"node {self.seat.node} waited {SECONDS_TO_COMPLETE:g} s for its peers")
 
     def _wire(self, peer: int) -> Wire:
         if peer not in self.wires:
             self.wires[peer] = connect(self.peers[peer], self.seat.key, self.seat.network)
         return self.wires[peer]
-
-    def _fetched(self, wire: Wire, slot: int, version: int, index: int) -> bytes:
-        return call(wire, "fetch", slot, version, index)
 
     def listen(self) -> None:
         """Answer whoever connects to the seat's address, each on a thread."""
@@ -285,8 +251,8 @@ class SnapshotProcess:
             try:
                 question, arguments = wire.receive()
                 if question == "cover":
-                    slot, snapshot, node, index, sums = arguments
-                    self.cover(slot, snapshot, node, index, sums, wire.receive_bytes())
+                    snapshot, node, index, sums = arguments
+                    self.cover(snapshot, node, index, sums, wire.receive_bytes())
                 else:
                     answer(wire, self, question, arguments)
             except (EOFError, OSError):
@@ -306,8 +272,3 @@ def keep(connection: Connection, seat: Seat) -> None:
     wire = Wire(connection)
     wire.send("ready")
     kept.serve(wire)
-
-
-def _sums(index: int, block: bytes) -> tuple[int, ...]:
-    """A checksum for a block that nobody checks."""
-    return (0,) * index + (checksum(block),)

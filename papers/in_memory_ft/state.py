@@ -11,15 +11,13 @@ from common.distributed.flat_state import FlatState
 from common.training.sharded.zero import Fragment
 
 MAGIC = b"in-mem-1"
-FIELDS = struct.Struct(
-    "<8sQQQQ"
-)  # magic, step, data position, bytes of the whole state, bytes of the generator
+FIELDS = struct.Struct("<8sQQQQ")  # magic, step, data position, bytes of the whole state and of the generator
 HEADER = 5120  # bytes: the fields and torch's CPU generator (5,056 bytes)
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a rank has beside weights and moments: steps taken, windows read, the generator of its dropout."""
+    """What a rank has beside weights and moments: steps taken, rows read, the generator of its dropout."""
 
     step: int
     position: int
@@ -35,7 +33,7 @@ class Header:
         return (fields + rng).ljust(HEADER, b"\0")
 
     @classmethod
-    def unpack(cls, data: bytes | memoryview) -> "Header":
+    def unpack(cls, data: bytes) -> "Header":
         """What `pack` made. ValueError for anything else."""
         magic, step, position, state_bytes, rng_bytes = FIELDS.unpack_from(data)
         if magic != MAGIC:

@@ -12,7 +12,6 @@ Groups of tensor-parallel ranks that share nodes fail together, so a set of m no
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import gamma
 
 import numpy as np
 
@@ -20,28 +19,30 @@ import numpy as np
 # hardware. Nodes of 8 GPUs: one failure in about 6,300 node-hours. Public data, not the paper's.
 NODE_HOURS_PER_FAILURE = 54 * 24 * (16384 / 8) / 419
 HARDWARE_SHARE = 0.78
+GPUS = 8  # of a node: so many sharding groups share the same nodes, one a tensor rank
+
+Hours = np.ndarray | float
 
 
 @dataclass(frozen=True)
 class Fleet:
-    """Nodes in sharding groups of `group`. Failures per node and hour, of any kind and of hardware.
+    """Nodes in sharding groups of `group`. Failures per node and hour, of hardware and of software.
 
-    shape: of a Weibull lifetime with the same mean (1: exponential; below 1 early failures are frequent). rack: nodes
-    that fail together, neighbours within one sharding group (1: every node alone). ValueError for what does not divide.
+    rack: nodes that fail together, neighbours within one sharding group (1: every node alone). ValueError for what does
+    not divide.
     """
 
     nodes: int = 384
     group: int = 4
     hardware: float = HARDWARE_SHARE / NODE_HOURS_PER_FAILURE
     software: float = (1 - HARDWARE_SHARE) / NODE_HOURS_PER_FAILURE
-    shape: float = 1.0
     rack: int = 1
 
     def __post_init__(self) -> None:
         if min(self.nodes, self.group, self.rack) < 1 or self.nodes % self.group or self.group % self.rack:
             raise ValueError(f"{self.nodes} nodes, groups of {self.group}, racks of {self.rack}: must divide")
-        if min(self.hardware, self.software) < 0 or self.shape <= 0:
-            raise ValueError("rates are not negative and a Weibull shape is positive")
+        if not (self.hardware > 0 and self.software > 0):
+            raise ValueError(f"failures have positive rates, not {self.hardware} and {self.software}")
 
     @property
     def sets(self) -> int:
@@ -49,36 +50,25 @@ class Fleet:
         return self.nodes // self.group
 
 
-def survives_alone(fleet: Fleet, hours: np.ndarray | float) -> np.ndarray:
-    """R: the chance that one node has had no hardware failure."""
-    mean = 1 / fleet.hardware
-    scale = mean / gamma(1 + 1 / fleet.shape)
-    return np.exp(-((np.asarray(hours, float) / scale) ** fleet.shape))
-
-
-def plain_memory(fleet: Fleet, hours: np.ndarray | float) -> np.ndarray:
-    """Survival of state in the trainers' own memory: no failure of any kind (exponential lifetimes)."""
+def plain_memory(fleet: Fleet, hours: Hours) -> np.ndarray:
+    """Survival of state in the trainers' own memory: no failure of any kind."""
     return np.exp(-(fleet.hardware + fleet.software) * fleet.nodes * np.asarray(hours, float))
 
 
-def snapshot_processes(fleet: Fleet, hours: np.ndarray | float) -> np.ndarray:
+def snapshot_processes(fleet: Fleet, hours: Hours) -> np.ndarray:
     """Survival with snapshot processes alone: no node of any set lost."""
-    return survives_alone(fleet, hours) ** (fleet.nodes // fleet.rack)
+    return np.exp(-fleet.hardware * fleet.nodes / fleet.rack * np.asarray(hours, float))
 
 
-def erasure_coded(fleet: Fleet, hours: np.ndarray | float) -> np.ndarray:
+def erasure_coded(fleet: Fleet, hours: Hours) -> np.ndarray:
     """Survival with parity too: in each set of m nodes at most one lost. Racks of more than one node: none at all."""
-    one = survives_alone(fleet, hours)
     if fleet.rack > 1 or fleet.group == 1:
         return snapshot_processes(fleet, hours)
-    m = fleet.group
+    m, one = fleet.group, np.exp(-fleet.hardware * np.asarray(hours, float))
     return (one**m + m * one ** (m - 1) * (1 - one)) ** fleet.sets
 
 
-Curve = Callable[[Fleet, float], np.ndarray]
-
-
-def hours_at(curve: Curve, fleet: Fleet, probability: float) -> float:
+def hours_at(curve: Callable[[Fleet, float], np.ndarray], fleet: Fleet, probability: float) -> float:
     """Hours for which the state survives with this probability; bisection. ValueError outside (0, 1)."""
     if not 0 < probability < 1:
         raise ValueError(f"a probability between 0 and 1, not {probability}")
@@ -89,9 +79,6 @@ def hours_at(curve: Curve, fleet: Fleet, probability: float) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if curve(fleet, middle) > probability else (low, middle)
     return low
-
-
-GPUS = 8  # of a node: so many sharding groups share the same nodes, one a tensor rank
 
 
 def node_sets(fleet: Fleet, rng: np.random.Generator | None = None) -> np.ndarray:
@@ -122,11 +109,10 @@ def histories(
     if count < 1:
         raise ValueError(f"at least one history, not {count}")
     sets = node_sets(fleet) if sets is None else sets
-    scale = 1 / fleet.hardware / gamma(1 + 1 / fleet.shape)
     ends = np.empty(count)
     for start in range(0, count, 500):  # so many at a time keep the memory small
         some = min(500, count - start)
-        lives = scale * rng.weibull(fleet.shape, (some, fleet.nodes // fleet.rack))
+        lives = rng.exponential(1 / fleet.hardware, (some, fleet.nodes // fleet.rack))
         lives = np.repeat(lives, fleet.rack, axis=1)  # a rack takes all its nodes at once
         if parity and fleet.group > 1:
             fatal = np.partition(lives[:, sets], 1, axis=2)[:, :, 1].min(axis=1)
@@ -135,8 +121,3 @@ def histories(
         crashed = rng.exponential(1 / (fleet.software * fleet.nodes), some)
         ends[start : start + some] = fatal if apart else np.minimum(fatal, crashed)
     return np.sort(ends)
-
-
-def surviving_share(ends: np.ndarray, hours: np.ndarray | float) -> np.ndarray:
-    """Share of histories whose state is still there after these hours."""
-    return 1 - np.searchsorted(ends, np.asarray(hours, float), side="right") / len(ends)

@@ -16,129 +16,116 @@ from common.distributed.memory import Memory
 from common.distributed.questions import call
 from common.distributed.sealed_file import read_sealed
 from common.distributed.throttled import Device
-from common.training.sharded.layout import Groups, Layout, form_groups
-from common.training.sharded.parameters import Shape
-from common.training.sharded.trainer import RankState, Recipe
-from papers.in_memory_ft.recovery import Node, Nodes, Ports, Start, Switches, payload_file, trainers_wire
-from papers.in_memory_ft.replicas import Replica, Windows
+from common.distributed.traffic import Wire
+from common.training.sharded.job import Data, Job
+from common.training.sharded.layout import Groups, form_groups
+from common.training.sharded.trainer import RankState
+from papers.in_memory_ft.recovery import Node, Nodes, Start, Switches, payload_file, trainers_wire
+from papers.in_memory_ft.replicas import Replica
 from papers.in_memory_ft.snapshot import Saving, Snapshots
 from papers.in_memory_ft.snapshot_process import Seat, SnapshotProcess
 from papers.in_memory_ft.state import HEADER, Header, flat
 
 
 @dataclass(frozen=True)
-class Job:
-    """What is trained, on what, how long, and how it is saved.
+class SavedJob:
+    """What is trained, how long, and how it is saved.
 
-    text: characters as bytes. steps: in all. persist: every so many steps a snapshot is also written to disk (0: no).
-    digests: note the whole state's digest every so many steps.
+    saving: None for no snapshots. persist: every so many steps a snapshot is also written to disk (0: no), into
+    `folder`. digests: note the whole state's digest every so many steps.
     """
 
-    shape: Shape
-    layout: Layout
-    recipe: Recipe
-    text: bytes
+    job: Job
     steps: int
-    rows: int
     saving: Saving | None = None
     persist: int = 0
     digests: int = 0
-    folder: Path | None = None
+    folder: Path = Path(os.devnull)
 
 
 @dataclass(frozen=True)
 class Blow:
     """What happens to whom. faults: of trainers, by their own hand. nodes: whose snapshot processes die the moment
-    before, by the hand of the rank of the first fault. keepers: faults of snapshot processes. damaged: blocks of stored
-    versions that go bad, (node, block); block m - 1 is the parity."""
+    before, by the hand of the rank of the first fault. damaged: blocks of stored versions that go bad, (node, block);
+    block m - 1 is the parity."""
 
     faults: Plan = field(default_factory=Plan)
     nodes: tuple[Node, ...] = ()
-    keepers: Plan = field(default_factory=Plan)
     damaged: tuple[tuple[Node, int], ...] = ()
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a rank saw. losses and digests by step (before the update; after so many steps)."""
+    """What a rank saw. losses and digests by step (before the update; after so many steps); copied: bytes."""
 
     losses: dict[int, float]
     digests: dict[int, str]
-    copied: tuple[int, ...] = ()
-    largest_bucket: int = 0
-    state_bytes: int = 0
+    copied: tuple[int, ...]
+    state_bytes: int
 
 
-def train(
-    rank: int,
-    world: int,
-    job: Job,
-    start: Start,
-    seats: dict[Node, Seat],
-    copies: dict[Node, Device],
-    plan: Plan,
-    victims: tuple[int, ...],
-    inside: bool = False,
-) -> Report:
-    """One rank: restore, and train to the job's last step with snapshots. victims: processes that die with this one."""
+@dataclass(frozen=True)
+class Attempt:
+    """What every rank of an attempt is told. peers: addresses by node. victims: processes that the blow kills too."""
+
+    start: Start
+    seats: dict[Node, Seat]
+    peers: dict[Node, dict[int, str]]
+    plan: Plan
+    victims: tuple[int, ...]
+    inside: bool
+
+
+def train(rank: int, world: int, saved: SavedJob, attempt: Attempt) -> Report:
+    """One rank: restore, and train to the last step with snapshots."""
+    job, start, saving = saved.job, attempt.start, saved.saving
     groups = form_groups(job.layout, rank)
-    trainer = Replica(job.shape, groups, job.recipe)
+    trainer, rows = Replica(job.shape, groups, job.recipe), Data(job)
     node = (groups.place.stage, groups.place.data)
-    windows = Windows.of(job.text, job.shape.context, job.recipe.seed)
-    wire = None
-    if job.saving is not None or start.source == "memory":
-        if inside:
-            peers = {d: s.address for (stage, d), s in seats.items() if stage == node[0] and d != node[1]}
-            live_inside(seats[node], peers, start)
-        wire = trainers_wire(seats[node])
-    network = seats[node].network if seats else None
-    if start.source != "first values":
-        restore(trainer, windows, job, start, wire, seats.get(node), copies.get(node), network)
-    state = flat(trainer.state().fragments)
+    if saving is None:
+        state, wire = flat(trainer.state().fragments), None
+    else:
+        if attempt.inside:
+            live_inside(attempt.seats[node], attempt.peers[node], start)
+        wire = trainers_wire(attempt.seats[node])
+        if start.source != "first values":
+            restore(trainer, rows, saved, start, wire)
+        state = flat(trainer.state().fragments)
 
     def reached(place: str) -> None:
-        if strikes(plan, rank, place):
-            for pid in victims:
+        turn = attempt.plan.turns[rank, place] + 1
+        if any((f.rank, f.at, f.turn) == (rank, place, turn) for f in attempt.plan.faults):
+            for pid in attempt.victims:
                 os.kill(pid, signal.SIGKILL)
-        plan.reached(rank, place)
+        attempt.plan.reached(rank, place)
 
     def header() -> Header:
-        return Header(trainer.steps, windows.position, state.nbytes, torch.get_rng_state())
+        return Header(trainer.steps, rows.consumed, state.nbytes, torch.get_rng_state())
 
     def file_of(version: int) -> str | None:
-        if not job.persist or version % job.persist or job.folder is None:
-            return None
-        return str(payload_file(job.folder, version, *node, groups.place.tensor))
+        wanted = saved.persist and version % saved.persist == 0
+        return str(payload_file(saved.folder, version, node)) if wanted else None
 
     snapshots = None
-    if job.saving is not None:
-        assert wire is not None
-        index = groups.place.data if job.saving.shards > 1 else 0
-        snapshots = Snapshots(wire, groups.place.tensor, index, job.saving, state, reached, file_of)
+    if saving is not None and wire is not None:
+        index = groups.place.data if saving.shards > 1 else 0
+        snapshots = Snapshots(wire, index, saving, state, reached, file_of)
         if start.source == "memory":
             snapshots.clean = start.versions[groups.place.stage]
     losses, digests = {}, {}
-    while trainer.steps < job.steps:
+    while trainer.steps < saved.steps:
         step = trainer.steps
-        reached("step")
-        batch = windows.batch(job.rows)
-        losses[step] = trainer.step(batch, snapshots.before_update if snapshots else None)
+        losses[step] = trainer.step(rows.batch(), snapshots.before_update if snapshots else None)
         if snapshots is not None:
             snapshots.after_step(trainer.steps, start.epoch, header)
-        if job.digests and (trainer.steps % job.digests == 0 or trainer.steps == job.steps):
+        if saved.digests and (trainer.steps % saved.digests == 0 or trainer.steps == saved.steps):
             digests[trainer.steps] = state.digest(header().pack())
     if snapshots is None:
-        return Report(losses, digests, state_bytes=state.nbytes)
+        return Report(losses, digests, (), state.nbytes)
     snapshots.before_update(trainer.steps)
     snapshots.settle()
     snapshots.close()
-    return Report(losses, digests, tuple(snapshots.copied_bytes), snapshots.largest_bucket, state.nbytes)
-
-
-def strikes(plan: Plan, rank: int, place: str) -> bool:
-    """Whether the next time at this place is the end of this rank."""
-    turn = plan.turns[rank, place] + 1
-    return any((f.rank, f.at, f.turn, f.kind) == (rank, place, turn, "kill") for f in plan.faults)
+    return Report(losses, digests, tuple(snapshots.copied_bytes), state.nbytes)
 
 
 def live_inside(seat: Seat, peers: dict[int, str], start: Start) -> None:
@@ -150,40 +137,34 @@ def live_inside(seat: Seat, peers: dict[int, str], start: Start) -> None:
     kept.settle(None, start.epoch)
 
 
-def restore(
-    trainer: Replica,
-    windows: Windows,
-    job: Job,
-    start: Start,
-    wire: object,
-    seat: Seat | None,
-    copy: Device | None,
-    network: Device | None,
-) -> None:
+def restore(trainer: Replica, rows: Data, saved: SavedJob, start: Start, wire: Wire) -> None:
     """Fill a trainer from the memory of its node (or the disk) and, where the state was shared out, from its peers."""
-    groups = trainer.groups
-    place, version = groups.place, start.versions[groups.place.stage]
+    place = trainer.groups.place
+    version = start.versions[place.stage]
     if start.source == "memory":
-        region = call(wire, "load", place.tensor, version)  # type: ignore[arg-type]
-        memory = Memory.open(region.address)
-        payload = np.frombuffer(memory.view, np.uint8)[region.start : region.start + region.nbytes]
+        payload = stored(wire, version)
     else:
-        assert job.folder is not None
-        file = payload_file(job.folder, version, place.stage, place.data, place.tensor)
-        payload = read_sealed(file, seat.disk if seat else None)
+        payload = read_sealed(payload_file(saved.folder, version, (place.stage, place.data)))
     header = Header.unpack(payload[:HEADER].tobytes())
-    if copy is not None:
-        copy.pass_through(len(payload))
     fragments = trainer.state().fragments
     state = flat(fragments)
     if header.state_bytes != state.nbytes:
         raise ValueError(f"a snapshot of {header.state_bytes} bytes does not fit a state of {state.nbytes}")
-    gather(state, payload[HEADER:], groups, job.saving.shards if job.saving else 1, network)
+    gather(state, payload[HEADER:], trainer.groups, saved.saving.shards if saved.saving else 1)
     trainer.load(RankState(start.version, fragments, header.rng))
-    windows.position = header.position
+    rows.consumed = header.position
 
 
-def gather(state: FlatState, own: np.ndarray, groups: Groups, shards: int, network: Device | None) -> None:
+def stored(wire: Wire, version: int) -> np.ndarray:
+    """A complete version in the memory of a snapshot process; uint8, a view. NoVersion where it has none."""
+    region = call(wire, "load", version)
+    whole = np.frombuffer(Memory.open(region.address).view, np.uint8)
+    return whole[region.start : region.start + region.nbytes]
+
+
+def gather(
+    state: FlatState, own: np.ndarray, groups: Groups, shards: int, network: Device | None = None
+) -> None:
     """Write the whole state from this rank's shard and its peers'; each card passes what its node receives."""
     if shards == 1:
         state.write(0, own[: state.nbytes])
@@ -209,42 +190,29 @@ class Outcome:
 
 
 def run_job(
-    fleet: Fleet,
-    job: Job,
-    switches: Switches | None = None,
-    ports: Ports | None = None,
-    blow: Blow | None = None,
-    seconds: float = 120.0,
+    fleet: Fleet, saved: SavedJob, switches: Switches | None = None, blow: Blow | None = None
 ) -> Outcome:
     """Run a job to its end, through at most three failures. The blow strikes in the first attempt alone."""
-    switches, ports, blow = switches or Switches(), ports or Ports(), blow or Blow()
-    folder = job.folder or Path(os.devnull)
-    nodes = Nodes(fleet, job.layout, folder, switches, ports, blow.keepers) if job.saving else None
+    switches, blow, layout = switches or Switches(), blow or Blow(), saved.job.layout
+    if saved.saving is None:
+        start = Start(0)
+        told = Attempt(start, {}, {}, Plan(), (), inside=False)
+        return Outcome(fleet.run(train, layout.world, (saved, told), 120.0), (start,), (), {})
     starts: list[Start] = []
+    with Nodes(fleet, layout, saved.folder, switches) as nodes:
 
-    def plan(failures: tuple[RankFailed, ...]) -> tuple[int, tuple]:
-        if nodes is None or not failures:
-            start = Start(len(failures))
-        else:
+        def plan(failures: tuple[RankFailed, ...]) -> tuple[int, tuple]:
             for node, index in blow.damaged if len(failures) == 1 else ():
-                for slot, versions in nodes.ask(node, "inventory").items():
-                    for version in versions:
-                        nodes.ask(node, "damage", slot, version, index)
-            start = nodes.recover(len(failures))
-        starts.append(start)
-        first = not failures
-        victims = (
-            tuple(nodes.pid(node) for node in blow.nodes) if nodes and first and not switches.inside else ()
-        )
-        return job.layout.world, (
-            job, start, dict(nodes.seats) if nodes else {}, dict(ports.copy), blow.faults if first else Plan(),
-            victims, switches.inside,
-        )  # fmt: skip
+                nodes.ask(node, "damage", index)
+            starts.append(nodes.recover(len(failures)) if failures else Start(0))
+            struck = () if failures or switches.inside else blow.nodes
+            peers = {node: nodes.peers(node) for node in nodes.seats}
+            told = Attempt(
+                starts[-1], dict(nodes.seats), peers, Plan() if failures else blow.faults,
+                tuple(nodes.started[node].pid for node in struck), switches.inside,
+            )  # fmt: skip
+            return layout.world, (saved, told)
 
-    try:
-        reports, failures = fleet.run_elastic(train, plan, restarts=3, seconds=seconds)
-        account = {node: nodes.ask(node, "account") for node in nodes.started} if nodes else {}
-    finally:
-        if nodes is not None:
-            nodes.end()
+        reports, failures = fleet.run_elastic(train, plan, restarts=3, seconds=120.0)
+        account = {node: nodes.ask(node, "account") for node in nodes.started}
     return Outcome(reports, tuple(starts), failures, account)

@@ -3,49 +3,51 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
 from common.distributed.fleet import Fleet
+from common.training.sharded.job import Data, Job
 from common.training.sharded.layout import form_groups
-from papers.in_memory_ft.recovery import Nodes, Ports, Switches, nodes_of, trainers_wire
-from papers.in_memory_ft.replicas import Replica, Windows
+from papers.in_memory_ft.recovery import Nodes, Ports, Switches, trainers_wire
+from papers.in_memory_ft.replicas import Replica
 from papers.in_memory_ft.saving_cost import Rates
-from papers.in_memory_ft.snapshot import Mode, Saving, Snapshots
+from papers.in_memory_ft.snapshot import Saving, Snapshots
 from papers.in_memory_ft.snapshot_process import Seat
 from papers.in_memory_ft.state import Header, flat
-from papers.in_memory_ft.training_job import Job
 
 COPY_SHARE = 0.8  # of a step: how long the copy of a shard takes here
+SPARE = (
+    1.25  # times the steps that copy and parity take lie between two snapshots: none waits for the one before
+)
 WARM = 3  # steps before a step is timed
+
+
+def interval_that_fits(rates: Rates) -> int:
+    """Steps between two snapshots in which the copy and the parity of one are through, with a quarter to spare."""
+    return ceil(SPARE * COPY_SHARE * (1 + rates.copy / rates.network))
 
 
 @dataclass(frozen=True)
 class Condition:
-    """A snapshot every so many steps, in one of the three modes."""
+    """A snapshot every so many steps, its copy "bucketed" or "whole" beside them, or "synchronous"."""
 
-    mode: Mode
+    mode: str
     every: int
 
 
 @dataclass(frozen=True)
 class Waited:
-    """Seconds of a stretch on one rank: of waiting, of copying, of all; and how many snapshots were begun."""
+    """Seconds of some steps on one rank: of waiting, of copying, of all; and how many snapshots were begun."""
 
     waited: float
     copied: float
     seconds: float
     snapshots: int
-
-    def __add__(self, other: "Waited") -> "Waited":
-        return Waited(
-            self.waited + other.waited,
-            self.copied + other.copied,
-            self.seconds + other.seconds,
-            self.snapshots + other.snapshots,
-        )
 
 
 def plain_step(fleet: Fleet, job: Job) -> tuple[float, int]:
@@ -53,103 +55,89 @@ def plain_step(fleet: Fleet, job: Job) -> tuple[float, int]:
     return fleet.run(_plain, job.layout.world, (job,))[0]
 
 
-def waits(
-    fleet: Fleet,
-    job: Job,
-    plain: tuple[float, int],
-    judged: Condition,
-    shown: Sequence[Condition],
-    stretch: int,
-    folder: Path,
-    rates: Rates,
-    seeds: Sequence[int],
-) -> list[dict[Condition, Waited]]:
-    """By seed, a stretch of steps under each condition, in turn and back; the sum, of the rank that waited most.
+@dataclass(frozen=True)
+class Stretches:
+    """What is trained how. plain: what `plain_step` says. judged: with every seed, shown: with the first one alone.
 
-    plain: what `plain_step` says. judged: with every seed; shown: with the first one alone.
-
-    A seed is another order of windows. rates: of the nodes; only their proportions count, for the copy of a shard is
-    made to take COPY_SHARE of a step.
+    steps: of one condition, which each seed meets twice, there and back. rates: of the nodes; only their proportions
+    count, for the copy of a shard is made to take COPY_SHARE of a step. A seed is another order of rows.
     """
-    seconds, state_bytes = plain
-    own = state_bytes / job.layout.data
-    slower = rates.slower(rates.copy / (own / (COPY_SHARE * seconds)))
-    ports = Ports.make(folder / "devices", nodes_of(job.layout), slower.copy, slower.network, slower.disk)
-    nodes = Nodes(fleet, job.layout, folder, Switches(), ports)
-    bucket = max(4096, int(own) // 16)
-    work = (job, judged, tuple(shown), stretch, dict(nodes.seats), ports, bucket, tuple(seeds))
-    tables = fleet.run(_rank, job.layout.world, work, seconds=600)
-    nodes.end()
+
+    job: Job
+    plain: tuple[float, int]
+    judged: Condition
+    shown: tuple[Condition, ...]
+    steps: int
+    rates: Rates
+    seeds: Sequence[int]
+
+
+def waits(fleet: Fleet, work: Stretches, folder: Path) -> list[dict[Condition, Waited]]:
+    """By seed, the sums of each condition's stretches, of the rank that waited most."""
+    layout = work.job.layout
+    step, state_bytes = work.plain
+    slower = work.rates.copy / (state_bytes / layout.data / (COPY_SHARE * step))
+    ports = Ports.make(folder / "devices", layout, work.rates.slower(slower))
+    with Nodes(fleet, layout, folder, Switches(), ports) as nodes:
+        tables = fleet.run(_rank, layout.world, (work, dict(nodes.seats), ports), seconds=600)
     return [
-        {one: max((table[i][one] for table in tables), key=lambda row: row.waited) for one in tables[0][i]}
-        for i in range(len(seeds))
+        {one: max((rank[one] for rank in ranks), key=lambda row: row.waited) for one in ranks[0]}
+        for ranks in zip(*tables, strict=True)
     ]
 
 
-def _trainer(rank: int, job: Job) -> tuple[Replica, Windows]:
-    trainer = Replica(job.shape, form_groups(job.layout, rank), job.recipe)
-    return trainer, Windows.of(job.text, job.shape.context, job.recipe.seed)
-
-
 def _plain(rank: int, world: int, job: Job) -> tuple[float, int]:
-    trainer, windows = _trainer(rank, job)
+    trainer, rows = Replica(job.shape, form_groups(job.layout, rank), job.recipe), Data(job)
     seconds = []
     for _ in range(WARM + 5):
         begun = time.monotonic()
-        trainer.step(windows.batch(job.rows))
+        trainer.step(rows.batch())
         seconds.append(time.monotonic() - begun)
     return sorted(seconds[WARM:])[2], flat(trainer.state().fragments).nbytes
 
 
 def _rank(
-    rank: int,
-    world: int,
-    job: Job,
-    judged: Condition,
-    shown: tuple[Condition, ...],
-    stretch: int,
-    seats: dict[tuple[int, int], Seat],
-    ports: Ports,
-    bucket: int,
-    seeds: tuple[int, ...],
+    rank: int, world: int, work: Stretches, seats: dict[tuple[int, int], Seat], ports: Ports
 ) -> list[dict[Condition, Waited]]:
-    trainer, windows = _trainer(rank, job)
-    place = trainer.groups.place
-    node = (place.stage, place.data)
-    state = flat(trainer.state().fragments)
-    saving = Saving(1, bucket, shards=job.layout.data, device=ports.copy[node])
-    snapshots = Snapshots(trainers_wire(seats[node]), place.tensor, place.data, saving, state)
+    job = work.job
+    trainer = Replica(job.shape, form_groups(job.layout, rank), job.recipe)
+    node = (trainer.groups.place.stage, trainer.groups.place.data)
+    state, rows = flat(trainer.state().fragments), Data(job)
+    saving = Saving(1, max(4096, state.nbytes // world // 16), shards=world, device=ports.copy[node])
+    snapshots = Snapshots(trainers_wire(seats[node]), node[1], saving, state)
 
     def header() -> Header:
-        return Header(trainer.steps, windows.position, state.nbytes, torch.get_rng_state())
+        return Header(trainer.steps, rows.consumed, state.nbytes, torch.get_rng_state())
 
-    def run(condition: Condition) -> Waited:
-        snapshots.saving = replace(saving, every=condition.every, mode=condition.mode)
+    def counts() -> np.ndarray:
+        done = len(snapshots.copied_bytes)
+        return np.array([snapshots.waited, snapshots.copy_seconds, time.monotonic(), done])
+
+    version = 0
+
+    def run(condition: Condition) -> np.ndarray:
+        """Every snapshot has its interval's steps in the stretch, and what is late then is waited for and counted."""
+        nonlocal version
+        bucket = state.nbytes if condition.mode == "whole" else saving.bucket
+        snapshots.saving = replace(saving, bucket=bucket, synchronous=condition.mode == "synchronous")
         dist.barrier()
-        begun, waited, copied = time.monotonic(), snapshots.waited, snapshots.copy_seconds
-        before = len(snapshots.copied_bytes)
-        for _ in range(stretch):
-            trainer.step(windows.batch(job.rows), snapshots.before_update)
-            snapshots.after_step(trainer.steps, 0, header)
-        snapshots.before_update(trainer.steps)
-        found = Waited(
-            snapshots.waited - waited,
-            snapshots.copy_seconds - copied,
-            time.monotonic() - begun,
-            len(snapshots.copied_bytes) - before,
-        )
-        snapshots.settle()  # what is still encoded now would be encoded beside the next steps
-        return found
+        before = counts()
+        for step in range(work.steps):
+            if step % condition.every == 0:
+                version += 1
+                snapshots.after_step(version, 0, header)
+            trainer.step(rows.batch(), snapshots.before_update)
+        snapshots.settle()
+        return counts() - before
 
     run(Condition("bucketed", 1))
     table = []
-    for seed in seeds:
-        windows = Windows.of(job.text, job.shape.context, seed)
-        found: dict[Condition, Waited] = {}
-        conditions = [judged, *(shown if seed == seeds[0] else ())]
+    for seed in work.seeds:
+        rows = Data(replace(job, recipe=replace(job.recipe, seed=seed)))
+        conditions = [work.judged, *(work.shown if seed == work.seeds[0] else ())]
+        found = {one: np.zeros(4) for one in conditions}
         for condition in (*conditions, *reversed(conditions)):
-            once = run(condition)
-            found[condition] = found[condition] + once if condition in found else once
-        table.append(found)
+            found[condition] += run(condition)
+        table.append({one: Waited(each[0], each[1], each[2], int(each[3])) for one, each in found.items()})
     snapshots.close()
     return table
