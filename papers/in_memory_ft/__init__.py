@@ -5,8 +5,8 @@ which hold the same state, copy an m-th of it each into memory that a snapshot m
 survives its trainers. The m processes of a sharding group keep rotated XOR parity of one another's shards, so that the
 group survives the loss of any one node too.
 
+replicas.py             trainers that hold the same state, and it as one stretch of bytes with a header
 parity.py               which block is covered by which parity; encoding and rebuilding with XOR
-state.py                the header of a rank's state, and its weights and moments as one stretch of bytes
 buffers.py              two halves for each shard, clean and dirty; checksums of every block
 snapshot_process.py     the process that owns the memory, encodes with its peers, rebuilds and persists
 snapshot.py             the trainer's side: buckets between steps, what the next update waits for, the flag
@@ -15,8 +15,6 @@ fault_matrix.py         who dies when, and what must come back
 training_job.py         trainers and snapshot processes together; kills and restarts
 engines.py              torch.save, CheckFreq, TorchSnapshot, and this one, on devices of stated rates
 waiting.py              what updates and snapshots wait for
-replicas.py             a trainer whose gradients are added up in one collective
 survival.py             how long the state survives: closed forms by node sets, and simulated histories
-checkpoint_interval.py  Young and Daly's interval, and the share of time that trains
-saving_cost.py          seconds of a save on any devices
+saving_cost.py          seconds of a save on any devices; Young and Daly's interval; what a failure costs
 """

@@ -29,10 +29,10 @@ from common.distributed.throttled import Device
 from common.training.sharded.layout import Layout, form_groups
 from papers.in_memory_ft.buffers import NoVersion
 from papers.in_memory_ft.recovery import BURST, Nodes, Ports, Switches, trainers_wire
+from papers.in_memory_ft.replicas import HEADER, Header
 from papers.in_memory_ft.saving_cost import Rates
 from papers.in_memory_ft.snapshot import Saving, Snapshots
 from papers.in_memory_ft.snapshot_process import Seat
-from papers.in_memory_ft.state import HEADER, Header
 from papers.in_memory_ft.training_job import gather, stored
 
 WARM = 2  # saves of REFT before the clock counts: threads, connections and both halves are in use then

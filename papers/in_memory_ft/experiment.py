@@ -5,9 +5,17 @@ from functools import partial
 import numpy as np
 
 from common.lab.runtime import Observations, Runtime
-from papers.in_memory_ft import checkpoint_interval, survival
+from papers.in_memory_ft import survival
 from papers.in_memory_ft.config import Config
-from papers.in_memory_ft.saving_cost import ENGINES, Rates, copied_bytes, loading_seconds, saving_seconds
+from papers.in_memory_ft.saving_cost import (
+    ENGINES,
+    Protection,
+    Rates,
+    copied_bytes,
+    loading_seconds,
+    saving_seconds,
+    simulated,
+)
 from papers.in_memory_ft.survival import Fleet as NodeFleet
 
 STEP, RESTART = 5.0, 300.0  # seconds of a step and a restart at scale, inferred: the restart is in no claim
@@ -20,8 +28,6 @@ def run(config: Config, lab: Runtime) -> Observations:
     if config.simulate:
         if lab.wants("lasting_gain"):
             survive(config, lab, seen)
-        if lab.wants("modelled_saving_gain"):
-            cost_surface(config, seen)
         if lab.wants("redone_gain"):
             redo(config, lab, seen)
     if config.processes:
@@ -52,16 +58,6 @@ def survive(config: Config, lab: Runtime, seen: Observations) -> None:
     seen.add("histories", config.histories)
 
 
-def cost_surface(config: Config, seen: Observations) -> None:
-    """TorchSnapshot's modelled seconds of a save over ours, by disk and network rate: no size is in the ratio."""
-    for disk in (0.1e9, 0.2e9, 0.3e9, 0.5e9, 1.25e9, 3e9):
-        for network in (1.25e9, 3e9, 6e9, 12.5e9, 25e9):
-            one = Rates(config.copy, network, disk)
-            ours = saving_seconds("REFT", 64e9, config.peers, one, config.persist)
-            theirs = saving_seconds("TorchSnapshot", 64e9, config.peers, one)
-            seen.add("modelled_saving_gain", theirs / ours, disk=disk, network=network)
-
-
 def redo(config: Config, lab: Runtime, seen: Observations) -> None:
     """Work redone after a failure, and the share of time that trains, for 3,072 GPUs with Young's intervals."""
     fleet = NodeFleet(config.nodes, config.peers)
@@ -76,9 +72,9 @@ def redo(config: Config, lab: Runtime, seen: Observations) -> None:
             stall = saving if engine == "torch.save" else max(0.0, copying - STEP)
             disk = "sharded disk" if engine == "TorchSnapshot" else "whole disk"
             load = loading_seconds("memory" if engine == "REFT" else disk, state, config.peers, one)
-            protection = checkpoint_interval.Protection(stall, saving, RESTART + load)
+            protection = Protection(stall, saving, RESTART + load)
             rng = lab.rng(seed, "failures")
-            found = checkpoint_interval.simulated(protection, mean, STEP, config.train_hours, rng)
+            found = simulated(protection, mean, STEP, config.train_hours, rng)
             redone[engine] = float(found.redone.mean())
             seen.add("redone_seconds", redone[engine], seed, engine=engine)
             seen.add("effective_share", found.share, seed, engine=engine)

@@ -21,8 +21,8 @@ from common.distributed.memory import Memory
 from common.distributed.questions import call
 from common.distributed.throttled import Device
 from common.distributed.traffic import Wire
+from papers.in_memory_ft.replicas import HEADER, Header, payload_bytes
 from papers.in_memory_ft.snapshot_process import Region, Snapshot
-from papers.in_memory_ft.state import HEADER, Header, payload_bytes
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,9 @@ from common.training.sharded.job import Data, Job
 from common.training.sharded.layout import Groups, form_groups
 from common.training.sharded.trainer import RankState
 from papers.in_memory_ft.recovery import Node, Nodes, Start, Switches, payload_file, trainers_wire
-from papers.in_memory_ft.replicas import Replica
+from papers.in_memory_ft.replicas import HEADER, Header, Replica, flat
 from papers.in_memory_ft.snapshot import Saving, Snapshots
 from papers.in_memory_ft.snapshot_process import Seat, SnapshotProcess
-from papers.in_memory_ft.state import HEADER, Header, flat
 
 
 @dataclass(frozen=True)

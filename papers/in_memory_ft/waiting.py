@@ -14,11 +14,10 @@ from common.distributed.fleet import Fleet
 from common.training.sharded.job import Data, Job
 from common.training.sharded.layout import form_groups
 from papers.in_memory_ft.recovery import Nodes, Ports, Switches, trainers_wire
-from papers.in_memory_ft.replicas import Replica
+from papers.in_memory_ft.replicas import Header, Replica, flat
 from papers.in_memory_ft.saving_cost import Rates
 from papers.in_memory_ft.snapshot import Saving, Snapshots
 from papers.in_memory_ft.snapshot_process import Seat
-from papers.in_memory_ft.state import Header, flat
 
 COPY_SHARE = 0.8  # of a step: how long the copy of a shard takes here
 SPARE = (

@@ -18,7 +18,7 @@ from common.lab.errors import LabError
 from common.lab.project import Project
 from common.lab.runtime import Runtime
 from common.training.sharded.layout import Layout
-from papers.in_memory_ft import checkpoint_interval, survival
+from papers.in_memory_ft import saving_cost, survival
 from papers.in_memory_ft.buffers import NoVersion, Shard
 from papers.in_memory_ft.config import Config
 from papers.in_memory_ft.experiment import run
@@ -29,8 +29,8 @@ from papers.in_memory_ft.recovery import (
     nodes_of,
     payload_file,
 )
+from papers.in_memory_ft.replicas import HEADER, Header, payload_bytes
 from papers.in_memory_ft.saving_cost import Rates, loading_seconds, saves_per_hour, saving_seconds
-from papers.in_memory_ft.state import HEADER, Header, payload_bytes
 from papers.in_memory_ft.survival import Fleet
 
 
@@ -339,10 +339,10 @@ def test_saves_are_limited_by_the_step_by_the_save_and_by_the_budget() -> None:
 
 
 def test_simulated_failures_cost_what_the_closed_form_says() -> None:
-    one = checkpoint_interval.Protection(stall=20.0, saving=20.0, restart=100.0)
+    one = saving_cost.Protection(stall=20.0, saving=20.0, restart=100.0)
     mean = 20000.0
-    found = checkpoint_interval.simulated(one, mean, 1.0, 20000, np.random.default_rng(0))
-    interval = checkpoint_interval.young_daly(20.0, mean)
+    found = saving_cost.simulated(one, mean, 1.0, 20000, np.random.default_rng(0))
+    interval = saving_cost.young_daly(20.0, mean)
     assert interval == pytest.approx((2 * 20 * mean) ** 0.5)
     assert found.redone.mean() == pytest.approx(interval / 2, rel=0.1)
     lost = (interval / 2 + one.saving + one.restart) / mean
@@ -350,7 +350,7 @@ def test_simulated_failures_cost_what_the_closed_form_says() -> None:
 
 
 def test_young_s_interval_loses_least() -> None:
-    best = checkpoint_interval.young_daly(30.0, 50000.0)
+    best = saving_cost.young_daly(30.0, 50000.0)
 
     def waste(interval: float) -> float:
         return 30.0 / interval + interval / 2 / 50000.0

@@ -26,11 +26,10 @@ from papers.in_memory_ft.engines import Work, measure
 from papers.in_memory_ft.fault_matrix import Row, Scenario, run_scenario, scenarios, steps_needed, undisturbed
 from papers.in_memory_ft.measurements import load_ahead, save_and_load
 from papers.in_memory_ft.recovery import Nodes, Switches, trainers_wire
-from papers.in_memory_ft.replicas import Replica
+from papers.in_memory_ft.replicas import Header, Replica, payload_bytes
 from papers.in_memory_ft.saving_cost import Rates
 from papers.in_memory_ft.snapshot import Saving, Snapshots
 from papers.in_memory_ft.snapshot_process import Snapshot, Stale
-from papers.in_memory_ft.state import Header, payload_bytes
 from papers.in_memory_ft.training_job import Outcome, Report, SavedJob, run_job
 from papers.in_memory_ft.waiting import Condition, Stretches, interval_that_fits, waits
 
