@@ -23,7 +23,10 @@ COPY_SHARE = 0.8  # of a step: how long the copy of a shard takes here
 SPARE = (
     1.25  # times the steps that copy and parity take lie between two snapshots: none waits for the one before
 )
-WARM = 3  # steps before a step is timed
+WARM, TIMED = (
+    5,
+    25,
+)  # steps before a step is timed, and timed: few of them would say what else the machine did
 
 
 def interval_that_fits(rates: Rates) -> int:
@@ -88,11 +91,11 @@ def waits(fleet: Fleet, work: Stretches, folder: Path) -> list[dict[Condition, W
 def _plain(rank: int, world: int, job: Job) -> tuple[float, int]:
     trainer, rows = Replica(job.shape, form_groups(job.layout, rank), job.recipe), Data(job)
     seconds = []
-    for _ in range(WARM + 5):
+    for _ in range(WARM + TIMED):
         begun = time.monotonic()
         trainer.step(rows.batch())
         seconds.append(time.monotonic() - begun)
-    return sorted(seconds[WARM:])[2], flat(trainer.state().fragments).nbytes
+    return sorted(seconds[WARM:])[TIMED // 2], flat(trainer.state().fragments).nbytes
 
 
 def _rank(
