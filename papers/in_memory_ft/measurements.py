@@ -196,4 +196,6 @@ def wait(config: Config, lab: Runtime, seen: Observations, fleet: Fleet, folder:
         least = FLOOR * ours.copied
         capped = {"capped": True} if ours.waited < least else {}
         seen.add("waiting_gain", ours.copied / max(ours.waited, least), seed, **capped)
+        step = (ours.seconds - ours.waited) / (2 * work.steps)
+        seen.add("copy_over_step", ours.copied / ours.snapshots / step, seed)
         seen.add("snapshots_waited_for", ours.snapshots, seed)
