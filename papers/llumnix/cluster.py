@@ -10,20 +10,22 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from common.serving.cluster import Fleet, RoundRobin
+from common.serving.cluster import Fleet, Replicas, RoundRobin
 from common.serving.engine import Instance, simulate
-from common.serving.loop import EventLoop
+from common.serving.link import Link
+from common.serving.loop import COPY, EventLoop
 from common.serving.memory import PagedMemory
 from common.serving.sequence import Sequence
 from common.serving.trace import Trace
 from common.serving.workload import Workload
 from papers.llumnix.freeness import PRIORITY_TARGET, Rules
 from papers.llumnix.global_scheduler import FreestFirst, Llumnix, Moving, Sample, Scaling
-from papers.llumnix.llama_on_a10 import BLOCK_TOKENS, KV_BLOCKS, KV_BYTES, LlamaOnA10
+from papers.llumnix.llama_on_a10 import BLOCK_TOKENS, KV_BLOCKS, KV_BYTES, MEMORY_SHARE, LlamaOnA10
 from papers.llumnix.local_scheduler import PreemptionLoss, PromptsFirst
-from papers.llumnix.migration import Migrated
+from papers.llumnix.migration import LiveMigration, Migrated, Stages
 
 POLICIES = ("round-robin", "infaas++", "llumnix-base", "llumnix")
+LIVE = Stages()
 BLOCK_BYTES = float(BLOCK_TOKENS * KV_BYTES)
 
 
@@ -43,15 +45,21 @@ class Setup:
     headroom: bool = True
     prioritises: bool = True  # False: priorities are ignored, as by llumnix-base
     drain_by_migration: bool = True
+    random_pairs: int = (
+        -1
+    )  # from 0 on: the seed by which pairs are drawn instead of sorted by freeness, a placebo
     scaling: Scaling | None = None
     start_seconds: float = 40.0
     bytes_per_s: float = 1.5e9  # of migration
+    memory_share: float = MEMORY_SHARE  # of the bandwidth that decoding reaches
     sample_seconds: float = 1.0
 
 
 def what_matters(setup: Setup) -> Setup:
     """The same setup with the usual values of all that its policy never looks at: runs of both are the same."""
     usual = Setup()
+    if setup.policy == "llumnix" and not setup.migration:
+        setup = replace(setup, random_pairs=-1)
     if setup.policy not in ("llumnix", "llumnix-base"):
         setup = replace(
             setup,
@@ -59,6 +67,7 @@ def what_matters(setup: Setup) -> Setup:
             lowest=usual.lowest,
             bytes_per_s=usual.bytes_per_s,
             drain_by_migration=usual.drain_by_migration,
+            random_pairs=usual.random_pairs,
         )
     if setup.policy == "llumnix-base":
         setup = replace(setup, headroom=usual.headroom, prioritises=usual.prioritises)
@@ -99,12 +108,21 @@ def serve(workload: Workload, setup: Setup, priority: np.ndarray | None = None) 
     """
     if setup.policy not in POLICIES:
         raise ValueError(f"unknown policy {setup.policy!r}; one of {', '.join(POLICIES)}")
+    for name in ("bytes_per_s", "memory_share", "instances"):
+        if not 0 < getattr(setup, name) < float("inf"):
+            raise ValueError(f"{name} is {getattr(setup, name)!r}; it is a number above 0")
+    if not 0 <= setup.start_seconds < float("inf"):
+        raise ValueError(f"start_seconds is {setup.start_seconds!r}; it is a number from 0")
+    if priority is not None and np.shape(priority) != (len(workload),):
+        raise ValueError(f"priority has the shape {np.shape(priority)}; it is ({len(workload)},)")
     loss = PreemptionLoss()
     kept: list[Llumnix] = []
     levels = np.zeros(len(workload), dtype=np.int64) if priority is None else priority
 
     def build(loop: EventLoop) -> "Prioritised":
-        fleet = Fleet(loop, lambda: instance(loop, loss), setup.instances, setup.start_seconds)
+        fleet = Fleet(
+            loop, lambda: instance(loop, loss, setup.memory_share), setup.instances, setup.start_seconds
+        )
         kept.append(system(loop, fleet, setup, bool(levels.any())))
         known = setup.prioritises and setup.policy != "llumnix-base"
         return Prioritised(kept[0], levels, known)
@@ -124,10 +142,13 @@ def serve(workload: Workload, setup: Setup, priority: np.ndarray | None = None) 
     )
 
 
-def instance(loop: EventLoop, loss: PreemptionLoss) -> Instance:
+def instance(loop: EventLoop, loss: PreemptionLoss, memory_share: float = MEMORY_SHARE) -> Instance:
     """One LLaMA-7B on one A10."""
     return Instance(
-        loop, LlamaOnA10(), PagedMemory(KV_BLOCKS * BLOCK_TOKENS, BLOCK_TOKENS), PromptsFirst(loss)
+        loop,
+        LlamaOnA10(memory_share),
+        PagedMemory(KV_BLOCKS * BLOCK_TOKENS, BLOCK_TOKENS),
+        PromptsFirst(loss),
     )
 
 
@@ -137,7 +158,11 @@ def system(loop: EventLoop, fleet: Fleet, setup: Setup, priorities: bool = True)
     rules = Rules(setup.queued_demand, PRIORITY_TARGET if known else None)
     migrates = setup.migration and setup.policy in ("llumnix", "llumnix-base")
     moving = Moving(
-        BLOCK_BYTES, lowest=setup.lowest, bytes_per_s=setup.bytes_per_s, drains=setup.drain_by_migration
+        BLOCK_BYTES,
+        lowest=setup.lowest,
+        bytes_per_s=setup.bytes_per_s,
+        drains=setup.drain_by_migration,
+        random_pairs=setup.random_pairs,
     )
     return Llumnix(
         loop,
@@ -160,3 +185,33 @@ class Prioritised:
         if self.known:
             sequence.priority = int(self.levels[sequence.index])
         self.inner.submit(sequence)
+
+
+def migrate_alone(
+    tokens: int, bytes_per_s: float = 1.5e9, stages: Stages = LIVE
+) -> tuple[LiveMigration, Migrated]:
+    """Two instances and one request with a prompt of `tokens`, which migrates in the middle of its answer.
+
+    Raises ValueError for a length that an instance cannot hold, or a wire without bandwidth.
+    """
+    if not 1 <= tokens <= 8192:
+        raise ValueError(f"tokens is {tokens}; it is 1 to 8,192")
+    if not 0 < bytes_per_s < float("inf"):
+        raise ValueError(f"bytes_per_s is {bytes_per_s!r}; it is a number above 0")
+    ended: list[tuple[LiveMigration, Migrated]] = []
+
+    def build(loop: EventLoop) -> Replicas:
+        source, target = (instance(loop, PreemptionLoss()) for _ in range(2))
+
+        def begin() -> None:
+            (one,) = source.slots[0].group.members
+            link = Link(bytes_per_s, 0.005)
+            LiveMigration(
+                source, target, one, link, BLOCK_BYTES, stages, lambda *how: ended.append(how)
+            ).stage()
+
+        loop.at(4.0, COPY, lambda _: source.at_boundary(begin))
+        return Replicas([source], RoundRobin())
+
+    simulate(Workload(np.zeros(1), np.array([tokens]), np.array([2000])), build)
+    return ended[0]

@@ -7,6 +7,8 @@ instances: the same load metric and the same auto-scaling, and no migration.
 from collections.abc import Sequence as Several
 from dataclasses import dataclass
 
+import numpy as np
+
 from common.serving.cluster import Dispatcher, Fleet
 from common.serving.engine import Instance
 from common.serving.link import Link
@@ -55,6 +57,7 @@ class Moving:
     bytes_per_s: float = 1.5e9
     seconds: float = 0.005
     drains: bool = True
+    random_pairs: int = -1  # from 0 on: pairs are drawn with this seed, as many as freeness would make
     stages: Stages = Stages()
 
 
@@ -114,6 +117,7 @@ class Llumnix:
         self.samples: list[Sample] = []
         self.migrating: dict[Instance, Instance] = {}  # either end of a migration -> the other
         self.migrating_seconds = 0.0  # summed over both ends of all migrations
+        self._draws = np.random.default_rng(max(0, moving.random_pairs)) if moving else None
         self._links: dict[Instance, Link] = {}
         if moving is not None:
             loop.every(moving.round_seconds, COPY, self._round)
@@ -139,7 +143,12 @@ class Llumnix:
             load = load_of(instance, self.rules.target is not None, place >= serving)
             freeness.append(migration_freeness(load, self.rules))
             preempted.append(load.queued > 0 and any(one.preemptions for one in instance.waiting))
-        for source, target in pair(freeness, preempted, self.moving.lowest):
+        pairs = pair(freeness, preempted, self.moving.lowest)
+        if self.moving.random_pairs >= 0:
+            assert self._draws is not None
+            drawn = [int(one) for one in self._draws.permutation(len(instances))]
+            pairs = list(zip(drawn[: len(pairs)], drawn[len(pairs) :], strict=False))
+        for source, target in pairs:
             out, to = instances[source], instances[target]
             if out not in self.migrating and to not in self.migrating:
                 self._begin(out, to)

@@ -43,6 +43,7 @@ class Migrated:
     begun: float
     seconds: float
     downtime: float = -1.0
+    bytes: float = 0.0  # sent over the wire, also by a migration that was aborted
 
 
 @dataclass
@@ -79,6 +80,8 @@ class LiveMigration:
         self.preemptions = sequence.preemptions
         self.allocated = 0  # blocks held at the target
         self.copies = 0  # stages begun
+        self.bytes = 0.0  # sent
+        self.sent: list[tuple[float, float]] = []  # begin and end of each copy
         self.stopped = -1.0  # when the request left its batch
 
     def stage(self) -> None:
@@ -102,7 +105,9 @@ class LiveMigration:
         if last:
             self.source.slots[0].stop_decoding(self.sequence)
             self.stopped = self.loop.now
+        self.bytes += new * self.block_bytes
         end = self.link.send(self.loop.now, new * self.block_bytes)
+        self.sent.append((self.loop.now, end))
         self.loop.at(end, COPY, self._copied, last)
 
     def _allocate(self, blocks: int) -> bool:
@@ -128,7 +133,16 @@ class LiveMigration:
         self.target.slots[0].start_decoding(self.sequence)
         now = self.loop.now
         self.ended(
-            self, Migrated("committed", tokens, self.copies, self.begun, now - self.begun, now - self.stopped)
+            self,
+            Migrated(
+                "committed",
+                tokens,
+                self.copies,
+                self.begun,
+                now - self.begun,
+                now - self.stopped,
+                self.bytes,
+            ),
         )
 
     def _abort(self, why: str) -> None:
@@ -138,4 +152,5 @@ class LiveMigration:
         group = self.source.slots[0].group
         running = self.sequence in group.members
         tokens = self.sequence.base + group.step if running else self.sequence.context
-        self.ended(self, Migrated(why, tokens, self.copies, self.begun, self.loop.now - self.begun))
+        spent = self.loop.now - self.begun
+        self.ended(self, Migrated(why, tokens, self.copies, self.begun, spent, bytes=self.bytes))

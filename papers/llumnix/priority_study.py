@@ -3,28 +3,20 @@
 The rival is Llumnix-base, which migrates and treats all requests alike. Arrivals come in bursts: Gamma gaps.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from common.serving.workload import Workload
-from papers.llumnix.cluster import Outcome, Setup, serve
+from common.lab.runtime import Observations, Runtime
+from papers.llumnix.cluster import Outcome
+from papers.llumnix.config import Config
+from papers.llumnix.lengths import draw_trace
+from papers.llumnix.runs import AUTHORS_RATES, Job, find_rates, run_once, setup_of
+from papers.llumnix.serving_study import THRESHOLDS
 
 TRACE = "128-128"
 AUTHORS_RATE = 26.0  # requests/s; artifact/64_support_for_priorities/run.sh
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run: requests at a rate, of which those with priority 1 are important, arriving with that variation."""
-
-    cv: float
-    rate: float  # requests/s
-    setup: Setup
-    workload: Workload  # at one request a second
-    priority: np.ndarray
-    seed: int
+METRICS = ("priority_request_mean_gain", "priority_ttft_mean_gain")
 
 
 @dataclass(frozen=True)
@@ -34,42 +26,60 @@ class Summary:
     request_mean: float
     ttft_mean: float
     ttft_p99: float
-    decode_mean: float
 
 
 def summarise(outcome: Outcome, chosen: np.ndarray) -> Summary:
     """The latencies of the chosen requests, a boolean mask of shape (requests,)."""
     trace = outcome.trace
-    longer = chosen & (trace.output > 1)
+    ttft = trace.ttft[chosen]
     return Summary(
         float((trace.finish - trace.arrival)[chosen].mean()),
-        float(trace.ttft[chosen].mean()),
-        float(np.quantile(trace.ttft[chosen], 0.99)),
-        float(trace.tpot[longer].mean()),
+        float(ttft.mean()),
+        float(np.quantile(ttft, 0.99)),
     )
 
 
 def run_job(job: Job) -> tuple[Summary, Summary]:
     """Latencies of the important requests, and of the others."""
-    outcome = serve(job.workload.scaled(job.rate), job.setup, job.priority)
+    assert job.priority is not None
+    outcome = job.serve()
     return summarise(outcome, job.priority > 0), summarise(outcome, job.priority == 0)
 
 
-Row = tuple[str, float, dict[str, str | float]]
-
-
-def claims_of(runs: dict[float, tuple[tuple[Summary, Summary], tuple[Summary, Summary]]]) -> Iterator[Row]:
-    """Claims' numbers of one seed from the (important, normal) latencies of base and Llumnix at each CV.
-
-    Gains are geometric means over the CVs; what normal requests pay is the largest of them, 0.1 for a tenth.
-    """
-    for name in ("request_mean", "ttft_mean", "ttft_p99", "decode_mean"):
-        gains = []
-        slower = []
-        for cv, (base, ours) in runs.items():
-            gains.append(getattr(base[0], name) / getattr(ours[0], name))
-            slower.append(getattr(ours[1], name) / getattr(base[1], name) - 1)
-            yield f"priority_{name}_gain_at", gains[-1], {"cv": cv}
-            yield f"normal_{name}_slower_at", slower[-1], {"cv": cv}
-        yield f"priority_{name}_gain", float(np.exp(np.mean(np.log(gains)))), {}
-        yield f"normal_{name}_slower", max(slower), {}
+def observe(config: Config, lab: Runtime, seen: Observations) -> None:
+    """Bursts of requests, some of them important, under Llumnix-base and Llumnix."""
+    level = min(config.levels)
+    rate = find_rates(config, lab, [(TRACE, level)])[TRACE, level]
+    # As far below the knee as the authors' rate.
+    rate *= config.priority_load * AUTHORS_RATE / AUTHORS_RATES[TRACE]
+    seen.add("priority_rate", rate)
+    n = config.priority_requests
+    seen.add("high_requests", config.high_share * n)
+    jobs = []
+    for seed in lab.seeds:
+        for cv in config.priority_cvs:
+            rng = lab.rng(seed, "priorities", str(cv))
+            workload = draw_trace(TRACE, rng, n, cv, config.homogeneous)
+            priority = (rng.random(n) < config.high_share).astype(np.int64)
+            priority[0] = 1
+            told = priority if config.told == "true" else lab.rng(seed, "told", str(cv)).permutation(priority)
+            for policy in ("llumnix-base", "llumnix"):
+                setup = replace(setup_of(config, policy, seed), lowest=THRESHOLDS[TRACE])
+                at = (cv, n, config.high_share, config.homogeneous, policy == "llumnix" and config.told)
+                jobs.append(Job(at, seed, rate, setup, workload, priority, told))
+    results = run_once(lab, run_job, jobs, "priorities")
+    for seed in lab.seeds:
+        found = {
+            (float(str(job.at[0])), job.setup.policy): result
+            for job, result in zip(jobs, results, strict=True)
+            if job.seed == seed
+        }
+        for name in ("request_mean", "ttft_mean", "ttft_p99"):
+            gains = []
+            for cv in config.priority_cvs:
+                (base, others), (ours, normal) = found[cv, "llumnix-base"], found[cv, "llumnix"]
+                gains.append(getattr(base, name) / getattr(ours, name))
+                slower = getattr(normal, name) / getattr(others, name) - 1
+                seen.add(f"priority_{name}_gain_at", gains[-1], seed, cv=cv)
+                seen.add(f"normal_{name}_slower_at", slower, seed, cv=cv)
+            seen.add(f"priority_{name}_gain", float(np.exp(np.mean(np.log(gains)))), seed)

@@ -24,6 +24,7 @@ from common.serving.live import Iteration
 from common.serving.memory import blocks_of
 from common.serving.sequence import Sequence
 from common.serving.wall_clock import WallClock
+from papers.llumnix.config import METHODS
 from papers.llumnix.live_instance import (
     BLOCK,
     MachineClock,
@@ -39,7 +40,6 @@ MODEL = DecoderConfig(hidden=256, layers=8, heads=4, intermediate=512, positions
 WEIGHTS = 0  # seed of weights and prompts, the same in every process
 COMPANIONS = (128, 192)  # prompt tokens of the other requests in the source's batch
 SPARE = 512  # tokens that a request may grow by
-METHODS = ("live", "blocking", "recompute", "live on the decoding thread")
 ASK, LAST, RECOMPUTE, ABORT = range(4)  # messages of the source
 
 
@@ -57,6 +57,12 @@ class Trial:
     room: int = 1024
     append_only: bool = True
     stages: Stages = Stages()
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"unknown method {self.method!r}; one of {', '.join(METHODS)}")
+        if not 1 <= self.length <= MODEL.positions - SPARE:
+            raise ValueError(f"length is {self.length}; it is 1 to {MODEL.positions - SPARE} tokens")
 
 
 @dataclass
@@ -76,6 +82,8 @@ class Moved:
     downtime: float = -1.0
     steps: list[float] = field(default_factory=list)
     busy_steps: list[float] = field(default_factory=list)
+    stopped_blocks: int = 0  # copied or computed while the request stood still
+    said_meanwhile: int = 0  # tokens of the request between the begin of its migration and its stop
     free_blocks: int = -1  # of the target, after everything
 
 
@@ -166,7 +174,7 @@ class Source:
         self.stopped_at = -1.0  # when the request left its batch, on the machine's clock
         self.began = self.ended = float("inf")  # the migration, on the run's clock
         self.steps_left = after
-        self.copies = 0
+        self.copies = self.stopped_blocks = 0
         self.outcome = ""
         self.sent: dict[int, int] = {}  # block -> the version of it that was sent
 
@@ -188,7 +196,8 @@ class Source:
         """Serve until the trial is over."""
         self.loop.run([], self.instance.enqueue)
         said = self.instance.tokens[self.migrating.index][self.trial.length + 1 :]
-        moved = Moved(self.outcome, said, self.copies)
+        moved = Moved(self.outcome, said, self.copies, stopped_blocks=self.stopped_blocks)
+        moved.said_meanwhile = len(said) - self.before
         whole = self.instance.log[0].decodes
         for one in self.instance.log:
             if one.decodes < whole:  # the request has left, and iterations are shorter
@@ -274,6 +283,8 @@ class Source:
     def _hand_over(self, dirty: list[int]) -> bool:
         """The request has stopped: send the rest and commit, or take it back where the target has no room."""
         text = self.instance.tokens[self.migrating.index]
+        recomputes = self.trial.method == "recompute"
+        self.stopped_blocks = blocks_of(len(text), BLOCK) if recomputes else len(dirty)
         if self.trial.method == "recompute":
             if say(RECOMPUTE, blocks_of(len(text), BLOCK), len(text)):
                 dist.send(torch.tensor(text), 1)

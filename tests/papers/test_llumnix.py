@@ -1,6 +1,7 @@
 """Llumnix's mechanisms against the step-by-step engine, hand calculation, published quantiles and invariants."""
 
 import math
+import typing
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.lab import bounds
+from common.lab.errors import LabError
 from common.lab.runtime import Runtime
 from common.serving.cluster import Fleet, Replicas
 from common.serving.engine import Instance, simulate
@@ -16,8 +19,8 @@ from common.serving.link import Link
 from common.serving.loop import COPY
 from common.serving.memory import PagedMemory
 from common.serving.workload import Workload
-from papers.llumnix.cluster import Setup, serve, what_matters
-from papers.llumnix.config import Config
+from papers.llumnix.cluster import Setup, migrate_alone, serve, what_matters
+from papers.llumnix.config import Config, check
 from papers.llumnix.experiment import run
 from papers.llumnix.freeness import (
     Load,
@@ -33,7 +36,7 @@ from papers.llumnix.lengths import draw_trace, power_law_lengths
 from papers.llumnix.llama_on_a10 import KV_BLOCKS, KV_BYTES, LlamaOnA10
 from papers.llumnix.local_scheduler import PreemptionLoss, PromptsFirst, submit
 from papers.llumnix.migration import LiveMigration, Stages
-from papers.llumnix.scaling_study import Summary, cheapest, saving_at_equal_latency
+from papers.llumnix.scaling_study import Summary, cheapest, gain_at
 from tests.common.serving.reference import SteppedGroup, SteppedInstance
 from tests.common.serving.test_engine import DYADIC, assert_same, dyadic_arrivals, workload
 
@@ -125,15 +128,15 @@ def test_scaling_orders_as_many_instances_as_bring_freeness_back():
 
 def test_equal_latency_is_compared_along_the_frontier():
     def point(instances, ttft):
-        return Summary(instances, ttft, 0.0, 0.0, ())
+        return Summary(instances, ttft)
 
     ours = [point(8.0, 1.0), point(4.0, 100.0)]
     assert cheapest(ours, 10.0) == pytest.approx(6.0)  # half way on the logarithm
     assert cheapest(ours, 0.5) is None
     assert cheapest(ours, 1000.0) == 4.0
-    assert saving_at_equal_latency([point(12.0, 10.0)], ours) == pytest.approx(0.5)
+    assert gain_at([point(12.0, 10.0)], ours, 10.0) == pytest.approx(2.0)
     beaten = [*ours, point(7.9, 10.0), point(9.0, 2.0)]  # two points that the frontier itself undercuts
-    assert saving_at_equal_latency(beaten, beaten) == 0.0
+    assert all(gain_at(beaten, beaten, one.ttft_p99) == 1.0 for one in beaten)
 
 
 # The cluster against the step-by-step engine
@@ -443,26 +446,108 @@ TINY = Config(
     levels=[0.9],
     requests=60,
     instances=3,
+    knee_draws=1,
     priority_cvs=[2.0],
     priority_requests=120,
     scaling_cvs=[],
     scaling_thresholds=[10.0],
     scaling_requests=60,
-    migration_lengths=[],
 )
+SIMULATED = ["ttft_p99_gain", "preemption_gain", "priority_ttft_mean_gain", "instances_gain"]
 
 
-def test_same_seeds_give_the_same_bytes():
-    assert run(TINY, Runtime([0], workers=1)).to_json() == run(TINY, Runtime([0], workers=1)).to_json()
+def tiny(config=TINY, kept=None, wanted=SIMULATED):
+    return run(config, Runtime([0], workers=1, wanted=wanted, kept=kept))
+
+
+def test_same_seeds_give_the_same_bytes_and_so_do_arms_that_share_runs():
+    kept = {}
+    first = tiny(kept=kept)
+    off = tiny(replace(TINY, migration=False), kept)
+    assert first.to_json() == tiny(kept=kept).to_json() == tiny().to_json()
+    assert off.to_json() == tiny(replace(TINY, migration=False)).to_json()
 
 
 def test_with_migration_off_every_gain_is_gone():
-    seen = run(
-        replace(TINY, migration=False), Runtime([0], workers=1, wanted=["ttft_p99_gain", "instances_saved"])
-    )
+    seen = tiny(replace(TINY, migration=False), wanted=["ttft_p99_gain", "instances_gain"])
     assert seen.values("ttft_p99_gain") == [1.0] and seen.values("request_mean_gain") == [1.0]
-    assert seen.values("instances_saved") == [0.0]
+    assert seen.values("instances_gain") == [1.0]
     assert not seen.rows("priority_ttft_mean_gain")
+
+
+def test_aborted_migrations_are_counted_with_the_bytes_that_they_lost():
+    run_ = serve(draw_trace("512-512", np.random.default_rng(5), 300).scaled(1.15), Setup(instances=4))
+    lost = [one for one in run_.migrations if one.outcome != "committed"]
+    assert lost and sum(one.bytes for one in lost) > 0
+    done = [one for one in run_.migrations if one.outcome == "committed"]
+    assert all(one.bytes == -(-one.tokens // 16) * 16 * KV_BYTES or one.bytes > 0 for one in done)
+
+
+def test_random_pairs_are_as_many_and_need_no_freeness():
+    requests = draw_trace("512-512", np.random.default_rng(5), 200).scaled(1.15)
+    ours, drawn, again = (serve(requests, Setup(instances=4, random_pairs=seed)) for seed in (-1, 3, 3))
+    assert np.array_equal(drawn.trace.finish, again.trace.finish)
+    assert not np.array_equal(drawn.trace.finish, ours.trace.finish)
+
+
+def test_a_live_migration_stops_for_its_last_blocks_at_any_length():
+    live = [migrate_alone(tokens)[1].downtime for tokens in (512, 6144)]
+    blocking = [migrate_alone(tokens, stages=Stages(last_stage_blocks=10**9))[1] for tokens in (512, 6144)]
+    assert max(live) < 0.2
+    assert blocking[1].downtime > 8 * blocking[0].downtime * 0.5
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("move", "teleport"),
+        ("start_seconds", -5.0),
+        ("migration_lengths", [64]),
+        ("migration_lengths", [8000]),
+        ("migration_lengths", [64, 8000]),
+        ("high_share", 1.0),
+        ("bytes_per_s", 0.0),
+        ("levels", []),
+        ("traces", ["foo"]),
+        ("scaling_thresholds", []),
+        ("priority_cvs", []),
+    ],
+)
+def test_what_means_nothing_is_refused_in_one_line(field, value):
+    marks = typing.get_type_hints(Config, include_extras=True)[field].__metadata__
+    with pytest.raises(LabError, match=field) as refused:
+        bounds.check(value, marks, field)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "switched",
+    [
+        {"migration_lengths": [512, 1024]},
+        {"high_share": 0.01, "priority_requests": 100},
+        {"migration": False, "pairing": "random"},
+        {"prioritises": False, "told": "random"},
+        {"move": "recompute", "append_only": False},
+    ],
+)
+def test_switches_that_a_run_would_ignore_are_refused(switched):
+    check(Config())
+    with pytest.raises(ValueError):
+        check(replace(Config(), **switched))
+
+
+@pytest.mark.parametrize("tokens", [0, -1, 9000])
+def test_a_request_that_no_instance_holds_does_not_migrate(tokens):
+    with pytest.raises(ValueError, match="1 to 8,192"):
+        migrate_alone(tokens)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("bytes_per_s", 0.0), ("start_seconds", -5.0), ("memory_share", math.nan)]
+)
+def test_an_impossible_cluster_is_refused(field, value):
+    with pytest.raises(ValueError, match=field):
+        serve(draw_trace("128-128", np.random.default_rng(0), 5), replace(Setup(), **{field: value}))
 
 
 def test_an_unknown_policy_is_refused():
