@@ -31,73 +31,66 @@ BLOCK_BYTES = float(BLOCK_TOKENS * KV_BYTES)
 
 @dataclass(frozen=True)
 class Setup:
-    """A cluster and its policy. The switches are what controls turn off.
+    """A cluster and its policy. The switches are what controls turn off; see Config and Moving.
 
-    instances: at the start. start_seconds: until an ordered instance serves (inferred: loading 13.5 GB of weights
-    from disk takes 20 to 60). sample_seconds: between samples of the cluster's state.
+    instances: at the start. lowest: in blocks a request. start_seconds: until an ordered instance serves.
+    sample_seconds: between samples of the cluster's state; 0 takes none.
     """
 
     policy: str = "llumnix"
     instances: int = 16
-    lowest: float = 3.0  # blocks a request: below it an instance gives requests away
+    lowest: float = 3.0
     migration: bool = True
+    move_running: bool = True
     queued_demand: bool = True
     headroom: bool = True
-    prioritises: bool = True  # False: priorities are ignored, as by llumnix-base
+    prioritises: bool = True
     drain_by_migration: bool = True
-    random_pairs: int = (
-        -1
-    )  # from 0 on: the seed by which pairs are drawn instead of sorted by freeness, a placebo
+    random_pairs: int = -1
     scaling: Scaling | None = None
     start_seconds: float = 40.0
-    bytes_per_s: float = 1.5e9  # of migration
-    memory_share: float = MEMORY_SHARE  # of the bandwidth that decoding reaches
+    bytes_per_s: float = 1.5e9
+    memory_share: float = MEMORY_SHARE
     sample_seconds: float = 1.0
+
+
+OF_MIGRATION = ("lowest", "move_running", "bytes_per_s", "drain_by_migration", "random_pairs")
 
 
 def what_matters(setup: Setup) -> Setup:
     """The same setup with the usual values of all that its policy never looks at: runs of both are the same."""
-    usual = Setup()
-    if setup.policy == "llumnix" and not setup.migration:
-        setup = replace(setup, random_pairs=-1)
+    ignored: tuple[str, ...] = ()
     if setup.policy not in ("llumnix", "llumnix-base"):
-        setup = replace(
-            setup,
-            migration=usual.migration,
-            lowest=usual.lowest,
-            bytes_per_s=usual.bytes_per_s,
-            drain_by_migration=usual.drain_by_migration,
-            random_pairs=usual.random_pairs,
-        )
+        ignored = ("migration", *OF_MIGRATION)
+    elif not setup.migration:
+        ignored = OF_MIGRATION
     if setup.policy == "llumnix-base":
-        setup = replace(setup, headroom=usual.headroom, prioritises=usual.prioritises)
-    return setup
+        ignored = (*ignored, "headroom", "prioritises")
+    usual = Setup()
+    return replace(setup, **{name: getattr(usual, name) for name in ignored})
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run left: the trace, the cluster's samples, migrations, preemption loss in seconds over all requests."""
+    """What a run left: the trace, the cluster's samples, migrations, preemption loss in seconds over all requests.
+
+    changes: seconds, and the instances paid for since then.
+    """
 
     trace: Trace
     samples: list[Sample]
     migrations: list[Migrated]
     queued_moves: int
     migrating_seconds: float
-    preemptions: int
     preemption_loss: float
     average_instances: float
-    priority: np.ndarray  # of each request, shape (requests,)
-
-    @property
-    def arriving(self) -> tuple[float, float]:
-        """From when to when the cluster is judged: the arrivals, less their first fifth (it fills up)."""
-        first, last = float(self.trace.arrival[0]), float(self.trace.arrival[-1])
-        return first + 0.2 * (last - first), last
+    changes: list[tuple[float, int]]
 
     def mean_of(self, name: str) -> float:
-        """Mean of a sampled quantity while requests arrive."""
-        start, end = self.arriving
-        values = [float(getattr(one, name)) for one in self.samples if start <= one.time <= end]
+        """Mean of a sampled quantity while requests arrive, less the first fifth of that time (it fills up)."""
+        first, last = float(self.trace.arrival[0]), float(self.trace.arrival[-1])
+        start = first + 0.2 * (last - first)
+        values = [float(getattr(one, name)) for one in self.samples if start <= one.time <= last]
         return float(np.mean(values)) if values else 0.0
 
 
@@ -132,13 +125,12 @@ def serve(workload: Workload, setup: Setup, priority: np.ndarray | None = None) 
     return Outcome(
         trace,
         cluster.samples,
-        cluster.migrations.log,
-        cluster.migrations.queued_moves,
+        cluster.migrations,
+        cluster.queued_moves,
         cluster.migrating_seconds,
-        loss.preemptions,
         loss.seconds,
         cluster.fleet.average(float(trace.finish.max())),
-        levels,
+        cluster.fleet.changes,
     )
 
 
@@ -162,6 +154,7 @@ def system(loop: EventLoop, fleet: Fleet, setup: Setup, priorities: bool = True)
         lowest=setup.lowest,
         bytes_per_s=setup.bytes_per_s,
         drains=setup.drain_by_migration,
+        running=setup.move_running,
         random_pairs=setup.random_pairs,
     )
     return Llumnix(

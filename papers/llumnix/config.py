@@ -25,7 +25,7 @@ class Config:
     priority_cvs: Annotated[list[float], Length(1), At(0.5, 10)] = field(
         default_factory=lambda: [2.0, 4.0, 8.0]
     )
-    priority_requests: Annotated[int, At(100, 20_000)] = 3000
+    priority_requests: Annotated[int, At(100, 20_000)] = 4000
     high_share: Annotated[float, At(0.01, 0.5)] = 0.1  # priority_ratio of the artifact
     priority_load: Annotated[float, At(0.1, 4)] = 1.0  # times the rate as far below the knee as the authors'
     scaling_cvs: Annotated[list[float], Length(), At(0.5, 10)] = field(default_factory=lambda: [4.0])
@@ -48,6 +48,7 @@ class Config:
 
     # The method, and what of it is switched off.
     migration: bool = True
+    move_running: bool = True  # False: only queued requests move, which have no cache to copy
     queued_demand: bool = True  # False: queued requests have no virtual usage
     pairing: Annotated[str, Choice("freeness", "random")] = "freeness"  # who gives to whom
     drain_by_migration: bool = True  # False: a draining instance waits until its requests end
@@ -67,7 +68,7 @@ def check(config: Config) -> None:
     if config.high_share * config.priority_requests < 10:
         raise ValueError("high_share: leaves fewer than ten high-priority requests; raise priority_requests")
     if not config.migration:
-        for name in ("bytes_per_s", "pairing", "drain_by_migration"):
+        for name in ("bytes_per_s", "pairing", "drain_by_migration", "move_running"):
             if getattr(config, name) != getattr(usual, name):
                 raise ValueError(f"{name}: means nothing with migration=false; leave it")
     if not config.prioritises:

@@ -25,7 +25,7 @@ from papers.llumnix.freeness import (
     pair,
 )
 from papers.llumnix.local_scheduler import queue_up, submit, urgency
-from papers.llumnix.migration import LiveMigration, Migrated, Migrations, Stages
+from papers.llumnix.migration import LiveMigration, Migrated, Stages
 
 
 class FreestFirst:
@@ -42,13 +42,13 @@ class FreestFirst:
 
 @dataclass(frozen=True)
 class Moving:
-    """How requests migrate.
+    """How requests migrate. block_bytes: of a KV block.
 
     lowest: freeness in blocks a request below which an instance gives requests away (3 or 10 in the artifact).
     round_seconds: between two pairings; the artifact's four status updates of an instance are about four iterations.
-    bytes_per_s, seconds: of a copy over gloo between two machines (inferred: 64 Gbit/s carry 8 GB/s, gloo through
-    buffers of the CPU reaches 1 to 2), and of the messages around it (inferred). block_bytes: of a KV block. drains:
-    whether a draining instance gives its requests away, or waits until they end.
+    bytes_per_s, seconds: of a copy and of the messages around it (inferred, see Config). drains: whether a draining
+    instance gives its requests away, or waits until they end. running: whether requests that run migrate, or only
+    queued ones move. random_pairs: from 0 on the seed by which pairs are drawn, as many as freeness would make.
     """
 
     block_bytes: float
@@ -57,7 +57,8 @@ class Moving:
     bytes_per_s: float = 1.5e9
     seconds: float = 0.005
     drains: bool = True
-    random_pairs: int = -1  # from 0 on: pairs are drawn with this seed, as many as freeness would make
+    running: bool = True
+    random_pairs: int = -1
     stages: Stages = Stages()
 
 
@@ -113,12 +114,14 @@ class Llumnix:
     ) -> None:
         self.loop, self.fleet, self.dispatcher, self.rules = loop, fleet, dispatcher, rules
         self.moving, self.scaling = moving, scaling
-        self.migrations = Migrations()
+        self.migrations: list[Migrated] = []
+        self.queued_moves = 0  # waiting requests that changed instance, without KV
         self.samples: list[Sample] = []
         self.migrating: dict[Instance, Instance] = {}  # either end of a migration -> the other
         self.migrating_seconds = 0.0  # summed over both ends of all migrations
         self._draws = np.random.default_rng(max(0, moving.random_pairs)) if moving else None
         self._links: dict[Instance, Link] = {}
+        self._above: dict[Instance, tuple[float, tuple[int, int, int]]] = {}  # until when it surely stays so
         if moving is not None:
             loop.every(moving.round_seconds, COPY, self._round)
         if scaling is not None:
@@ -138,13 +141,15 @@ class Llumnix:
         self._settle()
         instances = self.fleet.running if self.moving.drains else self.fleet.serving
         serving = len(self.fleet.serving)
+        if len(instances) == serving and not any(map(self._may_give, instances)):
+            return
         freeness, preempted = [], []
         for place, instance in enumerate(instances):
             load = load_of(instance, self.rules.target is not None, place >= serving)
             freeness.append(migration_freeness(load, self.rules))
             preempted.append(load.queued > 0 and any(one.preemptions for one in instance.waiting))
         pairs = pair(freeness, preempted, self.moving.lowest)
-        if self.moving.random_pairs >= 0:
+        if pairs and self.moving.random_pairs >= 0:
             assert self._draws is not None
             drawn = [int(one) for one in self._draws.permutation(len(instances))]
             pairs = list(zip(drawn[: len(pairs)], drawn[len(pairs) :], strict=False))
@@ -153,6 +158,27 @@ class Llumnix:
             if out not in self.migrating and to not in self.migrating:
                 self._begin(out, to)
 
+    def _may_give(self, instance: Instance) -> bool:
+        """Whether an instance is below the threshold or has a queue.
+
+        Counting a batch is dear. Without priorities, one that looks as it did when it was counted has had time for so
+        many steps, each of which reads the weights at least; a request takes a block now and then one in 16 steps.
+        """
+        assert self.moving is not None
+        if instance.waiting:
+            return True
+        slot, memory = instance.slots[0], instance.memory
+        looks = memory.free, len(slot.group.members), len(slot.prefilling)
+        until, looked = self._above.get(instance, (-1.0, looks))
+        if self.loop.now < until and looks == looked:
+            return False
+        freeness = migration_freeness(load_of(instance, self.rules.target is not None), self.rules)
+        if self.rules.target is None:
+            steps = memory.block_tokens * (freeness - self.moving.lowest - 1) - 2
+            shortest, _ = instance.latency.iteration([], 1, 0)
+            self._above[instance] = self.loop.now + steps * shortest, looks
+        return freeness < self.moving.lowest
+
     def _begin(self, source: Instance, target: Instance) -> None:
         self.migrating[source], self.migrating[target] = target, source
         source.at_boundary(lambda: self._choose(source, target))
@@ -160,9 +186,9 @@ class Llumnix:
     def _choose(self, source: Instance, target: Instance) -> None:
         """At a boundary of the source: move its head of line if that can start at the target, else a running one."""
         if not (source.waiting and self._move_queued(source, target)):
-            moved = self._movable(source)
+            assert self.moving is not None
+            moved = self._movable(source) if self.moving.running else None
             if moved is not None and not target.waiting:  # whoever waits at the target comes first
-                assert self.moving is not None
                 link = self._links.setdefault(source, Link(self.moving.bytes_per_s, self.moving.seconds))
                 block_bytes, stages = self.moving.block_bytes, self.moving.stages
                 LiveMigration(source, target, moved, link, block_bytes, stages, self._ended).stage()
@@ -196,13 +222,13 @@ class Llumnix:
         if target.blocks_free() - memory.needs(head) < reserve:
             return False
         source.waiting.popleft()
-        self.migrations.queued_moves += 1
+        self.queued_moves += 1
         queue_up(target.waiting, head)
         target.wake()
         return True
 
     def _ended(self, migration: LiveMigration, how: Migrated) -> None:
-        self.migrations.log.append(how)
+        self.migrations.append(how)
         self.migrating_seconds += 2 * how.seconds
         self._free(migration.source, migration.target)
 

@@ -101,26 +101,11 @@ class MigratingInstance(LiveInstance):
         self.caches[sequence] = cache
         self.slots[0].start_decoding(sequence)
 
-    def stop(self, sequence: Sequence) -> KVCache:
-        """At a boundary: a request leaves its batch, and keeps its blocks until `gone`. Its cache."""
-        self.slots[0].stop_decoding(sequence)
-        cache = self.caches[sequence]
-        assert isinstance(cache, KVCache)
-        return cache
-
-    def resume(self, sequence: Sequence) -> None:
-        """At a boundary: a request that was stopped decodes on."""
-        self.slots[0].start_decoding(sequence)
-
     def gone(self, sequence: Sequence) -> None:
         """It lives somewhere else now: its blocks here are free."""
         self.caches.pop(sequence).release()
         self.release(sequence.blocks)
         sequence.blocks = 0
-
-    def running(self, sequence: Sequence) -> bool:
-        """Whether a request is in the batch."""
-        return sequence in self.slots[0].group.members
 
 
 def new_cache(config: DecoderConfig, capacity: int, append_only: bool) -> KVCache:

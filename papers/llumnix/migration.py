@@ -7,7 +7,7 @@ blocks; a request that finishes or is preempted meanwhile, or a destination with
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from common.serving.engine import Instance
 from common.serving.link import Link
@@ -30,9 +30,7 @@ class Stages:
 
 @dataclass(frozen=True)
 class Migrated:
-    """How one migration went. Tokens of context at its end; seconds of its begin, its length and its downtime.
-
-    downtime is -1 unless it was committed.
+    """How one migration went: tokens of context at its end, seconds; downtime is -1 unless it was committed.
 
     outcome: "committed", or why not: "finished", "preempted", "no room", "too many stages".
     """
@@ -44,17 +42,6 @@ class Migrated:
     seconds: float
     downtime: float = -1.0
     bytes: float = 0.0  # sent over the wire, also by a migration that was aborted
-
-
-@dataclass
-class Migrations:
-    """What happened in a run."""
-
-    log: list[Migrated] = field(default_factory=list)
-    queued_moves: int = 0  # waiting requests that changed instance, without KV
-
-    def count(self, outcome: str) -> int:
-        return sum(one.outcome == outcome for one in self.log)
 
 
 class LiveMigration:
@@ -132,18 +119,8 @@ class LiveMigration:
         tokens = self.sequence.context
         self.target.slots[0].start_decoding(self.sequence)
         now = self.loop.now
-        self.ended(
-            self,
-            Migrated(
-                "committed",
-                tokens,
-                self.copies,
-                self.begun,
-                now - self.begun,
-                now - self.stopped,
-                self.bytes,
-            ),
-        )
+        spent, downtime = now - self.begun, now - self.stopped
+        self.ended(self, Migrated("committed", tokens, self.copies, self.begun, spent, downtime, self.bytes))
 
     def _abort(self, why: str) -> None:
         """The target frees what it had allocated; the request goes on where it was, if it goes on."""

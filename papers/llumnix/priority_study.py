@@ -3,12 +3,11 @@
 The rival is Llumnix-base, which migrates and treats all requests alike. Arrivals come in bursts: Gamma gaps.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from common.lab.runtime import Observations, Runtime
-from papers.llumnix.cluster import Outcome
 from papers.llumnix.config import Config
 from papers.llumnix.lengths import draw_trace
 from papers.llumnix.runs import AUTHORS_RATES, Job, find_rates, run_once, setup_of
@@ -19,31 +18,18 @@ AUTHORS_RATE = 26.0  # requests/s; artifact/64_support_for_priorities/run.sh
 METRICS = ("priority_request_mean_gain", "priority_ttft_mean_gain")
 
 
-@dataclass(frozen=True)
-class Summary:
-    """Latencies of one class of requests, seconds."""
-
-    request_mean: float
-    ttft_mean: float
-    ttft_p99: float
+NAMES = ("request_mean", "ttft_mean")  # latencies, seconds
 
 
-def summarise(outcome: Outcome, chosen: np.ndarray) -> Summary:
-    """The latencies of the chosen requests, a boolean mask of shape (requests,)."""
-    trace = outcome.trace
-    ttft = trace.ttft[chosen]
-    return Summary(
-        float((trace.finish - trace.arrival)[chosen].mean()),
-        float(ttft.mean()),
-        float(np.quantile(ttft, 0.99)),
-    )
-
-
-def run_job(job: Job) -> tuple[Summary, Summary]:
-    """Latencies of the important requests, and of the others."""
+def run_job(job: Job) -> list[tuple[float, float]]:
+    """NAMES of the important requests, and of the others."""
     assert job.priority is not None
-    outcome = job.serve()
-    return summarise(outcome, job.priority > 0), summarise(outcome, job.priority == 0)
+    trace = job.serve().trace
+    latency = trace.finish - trace.arrival
+    return [
+        (float(latency[chosen].mean()), float(trace.ttft[chosen].mean()))
+        for chosen in (job.priority > 0, job.priority == 0)
+    ]
 
 
 def observe(config: Config, lab: Runtime, seen: Observations) -> None:
@@ -65,21 +51,20 @@ def observe(config: Config, lab: Runtime, seen: Observations) -> None:
             told = priority if config.told == "true" else lab.rng(seed, "told", str(cv)).permutation(priority)
             for policy in ("llumnix-base", "llumnix"):
                 setup = replace(setup_of(config, policy, seed), lowest=THRESHOLDS[TRACE])
-                at = (cv, n, config.high_share, config.homogeneous, policy == "llumnix" and config.told)
+                knows = policy == "llumnix" and config.prioritises
+                at = (cv, n, config.high_share, config.homogeneous, knows and config.told)
                 jobs.append(Job(at, seed, rate, setup, workload, priority, told))
     results = run_once(lab, run_job, jobs, "priorities")
+    found = {
+        (job.seed, job.at[0], job.setup.policy): np.array(result)
+        for job, result in zip(jobs, results, strict=True)
+    }
     for seed in lab.seeds:
-        found = {
-            (float(str(job.at[0])), job.setup.policy): result
-            for job, result in zip(jobs, results, strict=True)
-            if job.seed == seed
-        }
-        for name in ("request_mean", "ttft_mean", "ttft_p99"):
-            gains = []
-            for cv in config.priority_cvs:
-                (base, others), (ours, normal) = found[cv, "llumnix-base"], found[cv, "llumnix"]
-                gains.append(getattr(base, name) / getattr(ours, name))
-                slower = getattr(normal, name) / getattr(others, name) - 1
-                seen.add(f"priority_{name}_gain_at", gains[-1], seed, cv=cv)
-                seen.add(f"normal_{name}_slower_at", slower, seed, cv=cv)
-            seen.add(f"priority_{name}_gain", float(np.exp(np.mean(np.log(gains)))), seed)
+        gains = []  # important ones, others; by latency
+        for cv in config.priority_cvs:
+            gains.append(found[seed, cv, "llumnix-base"] / found[seed, cv, "llumnix"])
+            for name, important, others in zip(NAMES, *gains[-1], strict=True):
+                seen.add(f"priority_{name}_gain_at", important, seed, cv=cv)
+                seen.add(f"normal_{name}_gain_at", others, seed, cv=cv)
+        for name, gain in zip(NAMES, np.exp(np.mean(np.log(gains), axis=0))[0], strict=True):
+            seen.add(f"priority_{name}_gain", float(gain), seed)

@@ -15,6 +15,7 @@ from papers.llumnix.lengths import draw_trace, means
 Result = TypeVar("Result")
 
 MOST_REQUESTS = 10_000  # of a run: the artifact's num_prompts
+SAMPLE = 2.0  # seconds between two looks at the memory of a cluster under load
 
 # Middle of the seven rates that the artifact serves each trace at, requests/s (63_serving_performance/run.sh).
 AUTHORS_RATES = {"128-128": 35.0, "256-256": 7.7, "512-512": 2.9, "128-512": 4.25, "512-128": 16.0}
@@ -39,12 +40,13 @@ class Job:
         )
 
 
-def setup_of(config: Config, policy: str, seed: int) -> Setup:
+def setup_of(config: Config, policy: str, seed: int, sample_seconds: float = 0.0) -> Setup:
     """The cluster that a policy runs on."""
     return Setup(
         policy=policy,
         instances=config.instances,
         migration=config.migration,
+        move_running=config.move_running,
         queued_demand=config.queued_demand,
         headroom=config.headroom,
         prioritises=config.prioritises,
@@ -53,6 +55,7 @@ def setup_of(config: Config, policy: str, seed: int) -> Setup:
         start_seconds=config.start_seconds,
         bytes_per_s=config.bytes_per_s,
         memory_share=config.memory_share,
+        sample_seconds=sample_seconds,
     )
 
 
@@ -64,6 +67,8 @@ def run_once(lab: Runtime, function: Callable[[Job], Result], jobs: list[Job], l
         setup = job.setup
         if setup.policy == "llumnix" and not setup.migration and job.priority is None:
             setup = replace(setup, policy="infaas++")  # the same to the bit, as a test holds
+        elif setup.policy == "llumnix" and not setup.prioritises:
+            setup = replace(setup, policy="llumnix-base")  # likewise
         keys.append((job.at, job.seed, job.rate, what_matters(setup)))
     missing = {key: job for key, job in zip(keys, jobs, strict=True) if key not in known}
     for key, result in zip(missing, lab.map(function, missing.values(), label), strict=True):
@@ -82,52 +87,60 @@ def requests_of(config: Config, trace: str) -> int:
 
 @dataclass(frozen=True)
 class Search:
-    """Find the rate at which `level` of the memory is held or asked for under `setup`, mean over the workloads."""
+    """Find the rates at which these shares of the memory are held or asked for under `setup`, mean over workloads."""
 
-    level: float
+    levels: tuple[float, ...]
     workloads: tuple[Workload, ...]
     setup: Setup
     start: float  # requests/s
     steps: int = 4
 
+    def rates(self) -> list[float]:
+        """Requests/s of each level: a bracket from `start` by halving or doubling, bisected.
 
-def rate_at(search: Search) -> float:
-    """Requests/s at which the mean memory demand is `level`: a bracket from `start` by halving or doubling, bisected.
+        Memory held alone does not find the knee: scattered free blocks keep it below 0.9 however long the queues get.
+        Workloads too short to fill the cluster end the search at eight times `start`.
+        """
+        known: dict[float, float] = {}
 
-    Memory held alone does not find the knee: scattered free blocks keep it below 0.9 however long the queues get.
-    Workloads too short to fill the cluster end the search at eight times `start`.
-    """
+        def demanded(rate: float) -> float:
+            if rate not in known:
+                runs = [serve(one.scaled(rate), self.setup) for one in self.workloads]
+                known[rate] = float(np.mean([run.mean_of("demanded") for run in runs]))
+            return known[rate]
 
-    def demanded(rate: float) -> float:
-        runs = [serve(one.scaled(rate), search.setup) for one in search.workloads]
-        return float(np.mean([run.mean_of("demanded") for run in runs]))
+        return [self._bisect(demanded, level) for level in self.levels]
 
-    low = high = search.start
-    if demanded(low) < search.level:
-        while high < 8 * search.start and demanded(high := 2 * low) < search.level:
-            low = high
-    else:
-        while high > search.start / 8 and demanded(low := high / 2) >= search.level:
-            high = low
-    for _ in range(search.steps):
-        middle = (low * high) ** 0.5
-        if demanded(middle) < search.level:
-            low = middle
+    def _bisect(self, demanded: Callable[[float], float], level: float) -> float:
+        low = high = self.start
+        if demanded(low) < level:
+            while high < 8 * self.start and demanded(high := 2 * low) < level:
+                low = high
         else:
-            high = middle
-    return low
+            while high > self.start / 8 and demanded(low := high / 2) >= level:
+                high = low
+        for _ in range(self.steps):
+            middle = (low * high) ** 0.5
+            if demanded(middle) < level:
+                low = middle
+            else:
+                high = middle
+        return low
 
 
 def find_rates(
     config: Config, lab: Runtime, wanted: Iterable[tuple[str, float]]
 ) -> dict[tuple[str, float], float]:
-    """Requests/s of (trace, level), searched on requests that no seed evaluates."""
+    """Requests/s of (trace, level), searched on requests that no seed evaluates; one search a trace."""
     known: dict[Hashable, float] = lab.once("llumnix: rates", dict)
     shared = (config.instances, config.homogeneous, config.memory_share, config.knee_draws)
     keys = {one: (*one, requests_of(config, one[0]), *shared) for one in wanted}
-    missing = [(one, key) for one, key in keys.items() if key not in known]
+    missing: dict[str, list[float]] = {}
+    for one, key in keys.items():
+        if key not in known:
+            missing.setdefault(one[0], []).append(one[1])
     searches = []
-    for (trace, level), _ in missing:
+    for trace, levels in missing.items():
         workloads = tuple(
             draw_trace(
                 trace,
@@ -137,10 +150,11 @@ def find_rates(
             )
             for draw in range(config.knee_draws)
         )
-        setup = Setup("infaas++", config.instances, memory_share=config.memory_share)
-        searches.append(Search(level, workloads, setup, AUTHORS_RATES[trace] * config.instances / 16))
-    for (_, key), rate in zip(missing, lab.map(rate_at, searches, "rates at the knee"), strict=True):
-        known[key] = rate
+        setup = Setup("infaas++", config.instances, memory_share=config.memory_share, sample_seconds=SAMPLE)
+        searches.append(Search(tuple(levels), workloads, setup, AUTHORS_RATES[trace] * config.instances / 16))
+    found = lab.map(Search.rates, searches, "rates at the knee")
+    for (trace, levels), rates in zip(missing.items(), found, strict=True):
+        known |= {keys[trace, level]: rate for level, rate in zip(levels, rates, strict=True)}
     return {one: known[key] for one, key in keys.items()}
 
 

@@ -33,7 +33,7 @@ def run_job(job: Job) -> Summary:
     return Summary(
         outcome.average_instances,
         float(np.quantile(outcome.trace.ttft, 0.99)),
-        tuple((one.time, one.instances) for one in outcome.samples[:: max(1, len(outcome.samples) // 60)]),
+        tuple(outcome.changes),
     )
 
 
@@ -42,52 +42,53 @@ def observe(config: Config, lab: Runtime, seen: Observations) -> None:
     level = min(config.levels)
     rate = find_rates(config, lab, [(TRACE, level)])[TRACE, level] * AUTHORS_RATE / AUTHORS_RATES[TRACE]
     seen.add("scaling_rate", rate)
-    settings = [(CV, threshold) for threshold in config.scaling_thresholds]
-    settings += [(cv, THRESHOLD) for cv in config.scaling_cvs if (cv, THRESHOLD) not in settings]
+    same, sweep = [], []  # CVs at the authors' threshold, thresholds at one CV
+    if lab.wants("instances_gain"):
+        same = [(cv, THRESHOLD) for cv in dict.fromkeys([CV, *config.scaling_cvs])]
+    if lab.wants("instances_gain_at_equal_ttft"):
+        sweep = [(CV, threshold) for threshold in config.scaling_thresholds]
+    n = config.scaling_requests
     jobs = []
     for seed in lab.seeds:
-        for cv, threshold in settings:
-            n = config.scaling_requests
+        for cv, threshold in dict.fromkeys([*sweep, *same]):
             workload = draw_trace(TRACE, lab.rng(seed, "scaling", str(cv)), n, cv, config.homogeneous)
-            first = min(FIRST_INSTANCES, config.instances)
             for policy in ("infaas++", "llumnix"):
                 setup = replace(
                     setup_of(config, policy, seed),
-                    instances=first,
+                    instances=min(FIRST_INSTANCES, config.instances),
                     scaling=Scaling(threshold, most=config.instances),
                 )
                 jobs.append(Job((cv, threshold, n, config.homogeneous), seed, rate, setup, workload))
     results = run_once(lab, run_job, jobs, "auto-scaling")
-    found = {(job.seed, *job.at[:2], job.setup.policy): one for job, one in zip(jobs, results, strict=True)}
+    found: dict[tuple[int, float, float, str], Summary] = {}
+    for job, one in zip(jobs, results, strict=True):
+        cv, threshold, policy = float(str(job.at[0])), float(str(job.at[1])), job.setup.policy
+        found[job.seed, cv, threshold, policy] = one
+        at: dict[str, str | float] = {"cv": cv, "threshold": threshold, "policy": policy}
+        seen.add("scaled_instances", one.instances, job.seed, **at)
+        seen.add("scaled_ttft_p99", one.ttft_p99, job.seed, **at)
+        if job.seed == lab.seeds[0] and [(cv, threshold)] == sweep[:1]:
+            for time, instances in one.over_time:
+                seen.add("instances_at", instances, job.seed, time=round(time, 3), **at)
     for seed in lab.seeds:
-        for cv, threshold in settings:
-            theirs, ours = (found[seed, cv, threshold, policy] for policy in ("infaas++", "llumnix"))
-            if threshold == THRESHOLD:
-                seen.add("instances_gain", theirs.instances / ours.instances, seed, cv=cv)
-            for policy, one in (("infaas++", theirs), ("llumnix", ours)):
-                at: dict[str, str | float] = {"cv": cv, "threshold": threshold, "policy": policy}
-                seen.add("scaled_instances", one.instances, seed, **at)
-                seen.add("scaled_ttft_p99", one.ttft_p99, seed, **at)
-                if seed == lab.seeds[0] and threshold == config.scaling_thresholds[0]:
-                    for time, instances in one.over_time:
-                        seen.add("instances_at", instances, seed, time=round(time, 3), **at)
-        theirs_all, ours_all = (
-            [found[seed, CV, threshold, policy] for threshold in config.scaling_thresholds]
-            for policy in ("infaas++", "llumnix")
-        )
-        for threshold, point in zip(config.scaling_thresholds, theirs_all, strict=True):
-            gain = gain_at(theirs_all, ours_all, point.ttft_p99)
+        for place in same:
+            theirs, ours = (found[seed, *place, policy] for policy in ("infaas++", "llumnix"))
+            seen.add("instances_gain", theirs.instances / ours.instances, seed, cv=place[0])
+        rival, mine = ([found[seed, *place, policy] for place in sweep] for policy in ("infaas++", "llumnix"))
+        for (_, threshold), point in zip(sweep, rival, strict=True):
+            gain = gain_at(rival, mine, point.ttft_p99)
             seen.add("instances_gain_at_equal_ttft", gain, seed, threshold=threshold)
 
 
 def gain_at(theirs: list[Summary], ours: list[Summary], ttft_p99: float) -> float:
     """Instances that the rival's frontier needs for a P99 TTFT over those that ours needs; equal frontiers give 1.
 
-    Where ours never reaches that latency, its dearest point stands for it.
+    Where ours never reaches that latency its dearest point stands for it, and nothing is gained: 1 at most.
     """
     rival, cost = cheapest(theirs, ttft_p99), cheapest(ours, ttft_p99)
-    dearest = max(one.instances for one in ours)
-    return (dearest if rival is None else rival) / (dearest if cost is None else cost)
+    if rival is None:
+        raise ValueError(f"the rival never reaches {ttft_p99:g} s")
+    return rival / cost if cost is not None else min(1.0, rival / max(one.instances for one in ours))
 
 
 def cheapest(points: list[Summary], ttft_p99: float) -> float | None:

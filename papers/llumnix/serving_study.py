@@ -13,7 +13,7 @@ from common.lab.runtime import Observations, Runtime
 from papers.llumnix.cluster import Outcome
 from papers.llumnix.config import Config
 from papers.llumnix.lengths import draw_trace
-from papers.llumnix.runs import AUTHORS_RATES, Job, find_rates, ratio, requests_of, run_once, setup_of
+from papers.llumnix.runs import AUTHORS_RATES, SAMPLE, Job, find_rates, ratio, requests_of, run_once, setup_of
 
 THRESHOLDS = {"128-128": 3.0, "256-256": 10.0, "512-512": 3.0, "128-512": 10.0, "512-128": 3.0}
 """Freeness below which an instance gives requests away, in blocks a request: artifact/63_serving_performance/run.sh."""
@@ -93,7 +93,7 @@ def observe(config: Config, lab: Runtime, seen: Observations) -> None:
             workload = draw_trace(trace, lab.rng(seed, "serving", trace), n, homogeneous=config.homogeneous)
             for policy in ("infaas++", "llumnix", "round-robin"):
                 if policy != "round-robin" or (seed == lab.seeds[0] and lab.wants("ttft_mean")):
-                    setup = replace(setup_of(config, policy, seed), lowest=THRESHOLDS[trace])
+                    setup = replace(setup_of(config, policy, seed, SAMPLE), lowest=THRESHOLDS[trace])
                     jobs.append(Job((trace, level, n, config.homogeneous), seed, rate, setup, workload))
     found: dict[int, dict[str, dict[tuple[str, float], Summary]]] = {}
     for job, one in zip(jobs, run_once(lab, run_job, jobs, "serving"), strict=True):
@@ -122,5 +122,3 @@ def claims_of(
     scattered = [float(np.mean([pair[i].fragmented for pair in everything])) for i in (0, 1)]
     yield "fragmentation_gain", ratio(scattered[0], scattered[1], 1e-4), {}
     yield "time_migrating", float(np.mean([ours.migrating for _, ours in everything])), {}
-    tried = sum(ours.migrations + ours.aborts for _, ours in everything)
-    yield "abort_share", sum(ours.aborts for _, ours in everything) / max(1, tried), {}

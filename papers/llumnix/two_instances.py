@@ -67,21 +67,17 @@ class Trial:
 
 @dataclass
 class Moved:
-    """What a trial gave. Seconds; gaps are -1 unless the request really moved.
+    """What a trial gave. tokens: of the request, by source and target together.
 
-    tokens: of the request, by source and target together. gap: between the last token at the source and the first at
-    the target. downtime: from leaving the batch to the start of the first iteration over there. steps: seconds
-    of the source's iterations with the request in the batch and nothing being copied; busy_steps: of those that overlap
-    the migration.
+    gap: seconds between the last token at the source and the first at the target; -1 unless it really moved. steps:
+    seconds of the source's iterations with the request in the batch and no migration beside them.
     """
 
     outcome: str
     tokens: list[int]
     stages: int
     gap: float = -1.0
-    downtime: float = -1.0
     steps: list[float] = field(default_factory=list)
-    busy_steps: list[float] = field(default_factory=list)
     stopped_blocks: int = 0  # copied or computed while the request stood still
     said_meanwhile: int = 0  # tokens of the request between the begin of its migration and its stop
     free_blocks: int = -1  # of the target, after everything
@@ -198,12 +194,11 @@ class Source:
         said = self.instance.tokens[self.migrating.index][self.trial.length + 1 :]
         moved = Moved(self.outcome, said, self.copies, stopped_blocks=self.stopped_blocks)
         moved.said_meanwhile = len(said) - self.before
-        whole = self.instance.log[0].decodes
+        whole = self.instance.log[0].decodes  # later the request has left, and iterations are shorter
         for one in self.instance.log:
-            if one.decodes < whole:  # the request has left, and iterations are shorter
-                continue
-            beside = one.start < self.ended and one.start + one.seconds > self.began
-            (moved.busy_steps if beside else moved.steps).append(one.seconds)
+            alone = one.start >= self.ended or one.start + one.seconds <= self.began
+            if one.decodes == whole and alone:
+                moved.steps.append(one.seconds)
         return moved
 
     def last_token_at(self) -> float:
@@ -253,7 +248,7 @@ class Source:
         dirty = [b for b, version in enumerate(self.seen[1]) if self.sent.get(b) != version]
         stops_at_once = self.trial.method in ("blocking", "recompute")
         if stops_at_once or len(dirty) <= self.trial.stages.last_stage_blocks:
-            self.instance.stop(self.migrating)
+            self.instance.slots[0].stop_decoding(self.migrating)
             self.stopped_at = self.loop.origin + self.loop.clock()
         return dirty
 
@@ -292,8 +287,8 @@ class Source:
         elif say(LAST, sum(b not in self.sent for b in dirty), len(dirty), self.seen[2], text[-1]):
             self._send(dirty)
             self.outcome = "committed"
-        back = self.instance.gone if self.outcome else self.instance.resume
-        self.loop.post(lambda _: self.instance.at_boundary(partial(back, self.migrating)))
+        after = self.instance.gone if self.outcome else self.instance.slots[0].start_decoding
+        self.loop.post(lambda _: self.instance.at_boundary(partial(after, self.migrating)))
         return False if self.outcome else self._abort("no room")
 
     def _abort(self, why: str) -> bool:
@@ -314,18 +309,18 @@ class Target:
         self.instance = MigratingInstance(self.loop, model, room, lambda: None)
         self.arrived: Sequence | None = None
 
-    def serve(self) -> tuple[list[int], float, float, int]:
-        """Answer the source until the migration is over: the request's tokens here, when the first one came out, when
-        its iteration began (the machine's clock), and free blocks in the end.
+    def serve(self) -> tuple[list[int], float, int]:
+        """Answer the source until the migration is over.
+
+        The request's tokens here, when the first one came out (the machine's clock), and free blocks in the end.
         """
         Outside(self.loop, self._answer)
         self.loop.run([], self.instance.enqueue)
         free = self.instance.memory.free
         if self.arrived is None:
-            return [], 0.0, 0.0, free
-        first = self.instance.log[0]
+            return [], 0.0, free
         said = self.instance.tokens[0][-self.after :]
-        return said, self.loop.origin + end_of(first), self.loop.origin + first.start, free
+        return said, self.loop.origin + end_of(self.instance.log[0]), free
 
     def _answer(self) -> None:
         """The thread that listens to the source."""
@@ -397,12 +392,11 @@ def migrations(rank: int, world: int, trials: list[Trial], before: int, after: i
                 made[length] = prefilled(model, length)
         source = Source(model, trial, made, before, before)
         moved = source.run()
-        answer: list[tuple[list[int], float, float, int]] = [([], 0.0, 0.0, 0)]
+        answer: list[tuple[list[int], float, int]] = [([], 0.0, 0)]
         dist.recv_object_list(answer, 1)
-        tokens, stamp, began, moved.free_blocks = answer[0]
+        tokens, stamp, moved.free_blocks = answer[0]
         if moved.outcome == "committed":
             moved.gap = stamp - source.last_token_at()
-            moved.downtime = began - source.stopped_at
             moved.tokens = moved.tokens + tokens
         results.append(moved)
     return results

@@ -212,8 +212,8 @@ def test_time_stamps_equal_the_stepped_ones_and_every_block_comes_back(
         )
     assert_same(*traces)
     (fast, fast_made), (slow, slow_made) = kept
-    assert [one.outcome for one in fast.migrations.log] == [one.outcome for one in slow.migrations.log]
-    assert fast.migrations.queued_moves == slow.migrations.queued_moves
+    assert [one.outcome for one in fast.migrations] == [one.outcome for one in slow.migrations]
+    assert fast.queued_moves == slow.queued_moves
     assert not fast.migrating
     for made in [*fast_made, *slow_made]:
         assert made.memory.free == made.memory.capacity
@@ -228,7 +228,7 @@ def test_migrations_commit_and_abort_in_these_workloads():
     requests = Workload(arrival, rng.integers(1, 60, 60), rng.integers(1, 50, 60))
     for lowest in (2.0, 0.25):
         simulate(requests, lambda loop, low=lowest: small(loop, Instance, 160, 3, kept, lowest=low))
-    outcomes = {one.outcome for system, _ in kept for one in system.migrations.log}
+    outcomes = {one.outcome for system, _ in kept for one in system.migrations}
     assert {"committed", "no room"} <= outcomes
 
 

@@ -6,8 +6,7 @@ import torch
 from common.distributed.launch import launch
 from papers.llumnix.live_instance import BLOCK, gather, new_cache, scatter, versions
 from papers.llumnix.migration import Stages
-from papers.llumnix.migration_study import slowdown
-from papers.llumnix.two_instances import METHODS, MODEL, Moved, Trial, build, migrations, unmoved
+from papers.llumnix.two_instances import METHODS, MODEL, Trial, build, migrations, unmoved
 
 ROOM = 64
 TRIALS = {
@@ -42,7 +41,7 @@ def test_a_migrated_request_says_what_it_would_have_said(moved, alone, method):
     one = moved[method]
     assert one.outcome == "committed"
     assert one.tokens == alone[TRIALS[method].length][: len(one.tokens)]
-    assert one.gap > 0 and one.downtime > 0 and len(one.tokens) >= 6
+    assert one.gap > 0 and len(one.tokens) >= 6
 
 
 def test_stages_follow_from_what_is_left(moved):
@@ -96,10 +95,3 @@ def test_gathered_blocks_come_back_where_they_were():
     for chosen in ([4, 1], [0, 2, 3, 5]):
         scatter(theirs, torch.tensor(chosen), gather(ours.data, chosen))
     assert torch.equal(ours.data, theirs.data)
-
-
-def test_slowdown_compares_steps_with_and_without_a_copy_beside_them():
-    assert slowdown([Moved("committed", [], 1, steps=[1.0, 1.0], busy_steps=[1.5, 1.1])]) == pytest.approx(
-        0.3
-    )
-    assert slowdown([Moved("committed", [], 1, steps=[1.0])]) is None
