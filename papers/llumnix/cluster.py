@@ -15,43 +15,16 @@ from common.serving.engine import Instance, simulate
 from common.serving.link import Link
 from common.serving.loop import COPY, EventLoop
 from common.serving.memory import PagedMemory
-from common.serving.sequence import Sequence
 from common.serving.trace import Trace
 from common.serving.workload import Workload
-from papers.llumnix.freeness import PRIORITY_TARGET, Rules
-from papers.llumnix.global_scheduler import FreestFirst, Llumnix, Moving, Sample, Scaling
-from papers.llumnix.llama_on_a10 import BLOCK_TOKENS, KV_BLOCKS, KV_BYTES, MEMORY_SHARE, LlamaOnA10
+from papers.llumnix.freeness import PRIORITY_TARGET
+from papers.llumnix.global_scheduler import Llumnix, Sample, Setup
+from papers.llumnix.llama_on_a10 import BLOCK_TOKENS, KV_BLOCKS, MEMORY_SHARE, LlamaOnA10
 from papers.llumnix.local_scheduler import PreemptionLoss, PromptsFirst
 from papers.llumnix.migration import LiveMigration, Migrated, Stages
 
-POLICIES = ("round-robin", "infaas++", "llumnix-base", "llumnix")
 LIVE = Stages()
-BLOCK_BYTES = float(BLOCK_TOKENS * KV_BYTES)
-
-
-@dataclass(frozen=True)
-class Setup:
-    """A cluster and its policy. The switches are what controls turn off; see Config and Moving.
-
-    instances: at the start. lowest: in blocks a request. start_seconds: until an ordered instance serves.
-    sample_seconds: between samples of the cluster's state; 0 takes none.
-    """
-
-    policy: str = "llumnix"
-    instances: int = 16
-    lowest: float = 3.0
-    migration: bool = True
-    move_running: bool = True
-    queued_demand: bool = True
-    headroom: bool = True
-    prioritises: bool = True
-    drain_by_migration: bool = True
-    random_pairs: int = -1
-    scaling: Scaling | None = None
-    start_seconds: float = 40.0
-    bytes_per_s: float = 1.5e9
-    memory_share: float = MEMORY_SHARE
-    sample_seconds: float = 1.0
+POLICIES = ("round-robin", "infaas++", "llumnix-base", "llumnix")
 
 
 OF_MIGRATION = ("lowest", "move_running", "bytes_per_s", "drain_by_migration", "random_pairs")
@@ -60,10 +33,8 @@ OF_MIGRATION = ("lowest", "move_running", "bytes_per_s", "drain_by_migration", "
 def what_matters(setup: Setup) -> Setup:
     """The same setup with the usual values of all that its policy never looks at: runs of both are the same."""
     ignored: tuple[str, ...] = ()
-    if setup.policy not in ("llumnix", "llumnix-base"):
-        ignored = ("migration", *OF_MIGRATION)
-    elif not setup.migration:
-        ignored = OF_MIGRATION
+    if not setup.migrates:
+        ignored = OF_MIGRATION if setup.policy.startswith("llumnix") else ("migration", *OF_MIGRATION)
     if setup.policy == "llumnix-base":
         ignored = (*ignored, "headroom", "prioritises")
     usual = Setup()
@@ -110,15 +81,15 @@ def serve(workload: Workload, setup: Setup, priority: np.ndarray | None = None) 
         raise ValueError(f"priority has the shape {np.shape(priority)}; it is ({len(workload)},)")
     loss = PreemptionLoss()
     kept: list[Llumnix] = []
-    levels = np.zeros(len(workload), dtype=np.int64) if priority is None else priority
+    levels = priority if setup.prioritises and setup.policy != "llumnix-base" else None
+    spared = setup.headroom and setup.policy == "llumnix" and levels is not None and levels.any()
 
-    def build(loop: EventLoop) -> "Prioritised":
+    def build(loop: EventLoop) -> Llumnix:
         fleet = Fleet(
             loop, lambda: instance(loop, loss, setup.memory_share), setup.instances, setup.start_seconds
         )
-        kept.append(system(loop, fleet, setup, bool(levels.any())))
-        known = setup.prioritises and setup.policy != "llumnix-base"
-        return Prioritised(kept[0], levels, known)
+        kept.append(Llumnix(loop, fleet, setup, levels, PRIORITY_TARGET if spared else None))
+        return kept[0]
 
     trace = simulate(workload, build)
     cluster = kept[0]
@@ -144,53 +115,14 @@ def instance(loop: EventLoop, loss: PreemptionLoss, memory_share: float = MEMORY
     )
 
 
-def system(loop: EventLoop, fleet: Fleet, setup: Setup, priorities: bool = True) -> Llumnix:
-    """The policy of `setup` over a fleet. priorities: whether any request has one; without, nobody looks for them."""
-    known = priorities and setup.headroom and setup.prioritises and setup.policy == "llumnix"
-    rules = Rules(setup.queued_demand, PRIORITY_TARGET if known else None)
-    migrates = setup.migration and setup.policy in ("llumnix", "llumnix-base")
-    moving = Moving(
-        BLOCK_BYTES,
-        lowest=setup.lowest,
-        bytes_per_s=setup.bytes_per_s,
-        drains=setup.drain_by_migration,
-        running=setup.move_running,
-        random_pairs=setup.random_pairs,
-    )
-    return Llumnix(
-        loop,
-        fleet,
-        RoundRobin() if setup.policy == "round-robin" else FreestFirst(replace(rules, queued_demand=True)),
-        rules,
-        moving if migrates else None,
-        setup.scaling,
-        setup.sample_seconds,
-    )
-
-
-class Prioritised:
-    """Gives each request its priority on its way to the system, where the system knows priorities."""
-
-    def __init__(self, inner: Llumnix, levels: np.ndarray, known: bool) -> None:
-        self.inner, self.levels, self.known = inner, levels, known
-
-    def submit(self, sequence: Sequence) -> None:
-        if self.known:
-            sequence.priority = int(self.levels[sequence.index])
-        self.inner.submit(sequence)
-
-
-def migrate_alone(
-    tokens: int, bytes_per_s: float = 1.5e9, stages: Stages = LIVE
-) -> tuple[LiveMigration, Migrated]:
+def migrate_alone(tokens: int, stages: Stages = LIVE) -> tuple[LiveMigration, Migrated]:
     """Two instances and one request with a prompt of `tokens`, which migrates in the middle of its answer.
 
-    Raises ValueError for a length that an instance cannot hold, or a wire without bandwidth.
+    Raises ValueError for a length that an instance cannot hold.
     """
     if not 1 <= tokens <= 8192:
         raise ValueError(f"tokens is {tokens}; it is 1 to 8,192")
-    if not 0 < bytes_per_s < float("inf"):
-        raise ValueError(f"bytes_per_s is {bytes_per_s!r}; it is a number above 0")
+    usual = Setup()
     ended: list[tuple[LiveMigration, Migrated]] = []
 
     def build(loop: EventLoop) -> Replicas:
@@ -198,9 +130,9 @@ def migrate_alone(
 
         def begin() -> None:
             (one,) = source.slots[0].group.members
-            link = Link(bytes_per_s, 0.005)
+            link = Link(usual.bytes_per_s, usual.message_seconds)
             LiveMigration(
-                source, target, one, link, BLOCK_BYTES, stages, lambda *how: ended.append(how)
+                source, target, one, link, usual.block_bytes, stages, lambda *how: ended.append(how)
             ).stage()
 
         loop.at(4.0, COPY, lambda _: source.at_boundary(begin))

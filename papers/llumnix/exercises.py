@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 
 from common.lab.exercises import Exercise
-from papers.llumnix.cluster import Setup, migrate_alone, serve
+from papers.llumnix.cluster import migrate_alone, serve
 from papers.llumnix.freeness import Load, Rules, migration_freeness
+from papers.llumnix.global_scheduler import Setup
 from papers.llumnix.lengths import draw_trace
 from papers.llumnix.migration import Stages
 

@@ -8,8 +8,9 @@ import numpy as np
 
 from common.lab.runtime import Runtime
 from common.serving.workload import Workload
-from papers.llumnix.cluster import Outcome, Setup, serve, what_matters
+from papers.llumnix.cluster import Outcome, serve, what_matters
 from papers.llumnix.config import Config
+from papers.llumnix.global_scheduler import Setup
 from papers.llumnix.lengths import draw_trace, means
 
 Result = TypeVar("Result")

@@ -19,7 +19,7 @@ from common.serving.link import Link
 from common.serving.loop import COPY
 from common.serving.memory import PagedMemory
 from common.serving.workload import Workload
-from papers.llumnix.cluster import Setup, migrate_alone, serve, what_matters
+from papers.llumnix.cluster import migrate_alone, serve, what_matters
 from papers.llumnix.config import Config, check
 from papers.llumnix.experiment import run
 from papers.llumnix.freeness import (
@@ -31,7 +31,7 @@ from papers.llumnix.freeness import (
     migration_freeness,
     pair,
 )
-from papers.llumnix.global_scheduler import FreestFirst, Llumnix, Moving, Scaling, instances_needed
+from papers.llumnix.global_scheduler import FreestFirst, Llumnix, Scaling, Setup, instances_needed
 from papers.llumnix.lengths import draw_trace, power_law_lengths
 from papers.llumnix.llama_on_a10 import KV_BLOCKS, KV_BYTES, LlamaOnA10
 from papers.llumnix.local_scheduler import PreemptionLoss, PromptsFirst, submit
@@ -155,7 +155,7 @@ class SteppedLlumnixInstance(SteppedInstance):
         return SteppedGroupWithBase(self.memory.block_tokens, self.memory.grows)
 
 
-def small(loop, instance_type, capacity, instances, kept, scaling=None, stages=None, lowest=2.0):
+def small(loop, instance_type, capacity, instances, kept, scaling=None, stages=None, lowest=2.0, target=4):
     """A small cluster on dyadic numbers, so that both engines meet the same ties."""
 
     def build():
@@ -171,9 +171,17 @@ def small(loop, instance_type, capacity, instances, kept, scaling=None, stages=N
 
     made_instances = []
     fleet = Fleet(loop, build, instances, start_seconds=0.5)
-    rules = Rules(target=4)
-    moving = Moving(1.0, lowest, 0.25, bytes_per_s=8.0, seconds=1 / 64, stages=stages or Stages(2, 1))
-    kept.append((Llumnix(loop, fleet, FreestFirst(rules), rules, moving, scaling), made_instances))
+    setup = Setup(
+        lowest=lowest,
+        scaling=scaling,
+        bytes_per_s=8.0,
+        sample_seconds=0.0,
+        block_bytes=1.0,
+        round_seconds=0.25,
+        message_seconds=1 / 64,
+        stages=stages or Stages(2, 1),
+    )
+    kept.append((Llumnix(loop, fleet, setup, target=target), made_instances))
     return kept[-1][0]
 
 
