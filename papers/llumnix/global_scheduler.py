@@ -6,6 +6,7 @@ instances: the same load metric and the same auto-scaling, and no migration.
 
 from collections.abc import Sequence as Several
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -95,17 +96,14 @@ class Setup:
 class Sample:
     """The cluster at one moment, blocks as shares of its memory.
 
-    used: held. demanded: held, or asked for by queued requests. fragmented: free, and enough for queued head requests.
-    queued: requests. instances: paid for. Of each running instance: freeness, at most 1,000; held: its share of blocks;
-    asked: what its queue asks for, as such a share.
+    demanded: held, or asked for by queued requests. fragmented: free, and enough for queued head requests. queued:
+    requests. Of each running instance: freeness, at most 1,000; held; asked for by its queue.
     """
 
     time: float
-    used: float
     demanded: float
     fragmented: float
     queued: int
-    instances: int
     freeness: list[float]
     held: list[float]
     asked: list[float]
@@ -156,7 +154,7 @@ class Llumnix:
 
     def _round(self) -> None:
         """Pair sources with destinations; each pair migrates one request now, and another in the next round."""
-        self._settle()
+        self.fleet.settle(self.migrating.__contains__)
         instances = self.fleet.running if self.setup.drain_by_migration else self.fleet.serving
         serving = len(self.fleet.serving)
         if len(instances) == serving and not any(map(self._may_give, instances)):
@@ -173,7 +171,8 @@ class Llumnix:
         for source, target in pairs:
             out, to = instances[source], instances[target]
             if out not in self.migrating and to not in self.migrating:
-                self._begin(out, to)
+                self.migrating[out], self.migrating[to] = to, out
+                out.at_boundary(partial(self._choose, out, to))
 
     def _may_give(self, instance: Instance) -> bool:
         """Whether an instance is below the threshold or has a queue.
@@ -195,10 +194,6 @@ class Llumnix:
             self._above[instance] = self.loop.now + steps * shortest, looks
         return freeness < self.setup.lowest
 
-    def _begin(self, source: Instance, target: Instance) -> None:
-        self.migrating[source], self.migrating[target] = target, source
-        source.at_boundary(lambda: self._choose(source, target))
-
     def _choose(self, source: Instance, target: Instance) -> None:
         """At a boundary of the source: move its head of line if that can start at the target, else a running one."""
         if not (source.waiting and self._move_queued(source, target)):
@@ -208,7 +203,7 @@ class Llumnix:
                 link = self._links.setdefault(source, Link(how.bytes_per_s, how.message_seconds))
                 LiveMigration(source, target, moved, link, how.block_bytes, how.stages, self._ended).stage()
                 return
-        self._free(source, target)
+        del self.migrating[source], self.migrating[target]
 
     def _movable(self, source: Instance) -> Sequence | None:
         """The least important, then shortest running request (Section 4.4.3).
@@ -230,10 +225,8 @@ class Llumnix:
         if source.memory.admits(source.memory.needs(head)):
             return False  # it starts here, now
         memory = target.memory
-        reserve = getattr(memory, "reserve", 0)
-        if target.waiting and urgency(target.waiting[0]) < urgency(head):
-            return False
-        if target.blocks_free() - memory.needs(head) < reserve:
+        behind = target.waiting and urgency(target.waiting[0]) < urgency(head)
+        if behind or target.blocks_free() - memory.needs(head) < getattr(memory, "reserve", 0):
             return False
         source.waiting.popleft()
         self.queued_moves += 1
@@ -244,16 +237,13 @@ class Llumnix:
     def _ended(self, migration: LiveMigration, how: Migrated) -> None:
         self.migrations.append(how)
         self.migrating_seconds += 2 * how.seconds
-        self._free(migration.source, migration.target)
-
-    def _free(self, source: Instance, target: Instance) -> None:
-        del self.migrating[source], self.migrating[target]
+        del self.migrating[migration.source], self.migrating[migration.target]
 
     # Auto-scaling
 
     def _scale(self) -> None:
         """More instances until the fleet is free enough, or one less where it would stay so (need_scale)."""
-        self._settle()
+        self.fleet.settle(self.migrating.__contains__)
         fleet, rules = self.fleet, self.setup.scaling
         assert rules is not None
         loads = [load_of(one, False) for one in fleet.serving]
@@ -266,16 +256,10 @@ class Llumnix:
             fleet.start(instances_needed(loads, rules))
         elif not fleet.draining and len(fleet.serving) > rules.least:
             last = loads[-1]
-            without = [
-                *loads[:-1],
-                Load(0, last.free - last.total, 0, last.running, last.queued, last.queued_blocks),
-            ]
+            gone = last._replace(total=0, free=last.free - last.total, reserve=0)
+            without = [*loads[:-1], gone]
             if cluster_freeness(without, dispatch=False) > rules.low + rules.width:
                 fleet.drain(fleet.serving[-1])
-
-    def _settle(self) -> None:
-        if self.fleet.draining:
-            self.fleet.settle(lambda one: one in self.migrating)
 
     # What a run reports
 
@@ -288,11 +272,9 @@ class Llumnix:
         self.samples.append(
             Sample(
                 self.loop.now,
-                1 - free / total,
                 1 - (free - sum(load.queued_blocks for load in loads)) / total,
                 fragmented_blocks(free, blocked) / total,
                 sum(load.queued for load in loads),
-                self.fleet.changes[-1][1],
                 [min(migration_freeness(load, self.rules), 1e3) for load in loads],
                 [1 - load.free / load.total for load in loads],
                 [load.queued_blocks / load.total for load in loads],

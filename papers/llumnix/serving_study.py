@@ -18,13 +18,8 @@ from papers.llumnix.runs import AUTHORS_RATES, SAMPLE, Job, find_rates, ratio, r
 THRESHOLDS = {"128-128": 3.0, "256-256": 10.0, "512-512": 3.0, "128-512": 10.0, "512-128": 3.0}
 """Freeness below which an instance gives requests away, in blocks a request: artifact/63_serving_performance/run.sh."""
 
-GAINS = {
-    "ttft_p99_gain": "ttft_p99",
-    "ttft_mean_gain": "ttft_mean",
-    "request_mean_gain": "request_mean",
-    "decode_p99_gain": "decode_p99",
-}
-METRICS = (*GAINS, "preemption_gain", "fragmentation_gain", "time_migrating")
+GAINS = ("ttft_p99", "ttft_mean", "request_mean", "decode_p99")  # over INFaaS++, at each trace and level
+METRICS = (*(f"{name}_gain" for name in GAINS), "preemption_gain", "fragmentation_gain", "time_migrating")
 
 
 @dataclass(frozen=True)
@@ -36,8 +31,7 @@ class Summary:
     request_mean: float
     decode_p99: float  # per-token, of requests with more than one token
     preemption_loss: float
-    used: float  # share of the KV blocks
-    demanded: float  # held, or asked for by queued requests
+    demanded: float  # share of the KV blocks that is held, or asked for by queued requests
     fragmented: float  # share of the KV blocks
     queued: float  # requests
     migrations: int  # committed
@@ -61,7 +55,6 @@ def summarise(outcome: Outcome, instances: int) -> Summary:
         float(latency.mean()),
         float(np.quantile(trace.tpot[trace.output > 1], 0.99)),
         outcome.preemption_loss / len(trace.arrival),
-        outcome.mean_of("used"),
         outcome.mean_of("demanded"),
         outcome.mean_of("fragmented"),
         outcome.mean_of("queued"),
@@ -112,8 +105,9 @@ def claims_of(
 ) -> Iterator[tuple[str, float, dict[str, str | float]]]:
     """Claims' numbers of one seed from (INFaaS++, Llumnix) at each trace and level; loads and losses over them all."""
     for (trace, level), (theirs, ours) in settings.items():
-        for name, of in GAINS.items():
-            yield name, ratio(getattr(theirs, of), getattr(ours, of)), {"trace": trace, "level": level}
+        for name in GAINS:
+            gain = ratio(getattr(theirs, name), getattr(ours, name))
+            yield f"{name}_gain", gain, {"trace": trace, "level": level}
     everything = list(settings.values())
     yield "demand", float(np.mean([theirs.demanded for theirs, _ in everything])), {}
     yield "queue", float(np.mean([theirs.queued for theirs, _ in everything])), {}

@@ -11,6 +11,7 @@ its tokens at every step writes all of them, and never gets done.
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,10 +28,9 @@ from common.serving.wall_clock import WallClock
 from papers.llumnix.config import METHODS
 from papers.llumnix.live_instance import (
     BLOCK,
-    MachineClock,
     MigratingInstance,
+    RewrittenCache,
     gather,
-    new_cache,
     scatter,
     versions,
 )
@@ -102,7 +102,7 @@ def prefilled(model: Decoder, length: int) -> tuple[int, KVCache]:
 
 def copied(cache: KVCache, append_only: bool = True) -> KVCache:
     """The same cache in other memory, with room to grow."""
-    twin = new_cache(MODEL, cache.length + SPARE, append_only)
+    twin = (KVCache if append_only else RewrittenCache)(MODEL, cache.length + SPARE)
     twin.data[:, :, :, : cache.length] = cache.data[:, :, :, : cache.length]
     twin.length = cache.length
     return twin
@@ -156,18 +156,15 @@ class Source:
         self, model: Decoder, trial: Trial, made: dict[int, tuple[int, KVCache]], before: int, after: int
     ) -> None:
         self.trial, self.before, self.after = trial, before, after
-        self.loop = MachineClock()
+        self.loop = WallClock(time.monotonic)
         self.instance = MigratingInstance(self.loop, model, 4096, self._step)
         running = [self._running(*made[trial.length], trial.length, trial.output, trial.append_only)]
         running += [self._running(*made[length], length, SPARE) for length in COMPANIONS]
         self.migrating = running[0][0]
-        self.seen = (
-            running[0][1].data,
-            [0],
-            0,
-        )  # its cache as of the last look: data, versions of blocks, tokens
+        # Its cache as of the last look: data, versions of blocks, tokens.
+        self.seen = running[0][1].data, [0], 0
         self.loop.post(lambda _: self.instance.at_boundary(partial(self._begin, running)))
-        self.stopped_at = -1.0  # when the request left its batch, on the machine's clock
+        self.stopped_at = -1.0  # when the request left its batch, on the run's clock
         self.began = self.ended = float("inf")  # the migration, on the run's clock
         self.steps_left = after
         self.copies = self.stopped_blocks = 0
@@ -177,12 +174,10 @@ class Source:
     def _running(
         self, first: int, cache: KVCache, length: int, output: int, append_only: bool = True
     ) -> tuple[Sequence, KVCache]:
-        """A request that was prefilled before the run, and a cache of its own."""
         request = self.instance.request([*prompt_of(length).tolist(), first], length, output)
         return request, copied(cache, append_only)
 
     def _begin(self, running: list[tuple[Sequence, KVCache]]) -> None:
-        """At the first boundary."""
         for sequence, cache in running:
             held = blocks_of(cache.length, BLOCK)
             self.instance.take(held)
@@ -203,8 +198,8 @@ class Source:
 
     def last_token_at(self) -> float:
         """When the request's last token here came out, on the machine's clock."""
-        ends = [self.loop.origin + end_of(one) for one in self.instance.log]
-        return max(end for end in ends if end <= self.stopped_at)
+        ends = map(end_of, self.instance.log)
+        return began_at(self.loop) + max(end for end in ends if end <= self.stopped_at)
 
     def _step(self) -> None:
         """Between two iterations."""
@@ -226,11 +221,7 @@ class Source:
         """The migration's thread, beside the decoding loop."""
         while self._stage(on_the_loop(self.loop, self._at_boundary).get()):
             pass
-
-        def over() -> None:
-            self.ended = self.loop.clock()
-
-        on_the_loop(self.loop, over)
+        self.ended = on_the_loop(self.loop, self.loop.clock)
 
     def _at_boundary(self) -> "queue.SimpleQueue[list[int] | None]":
         """What `_look` will say when the instance is between two iterations."""
@@ -249,7 +240,7 @@ class Source:
         stops_at_once = self.trial.method in ("blocking", "recompute")
         if stops_at_once or len(dirty) <= self.trial.stages.last_stage_blocks:
             self.instance.slots[0].stop_decoding(self.migrating)
-            self.stopped_at = self.loop.origin + self.loop.clock()
+            self.stopped_at = self.loop.clock()
         return dirty
 
     def _stage(self, dirty: list[int] | None) -> bool:
@@ -278,10 +269,10 @@ class Source:
     def _hand_over(self, dirty: list[int]) -> bool:
         """The request has stopped: send the rest and commit, or take it back where the target has no room."""
         text = self.instance.tokens[self.migrating.index]
-        recomputes = self.trial.method == "recompute"
-        self.stopped_blocks = blocks_of(len(text), BLOCK) if recomputes else len(dirty)
+        self.stopped_blocks = len(dirty)
         if self.trial.method == "recompute":
-            if say(RECOMPUTE, blocks_of(len(text), BLOCK), len(text)):
+            self.stopped_blocks = blocks_of(len(text), BLOCK)
+            if say(RECOMPUTE, self.stopped_blocks, len(text)):
                 dist.send(torch.tensor(text), 1)
                 self.outcome = "committed"
         elif say(LAST, sum(b not in self.sent for b in dirty), len(dirty), self.seen[2], text[-1]):
@@ -298,32 +289,25 @@ class Source:
 
 
 class Target:
-    """The target's side: an instance that allocates blocks, and the request that arrives in it.
-
-    after: tokens that the request says here, once it has moved.
-    """
+    """The target's side: it allocates blocks, and the request that arrives says `after` tokens more."""
 
     def __init__(self, model: Decoder, room: int, after: int) -> None:
         self.after = after
-        self.loop = MachineClock()
+        self.loop = WallClock(time.monotonic)
         self.instance = MigratingInstance(self.loop, model, room, lambda: None)
         self.arrived: Sequence | None = None
 
     def serve(self) -> tuple[list[int], float, int]:
-        """Answer the source until the migration is over.
-
-        The request's tokens here, when the first one came out (the machine's clock), and free blocks in the end.
-        """
+        """Answer the source; the request's tokens here, when the first came out, and free blocks in the end."""
         Outside(self.loop, self._answer)
         self.loop.run([], self.instance.enqueue)
         free = self.instance.memory.free
         if self.arrived is None:
             return [], 0.0, free
         said = self.instance.tokens[0][-self.after :]
-        return said, self.loop.origin + end_of(self.instance.log[0]), free
+        return said, began_at(self.loop) + end_of(self.instance.log[0]), free
 
     def _answer(self) -> None:
-        """The thread that listens to the source."""
         held = 0
         cache = KVCache(MODEL, MODEL.positions)
         word = torch.zeros(5, dtype=torch.int64)
@@ -366,6 +350,11 @@ class Target:
         """The request decodes here from the next boundary on; only its last token is known here."""
         self.arrived = self.instance.request([0] * cache.length + [last], cache.length, self.after)
         self.instance.at_boundary(partial(self.instance.adopt, self.arrived, cache, held))
+
+
+def began_at(loop: WallClock) -> float:
+    """When a run began, on the machine's monotonic clock, which all processes share."""
+    return time.monotonic() - loop.clock()
 
 
 def end_of(one: Iteration) -> float:

@@ -3,6 +3,7 @@
 import math
 import typing
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.lab import bounds
+from common.lab.card import Card
 from common.lab.errors import LabError
 from common.lab.runtime import Runtime
 from common.serving.cluster import Fleet, Replicas
@@ -36,6 +38,7 @@ from papers.llumnix.lengths import draw_trace, power_law_lengths
 from papers.llumnix.llama_on_a10 import KV_BLOCKS, KV_BYTES, LlamaOnA10
 from papers.llumnix.local_scheduler import PreemptionLoss, PromptsFirst, submit
 from papers.llumnix.migration import LiveMigration, Stages
+from papers.llumnix.runs import find_rates
 from papers.llumnix.scaling_study import Summary, cheapest, gain_at
 from tests.common.serving.reference import SteppedGroup, SteppedInstance
 from tests.common.serving.test_engine import DYADIC, assert_same, dyadic_arrivals, workload
@@ -135,6 +138,8 @@ def test_equal_latency_is_compared_along_the_frontier():
     assert cheapest(ours, 0.5) is None
     assert cheapest(ours, 1000.0) == 4.0
     assert gain_at([point(12.0, 10.0)], ours, 10.0) == pytest.approx(2.0)
+    assert gain_at([point(12.0, 0.5)], ours, 0.5) == 1.0  # ours never gets there: nothing is gained
+    assert gain_at([point(4.0, 0.5)], ours, 0.5) == pytest.approx(0.5)
     beaten = [*ours, point(7.9, 10.0), point(9.0, 2.0)]  # two points that the frontier itself undercuts
     assert all(gain_at(beaten, beaten, one.ttft_p99) == 1.0 for one in beaten)
 
@@ -254,6 +259,43 @@ def test_without_migration_it_is_infaas_bit_by_bit():
     plain = simulate(requests, infaas)
     assert np.array_equal(off.finish, plain.finish) and np.array_equal(off.first_token, plain.first_token)
     assert np.array_equal(off.finish, serve(requests, Setup("infaas++")).trace.finish)
+
+
+def test_with_priorities_ignored_it_is_llumnix_base_bit_by_bit():
+    requests = draw_trace("512-512", np.random.default_rng(3), 200).scaled(1.15)
+    priority = (np.arange(200) % 5 == 0).astype(np.int64)
+    ignored = serve(requests, Setup(instances=4, prioritises=False), priority)
+    base = serve(requests, Setup("llumnix-base", 4), priority)
+    assert np.array_equal(ignored.trace.finish, base.trace.finish)
+    assert not np.array_equal(serve(requests, Setup(instances=4), priority).trace.finish, base.trace.finish)
+
+
+@pytest.mark.parametrize(
+    ("trace", "rate", "setup"),
+    [
+        ("512-512", 1.15, Setup(instances=4)),
+        ("256-256", 3.2, Setup(instances=4, lowest=10.0, random_pairs=2)),
+        ("512-512", 0.7, Setup(instances=2, scaling=Scaling(25.0, most=4))),
+        ("128-128", 12.0, Setup(instances=4, memory_share=0.3)),
+    ],
+)
+def test_instances_that_are_not_counted_could_not_have_given(monkeypatch, trace, rate, setup):
+    requests = draw_trace(trace, np.random.default_rng(6), 200, 2.0).scaled(rate)
+    counted = []
+    monkeypatch.setattr(
+        Llumnix, "_may_give", lambda *_, kept=Llumnix._may_give: counted.append(kept(*_)) or counted[-1]
+    )
+    lazy = serve(requests, setup)
+    monkeypatch.setattr(Llumnix, "_may_give", lambda *_: True)
+    whole = serve(requests, setup)
+    assert np.array_equal(lazy.trace.finish, whole.trace.finish) and lazy.migrations == whole.migrations
+    assert not all(counted)
+
+
+def test_queued_requests_alone_move_without_any_copy():
+    requests = draw_trace("512-512", np.random.default_rng(5), 300).scaled(1.15)
+    run_ = serve(requests, Setup(instances=4, move_running=False))
+    assert run_.migrations == [] and run_.migrating_seconds == 0 and run_.queued_moves > 0
 
 
 @pytest.mark.parametrize("policy", ["infaas++", "round-robin", "llumnix-base"])
@@ -406,7 +448,7 @@ def test_preemption_loss_is_waiting_and_prefilling_again_less_a_step():
         return Replicas([one], FreestFirst(Rules()))
 
     trace = simulate(workload((0.0, 80, 40), (0.0, 70, 40)), build)
-    assert trace.preemptions.tolist() == [0, 1] and loss.preemptions == 1
+    assert trace.preemptions.tolist() == [0, 1]
     # The later one leaves when both need a block and none is left, and is back when the first is done.
     gap = trace.finish[0] - trace.preemptions[0]
     assert 0 < loss.seconds < gap
@@ -481,6 +523,23 @@ def test_with_migration_off_every_gain_is_gone():
     assert seen.values("ttft_p99_gain") == [1.0] and seen.values("request_mean_gain") == [1.0]
     assert seen.values("instances_gain") == [1.0]
     assert not seen.rows("priority_ttft_mean_gain")
+
+
+def test_rates_of_a_trace_are_the_same_searched_together_or_alone():
+    config, places = replace(TINY, requests=250), [("512-512", 0.4), ("512-512", 0.6)]
+    together = find_rates(config, Runtime([0], workers=1), places)
+    assert together == {
+        k: v for one in places for k, v in find_rates(config, Runtime([0], workers=1), [one]).items()
+    }
+    assert together[places[0]] < together[places[1]]
+
+
+def test_the_ends_of_free_constants_lie_above_the_floors_of_their_claims():
+    card = Card.load(Path(__file__).parents[2] / "papers/llumnix/paper.yaml")
+    for claim in card.claims:
+        if "high_share" in claim.free:
+            least = min(claim.free["high_share"]) * Config().priority_requests
+            assert least >= claim.requires["high_requests"]
 
 
 def test_aborted_migrations_are_counted_with_the_bytes_that_they_lost():

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from common.distributed.launch import launch
-from papers.llumnix.live_instance import BLOCK, gather, new_cache, scatter, versions
+from common.models.decoder import KVCache
+from papers.llumnix.live_instance import BLOCK, RewrittenCache, gather, scatter, versions
 from papers.llumnix.migration import Stages
 from papers.llumnix.two_instances import METHODS, MODEL, Trial, build, migrations, unmoved
 
@@ -75,7 +76,7 @@ def test_every_block_of_the_target_comes_back(moved):
 @pytest.mark.parametrize(("append_only", "changed"), [(True, [2]), (False, [0, 1, 2])])
 def test_only_the_last_block_of_an_append_only_cache_changes(append_only, changed):
     model = build()
-    cache = new_cache(MODEL, 80, append_only)
+    cache = (KVCache if append_only else RewrittenCache)(MODEL, 80)
     generator = torch.Generator().manual_seed(0)
     model([torch.randint(MODEL.vocab, (41,), generator=generator)], [cache])
     before, stored = versions(cache), cache.data.clone()
@@ -90,7 +91,7 @@ def test_only_the_last_block_of_an_append_only_cache_changes(append_only, change
 
 def test_gathered_blocks_come_back_where_they_were():
     generator = torch.Generator().manual_seed(1)
-    ours, theirs = new_cache(MODEL, 6 * BLOCK, True), new_cache(MODEL, 6 * BLOCK, True)
+    ours, theirs = KVCache(MODEL, 6 * BLOCK), KVCache(MODEL, 6 * BLOCK)
     ours.data.normal_(generator=generator)
     for chosen in ([4, 1], [0, 2, 3, 5]):
         scatter(theirs, torch.tensor(chosen), gather(ours.data, chosen))
