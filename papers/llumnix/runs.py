@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from common.serving.workload import Workload
 from papers.llumnix.cluster import Outcome, serve, what_matters
 from papers.llumnix.config import Config
 from papers.llumnix.global_scheduler import Setup
-from papers.llumnix.lengths import draw_trace, means
+from papers.llumnix.lengths import draw_trace
 
 Result = TypeVar("Result")
 
@@ -78,12 +78,18 @@ def run_once(lab: Runtime, function: Callable[[Job], Result], jobs: list[Job], l
 
 
 def requests_of(config: Config, trace: str) -> int:
-    """Requests of a run: more where answers are short, for such a run is over sooner.
+    """Requests of a run: as many as arrive in the time that `requests` of 512-512 take, at the authors' rates.
 
-    The longest requests take four minutes; a run much shorter than a quarter of an hour never fills up, and its search
-    would find rates far beyond what the cluster sustains.
+    The longest requests take four minutes, and a run that is over sooner never fills up.
     """
-    return min(MOST_REQUESTS, config.requests * 512 // means(trace)[1])
+    return min(MOST_REQUESTS, round(config.requests * AUTHORS_RATES[trace] / AUTHORS_RATES["512-512"]))
+
+
+class Rate(NamedTuple):
+    """Requests/s, and whether the level that was searched for is reached at any rate."""
+
+    per_s: float
+    reached: bool
 
 
 @dataclass(frozen=True)
@@ -96,11 +102,11 @@ class Search:
     start: float  # requests/s
     steps: int = 4
 
-    def rates(self) -> list[float]:
-        """Requests/s of each level: a bracket from `start` by halving or doubling, bisected.
+    def rates(self) -> list[Rate]:
+        """The rate of each level: a bracket from `start` by halving or doubling, bisected.
 
         Memory held alone does not find the knee: scattered free blocks keep it below 0.9 however long the queues get.
-        Workloads too short to fill the cluster end the search at eight times `start`.
+        Workloads too short to fill the cluster end the search at eight times `start`: not reached.
         """
         known: dict[float, float] = {}
 
@@ -112,11 +118,13 @@ class Search:
 
         return [self._bisect(demanded, level) for level in self.levels]
 
-    def _bisect(self, demanded: Callable[[float], float], level: float) -> float:
+    def _bisect(self, demanded: Callable[[float], float], level: float) -> Rate:
         low = high = self.start
         if demanded(low) < level:
-            while high < 8 * self.start and demanded(high := 2 * low) < level:
+            while demanded(high := 2 * low) < level:
                 low = high
+                if high >= 8 * self.start:
+                    return Rate(high, False)
         else:
             while high > self.start / 8 and demanded(low := high / 2) >= level:
                 high = low
@@ -126,14 +134,14 @@ class Search:
                 low = middle
             else:
                 high = middle
-        return low
+        return Rate(low, True)
 
 
 def find_rates(
     config: Config, lab: Runtime, wanted: Iterable[tuple[str, float]]
-) -> dict[tuple[str, float], float]:
-    """Requests/s of (trace, level), searched on requests that no seed evaluates; one search a trace."""
-    known: dict[Hashable, float] = lab.once("llumnix: rates", dict)
+) -> dict[tuple[str, float], Rate]:
+    """The rate of each (trace, level), searched on requests that no seed evaluates; one search a trace."""
+    known: dict[Hashable, Rate] = lab.once("llumnix: rates", dict)
     shared = (config.instances, config.homogeneous, config.memory_share, config.knee_draws)
     keys = {one: (*one, requests_of(config, one[0]), *shared) for one in wanted}
     missing: dict[str, list[float]] = {}

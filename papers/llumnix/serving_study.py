@@ -76,12 +76,13 @@ def run_job(job: Job) -> Summary:
 def observe(config: Config, lab: Runtime, seen: Observations) -> None:
     """Each trace at each level under INFaaS++ and Llumnix, and under round-robin on the first seed's requests."""
     rates = find_rates(config, lab, [(trace, level) for trace in config.traces for level in config.levels])
-    for (trace, level), rate in rates.items():
+    for (trace, level), (rate, _) in rates.items():
         seen.add("rate", rate, trace=trace, level=level)
         seen.add("rate_factor", rate / AUTHORS_RATES[trace], trace=trace, level=level)
+    seen.add("levels_reached", float(np.mean([rate.reached for rate in rates.values()])))
     jobs = []
     for seed in lab.seeds:
-        for (trace, level), rate in rates.items():
+        for (trace, level), (rate, _) in rates.items():
             n = requests_of(config, trace)
             workload = draw_trace(trace, lab.rng(seed, "serving", trace), n, homogeneous=config.homogeneous)
             for policy in ("infaas++", "llumnix", "round-robin"):

@@ -38,7 +38,7 @@ from papers.llumnix.lengths import draw_trace, power_law_lengths
 from papers.llumnix.llama_on_a10 import KV_BLOCKS, KV_BYTES, LlamaOnA10
 from papers.llumnix.local_scheduler import PreemptionLoss, PromptsFirst, submit
 from papers.llumnix.migration import LiveMigration, Stages
-from papers.llumnix.runs import find_rates
+from papers.llumnix.runs import find_rates, requests_of
 from papers.llumnix.scaling_study import Summary, cheapest, gain_at
 from tests.common.serving.reference import SteppedGroup, SteppedInstance
 from tests.common.serving.test_engine import DYADIC, assert_same, dyadic_arrivals, workload
@@ -531,7 +531,20 @@ def test_rates_of_a_trace_are_the_same_searched_together_or_alone():
     assert together == {
         k: v for one in places for k, v in find_rates(config, Runtime([0], workers=1), [one]).items()
     }
-    assert together[places[0]] < together[places[1]]
+    assert together[places[0]].per_s < together[places[1]].per_s and together[places[1]].reached
+
+
+def test_a_run_too_short_to_fill_the_cluster_says_that_its_level_was_not_reached():
+    (rate,) = find_rates(TINY, Runtime([0], workers=1), [("512-512", 0.99)]).values()
+    assert rate == (8 * 2.9 * 3 / 16, False)
+    seen = tiny(replace(TINY, levels=[0.99]), wanted=["ttft_p99_gain"])
+    assert seen.values("levels_reached") == [0.0]
+
+
+def test_runs_of_all_traces_last_as_long_at_the_authors_rates():
+    assert requests_of(Config(), "512-512") == 2000
+    assert requests_of(Config(), "128-512") == round(2000 * 4.25 / 2.9)
+    assert requests_of(Config(), "512-128") == 10_000  # the artifact's most
 
 
 def test_the_ends_of_free_constants_lie_above_the_floors_of_their_claims():
