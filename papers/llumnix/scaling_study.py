@@ -1,6 +1,7 @@
 """As few instances as will do: cost and tail latency under auto-scaling (Section 6.5, Figures 14 and 15)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,8 +19,7 @@ CV = 2.0  # of the sweep of thresholds
 METRICS = ("instances_gain", "instances_gain_at_equal_ttft")
 
 
-@dataclass(frozen=True)
-class Summary:
+class Summary(NamedTuple):
     """Cost and latency of a run: instances on average, seconds; instances over time for the figure."""
 
     instances: float

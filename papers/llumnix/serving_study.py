@@ -4,13 +4,12 @@ The authors' rates load their instances; this latency model is faster, so each t
 searched for: those at which a stated share of the memory is held or asked for by queued requests under INFaaS++.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import product
 
 import numpy as np
 
 from common.lab.runtime import Observations, Runtime
-from papers.llumnix.cluster import Outcome
 from papers.llumnix.config import Config
 from papers.llumnix.lengths import draw_trace
 from papers.llumnix.runs import AUTHORS_RATES, SAMPLE, Job, find_rates, ratio, requests_of, run_once, setup_of
@@ -22,55 +21,33 @@ GAINS = ("ttft_p99", "ttft_mean", "request_mean", "decode_p99")  # over INFaaS++
 METRICS = (*(f"{name}_gain" for name in GAINS), "preemption_gain", "fragmentation_gain", "time_migrating")
 
 
-@dataclass(frozen=True)
-class Summary:
-    """What is kept of a run. Seconds; the preemption loss is a mean over all requests."""
-
-    ttft_mean: float
-    ttft_p99: float
-    request_mean: float
-    decode_p99: float  # per-token, of requests with more than one token
-    preemption_loss: float
-    demanded: float  # share of the KV blocks that is held, or asked for by queued requests
-    fragmented: float  # share of the KV blocks
-    queued: float  # requests
-    migrations: int  # committed
-    aborts: int
-    no_room: int  # of the aborts: the target had no memory for the next stage
-    queued_moves: int
-    moved_gb: float  # of KV cache, aborted migrations included
-    wasted_gb: float  # of it, copied by migrations that aborted
-    migrating: float  # share of the time that an instance is at either end of a migration
-
-
-def summarise(outcome: Outcome, instances: int) -> Summary:
-    """The numbers of a run."""
-    trace = outcome.trace
-    latency = trace.finish - trace.arrival
-    done = [one for one in outcome.migrations if one.outcome == "committed"]
-    lost = [one for one in outcome.migrations if one.outcome != "committed"]
-    return Summary(
-        float(trace.ttft.mean()),
-        float(np.quantile(trace.ttft, 0.99)),
-        float(latency.mean()),
-        float(np.quantile(trace.tpot[trace.output > 1], 0.99)),
-        outcome.preemption_loss / len(trace.arrival),
-        outcome.mean_of("demanded"),
-        outcome.mean_of("fragmented"),
-        outcome.mean_of("queued"),
-        len(done),
-        len(lost),
-        sum(one.outcome == "no room" for one in lost),
-        outcome.queued_moves,
-        sum(one.bytes for one in outcome.migrations) / 1e9,
-        sum(one.bytes for one in lost) / 1e9,
-        outcome.migrating_seconds / instances / float(trace.finish.max()),
-    )
+Summary = dict[str, float]  # of a run; seconds, gigabytes, shares of the KV blocks
 
 
 def run_job(job: Job) -> Summary:
     """Serve and summarise."""
-    return summarise(job.serve(), job.setup.instances)
+    outcome = job.serve()
+    trace = outcome.trace
+    latency = trace.finish - trace.arrival
+    lost = [one for one in outcome.migrations if one.outcome != "committed"]
+    span = job.setup.instances * float(trace.finish.max())
+    return {
+        "ttft_mean": float(trace.ttft.mean()),
+        "ttft_p99": float(np.quantile(trace.ttft, 0.99)),
+        "request_mean": float(latency.mean()),
+        "decode_p99": float(np.quantile(trace.tpot[trace.output > 1], 0.99)),  # a token
+        "preemption_loss": outcome.preemption_loss / len(trace.arrival),  # a request
+        "demanded": outcome.mean_of("demanded"),
+        "fragmented": outcome.mean_of("fragmented"),
+        "queued": outcome.mean_of("queued"),
+        "migrations": len(outcome.migrations) - len(lost),
+        "aborts": len(lost),
+        "no_room": sum(one.outcome == "no room" for one in lost),
+        "queued_moves": outcome.queued_moves,
+        "moved_gb": sum(one.bytes for one in outcome.migrations) / 1e9,
+        "wasted_gb": sum(one.bytes for one in lost) / 1e9,  # of it, by migrations that aborted
+        "migrating": outcome.migrating_seconds / span,  # share of the time at either end of a migration
+    }
 
 
 def observe(config: Config, lab: Runtime, seen: Observations) -> None:
@@ -93,27 +70,23 @@ def observe(config: Config, lab: Runtime, seen: Observations) -> None:
     for job, one in zip(jobs, run_once(lab, run_job, jobs, "serving"), strict=True):
         trace, level = str(job.at[0]), float(str(job.at[1]))
         found.setdefault(job.seed, {}).setdefault(job.setup.policy, {})[trace, level] = one
-        for name, value in vars(one).items():
+        for name, value in one.items():
             seen.add(name, value, job.seed, trace=trace, level=level, policy=job.setup.policy)
     for seed, by in found.items():
-        pairs = {place: (by["infaas++"][place], ours) for place, ours in by["llumnix"].items()}
-        for name, value, at in claims_of(pairs):
-            seen.add(name, value, seed, **at)
+        theirs, ours = by["infaas++"], by["llumnix"]
+        for (trace, level), name in product(ours, GAINS):
+            gain = ratio(theirs[trace, level][name], ours[trace, level][name])
+            seen.add(f"{name}_gain", gain, seed, trace=trace, level=level)
+        seen.add("demand", mean("demanded", theirs), seed)
+        seen.add("queue", mean("queued", theirs), seed)
+        seen.add("time_migrating", mean("migrating", ours), seed)
+        loss, scattered = (
+            [mean(name, of) for of in (theirs, ours)] for name in ("preemption_loss", "fragmented")
+        )
+        seen.add("preemption_gain", ratio(*loss), seed)
+        seen.add("fragmentation_gain", ratio(*scattered, 1e-4), seed)
 
 
-def claims_of(
-    settings: dict[tuple[str, float], tuple[Summary, Summary]],
-) -> Iterator[tuple[str, float, dict[str, str | float]]]:
-    """Claims' numbers of one seed from (INFaaS++, Llumnix) at each trace and level; loads and losses over them all."""
-    for (trace, level), (theirs, ours) in settings.items():
-        for name in GAINS:
-            gain = ratio(getattr(theirs, name), getattr(ours, name))
-            yield f"{name}_gain", gain, {"trace": trace, "level": level}
-    everything = list(settings.values())
-    yield "demand", float(np.mean([theirs.demanded for theirs, _ in everything])), {}
-    yield "queue", float(np.mean([theirs.queued for theirs, _ in everything])), {}
-    lost = [float(np.mean([pair[i].preemption_loss for pair in everything])) for i in (0, 1)]
-    yield "preemption_gain", ratio(lost[0], lost[1]), {}
-    scattered = [float(np.mean([pair[i].fragmented for pair in everything])) for i in (0, 1)]
-    yield "fragmentation_gain", ratio(scattered[0], scattered[1], 1e-4), {}
-    yield "time_migrating", float(np.mean([ours.migrating for _, ours in everything])), {}
+def mean(name: str, runs: dict[tuple[str, float], Summary]) -> float:
+    """Mean over traces and levels."""
+    return float(np.mean([one[name] for one in runs.values()]))
