@@ -66,7 +66,7 @@ class Rules:
     target: int | None = PRIORITY_TARGET
 
     def headroom(self, load: Load) -> int:
-        """Blocks of headroom that high-priority requests add to the usage of an instance."""
+        """Blocks that high-priority requests add to the usage of an instance."""
         return 0 if self.target is None else max(0, load.total - self.target)
 
 

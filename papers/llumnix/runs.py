@@ -1,7 +1,7 @@
 """What all simulated studies share: the cluster of a config, rates at the knee, and runs that arms have in common."""
 
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -42,22 +42,10 @@ class Job:
 
 
 def setup_of(config: Config, policy: str, seed: int, sample_seconds: float = 0.0) -> Setup:
-    """The cluster that a policy runs on."""
-    return Setup(
-        policy=policy,
-        instances=config.instances,
-        migration=config.migration,
-        move_running=config.move_running,
-        queued_demand=config.queued_demand,
-        headroom=config.headroom,
-        prioritises=config.prioritises,
-        drain_by_migration=config.drain_by_migration,
-        random_pairs=seed if config.pairing == "random" else -1,
-        start_seconds=config.start_seconds,
-        bytes_per_s=config.bytes_per_s,
-        memory_share=config.memory_share,
-        sample_seconds=sample_seconds,
-    )
+    """The cluster that a policy runs on: what Config and Setup both name, and the placebo's seed."""
+    shared = {one.name: getattr(config, one.name) for one in fields(Setup) if hasattr(config, one.name)}
+    pairs = seed if config.pairing == "random" else -1
+    return Setup(policy=policy, random_pairs=pairs, sample_seconds=sample_seconds, **shared)
 
 
 def run_once(lab: Runtime, function: Callable[[Job], Result], jobs: list[Job], label: str) -> list[Result]:

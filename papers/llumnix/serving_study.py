@@ -83,8 +83,8 @@ def observe(config: Config, lab: Runtime, seen: Observations) -> None:
         loss, scattered = (
             [mean(name, of) for of in (theirs, ours)] for name in ("preemption_loss", "fragmented")
         )
-        seen.add("preemption_gain", ratio(*loss), seed)
-        seen.add("fragmentation_gain", ratio(*scattered, 1e-4), seed)
+        seen.add("preemption_gain", ratio(loss[0], loss[1]), seed)
+        seen.add("fragmentation_gain", ratio(scattered[0], scattered[1], 1e-4), seed)
 
 
 def mean(name: str, runs: dict[tuple[str, float], Summary]) -> float:

@@ -45,17 +45,13 @@ ASK, LAST, RECOMPUTE, ABORT = range(4)  # messages of the source
 
 @dataclass(frozen=True)
 class Trial:
-    """One migration to try.
-
-    length: tokens stored when it is asked for. output: tokens after which the request is finished (before or after it
-    moved). room: blocks of the target. append_only: False rewrites the whole cache at every step.
-    """
+    """One migration to try."""
 
     method: str
-    length: int
-    output: int = 400
-    room: int = 1024
-    append_only: bool = True
+    length: int  # tokens stored when it is asked for
+    output: int = 400  # tokens after which the request is finished, here or there
+    room: int = 1024  # blocks of the target
+    append_only: bool = True  # False: the whole cache is rewritten at every step
     stages: Stages = Stages()
 
     def __post_init__(self) -> None:
@@ -84,7 +80,6 @@ class Moved:
 
 
 def build() -> Decoder:
-    """The same weights in every process."""
     return Decoder(MODEL, torch.Generator().manual_seed(WEIGHTS))
 
 
