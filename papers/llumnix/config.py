@@ -18,7 +18,7 @@ class Config:
     )
     # Share of the memory that is held, or asked for by queued requests, under INFaaS++.
     levels: Annotated[list[float], Length(1), At(0.3, 1.0)] = field(default_factory=lambda: [0.85, 0.95])
-    # Of each run whose answers have a mean of 512 tokens; more where they are shorter.
+    # Of a run of 512-512; the other traces have as many as arrive in the same time at the authors' rates.
     requests: Annotated[int, At(50, 20_000)] = 2000
     instances: Annotated[int, At(2, 64)] = 16
     knee_draws: Annotated[int, At(1, 10)] = 2  # workloads over which a rate is searched
