@@ -35,7 +35,8 @@ def run_job(job: Job) -> list[tuple[float, float]]:
 def observe(config: Config, lab: Runtime, seen: Observations) -> None:
     """Bursts of requests, some of them important, under Llumnix-base and Llumnix."""
     level = min(config.levels)
-    rate = find_rates(config, lab, [(TRACE, level)])[TRACE, level].per_s
+    rate, reached = find_rates(config, lab, [(TRACE, level)])[TRACE, level]
+    seen.add("priority_level_reached", float(reached))
     # As far below the knee as the authors' rate.
     rate *= config.priority_load * AUTHORS_RATE / AUTHORS_RATES[TRACE]
     seen.add("priority_rate", rate)

@@ -40,7 +40,9 @@ def run_job(job: Job) -> Summary:
 def observe(config: Config, lab: Runtime, seen: Observations) -> None:
     """Auto-scaled fleets under INFaaS++ and Llumnix: a sweep of thresholds at CV 2, and other CVs at the usual one."""
     level = min(config.levels)
-    rate = find_rates(config, lab, [(TRACE, level)])[TRACE, level].per_s * AUTHORS_RATE / AUTHORS_RATES[TRACE]
+    rate, reached = find_rates(config, lab, [(TRACE, level)])[TRACE, level]
+    rate *= AUTHORS_RATE / AUTHORS_RATES[TRACE]
+    seen.add("scaling_level_reached", float(reached))
     seen.add("scaling_rate", rate)
     same, sweep = [], []  # CVs at the authors' threshold, thresholds at one CV
     if lab.wants("instances_gain"):
