@@ -30,8 +30,8 @@ from papers.infinite_llm.cluster import ETHERNET, NODE_GPUS, lending_over
 from papers.infinite_llm.lending import Lender
 from papers.infinite_llm.planning import LendingLatency
 from papers.infinite_llm.planning import Rules as LendingRules
-from papers.llumnix.freeness import Rules
-from papers.llumnix.global_scheduler import FreestFirst, Llumnix, Moving
+from papers.llumnix.global_scheduler import Llumnix
+from papers.llumnix.global_scheduler import Setup as Fleets
 from papers.llumnix.local_scheduler import PreemptionLoss, PromptsFirst
 from papers.nanoflow.dense_batch import DenseBatch
 from papers.sarathi_serve.schedulers import StallFree
@@ -110,9 +110,9 @@ def llumnix(terms: Terms, loop: EventLoop, migrates: bool) -> System:
         memory = PagedMemory(terms.kv_tokens)
         return Instance(loop, terms.latency, memory, PromptsFirst(loss), records_tokens=True)
 
-    rules = Rules(target=None)  # no request has priority here
-    moving = Moving(BLOCK_TOKENS * terms.latency.shape.kv_bytes_per_token()) if migrates else None
-    return Llumnix(loop, Fleet(loop, instance, terms.instances), FreestFirst(rules), rules, moving)
+    block_bytes = BLOCK_TOKENS * terms.latency.shape.kv_bytes_per_token()
+    setup = Fleets(migration=migrates, block_bytes=block_bytes, sample_seconds=0.0)
+    return Llumnix(loop, Fleet(loop, instance, terms.instances), setup)
 
 
 def infinite(terms: Terms, loop: EventLoop) -> System:

@@ -10,85 +10,58 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from common.serving.cluster import Fleet, RoundRobin
+from common.serving.cluster import Fleet, Replicas, RoundRobin
 from common.serving.engine import Instance, simulate
-from common.serving.loop import EventLoop
+from common.serving.link import Link
+from common.serving.loop import COPY, EventLoop
 from common.serving.memory import PagedMemory
-from common.serving.sequence import Sequence
 from common.serving.trace import Trace
 from common.serving.workload import Workload
-from papers.llumnix.freeness import PRIORITY_TARGET, Rules
-from papers.llumnix.global_scheduler import FreestFirst, Llumnix, Moving, Sample, Scaling
-from papers.llumnix.llama_on_a10 import BLOCK_TOKENS, KV_BLOCKS, KV_BYTES, LlamaOnA10
+from papers.llumnix.freeness import PRIORITY_TARGET
+from papers.llumnix.global_scheduler import Llumnix, Sample, Setup
+from papers.llumnix.llama_on_a10 import BLOCK_TOKENS, KV_BLOCKS, MEMORY_SHARE, LlamaOnA10
 from papers.llumnix.local_scheduler import PreemptionLoss, PromptsFirst
-from papers.llumnix.migration import Migrated
+from papers.llumnix.migration import LiveMigration, Migrated, Stages
 
+LIVE = Stages()
 POLICIES = ("round-robin", "infaas++", "llumnix-base", "llumnix")
-BLOCK_BYTES = float(BLOCK_TOKENS * KV_BYTES)
 
 
-@dataclass(frozen=True)
-class Setup:
-    """A cluster and its policy. The switches are what controls turn off.
-
-    instances: at the start. start_seconds: until an ordered instance serves (inferred: loading 13.5 GB of weights
-    from disk takes 20 to 60). sample_seconds: between samples of the cluster's state.
-    """
-
-    policy: str = "llumnix"
-    instances: int = 16
-    lowest: float = 3.0  # blocks a request: below it an instance gives requests away
-    migration: bool = True
-    queued_demand: bool = True
-    headroom: bool = True
-    prioritises: bool = True  # False: priorities are ignored, as by llumnix-base
-    drain_by_migration: bool = True
-    scaling: Scaling | None = None
-    start_seconds: float = 40.0
-    bytes_per_s: float = 1.5e9  # of migration
-    sample_seconds: float = 1.0
+OF_MIGRATION = ("lowest", "move_running", "bytes_per_s", "drain_by_migration", "random_pairs")
 
 
 def what_matters(setup: Setup) -> Setup:
     """The same setup with the usual values of all that its policy never looks at: runs of both are the same."""
-    usual = Setup()
-    if setup.policy not in ("llumnix", "llumnix-base"):
-        setup = replace(
-            setup,
-            migration=usual.migration,
-            lowest=usual.lowest,
-            bytes_per_s=usual.bytes_per_s,
-            drain_by_migration=usual.drain_by_migration,
-        )
+    ignored: tuple[str, ...] = ()
+    if not setup.migrates:
+        ignored = OF_MIGRATION if setup.policy.startswith("llumnix") else ("migration", *OF_MIGRATION)
     if setup.policy == "llumnix-base":
-        setup = replace(setup, headroom=usual.headroom, prioritises=usual.prioritises)
-    return setup
+        ignored = (*ignored, "headroom", "prioritises")
+    usual = Setup()
+    return replace(setup, **{name: getattr(usual, name) for name in ignored})
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run left: the trace, the cluster's samples, migrations, preemption loss in seconds over all requests."""
+    """What a run left: the trace, the cluster's samples, migrations, preemption loss in seconds over all requests.
+
+    changes: seconds, and the instances paid for since then.
+    """
 
     trace: Trace
     samples: list[Sample]
     migrations: list[Migrated]
     queued_moves: int
     migrating_seconds: float
-    preemptions: int
     preemption_loss: float
     average_instances: float
-    priority: np.ndarray  # of each request, shape (requests,)
-
-    @property
-    def arriving(self) -> tuple[float, float]:
-        """From when to when the cluster is judged: the arrivals, less their first fifth (it fills up)."""
-        first, last = float(self.trace.arrival[0]), float(self.trace.arrival[-1])
-        return first + 0.2 * (last - first), last
+    changes: list[tuple[float, int]]
 
     def mean_of(self, name: str) -> float:
-        """Mean of a sampled quantity while requests arrive."""
-        start, end = self.arriving
-        values = [float(getattr(one, name)) for one in self.samples if start <= one.time <= end]
+        """Mean of a sampled quantity while requests arrive, less the first fifth of that time (it fills up)."""
+        first, last = float(self.trace.arrival[0]), float(self.trace.arrival[-1])
+        start = first + 0.2 * (last - first)
+        values = [float(getattr(one, name)) for one in self.samples if start <= one.time <= last]
         return float(np.mean(values)) if values else 0.0
 
 
@@ -99,64 +72,71 @@ def serve(workload: Workload, setup: Setup, priority: np.ndarray | None = None) 
     """
     if setup.policy not in POLICIES:
         raise ValueError(f"unknown policy {setup.policy!r}; one of {', '.join(POLICIES)}")
+    for name in ("bytes_per_s", "memory_share", "instances"):
+        if not 0 < getattr(setup, name) < float("inf"):
+            raise ValueError(f"{name} is {getattr(setup, name)!r}; it is a number above 0")
+    if not 0 <= setup.start_seconds < float("inf"):
+        raise ValueError(f"start_seconds is {setup.start_seconds!r}; it is a number from 0")
+    if priority is not None and np.shape(priority) != (len(workload),):
+        raise ValueError(f"priority has the shape {np.shape(priority)}; it is ({len(workload)},)")
     loss = PreemptionLoss()
     kept: list[Llumnix] = []
-    levels = np.zeros(len(workload), dtype=np.int64) if priority is None else priority
+    levels = priority if setup.prioritises and setup.policy != "llumnix-base" else None
+    spared = setup.headroom and setup.policy == "llumnix" and levels is not None and levels.any()
 
-    def build(loop: EventLoop) -> "Prioritised":
-        fleet = Fleet(loop, lambda: instance(loop, loss), setup.instances, setup.start_seconds)
-        kept.append(system(loop, fleet, setup, bool(levels.any())))
-        known = setup.prioritises and setup.policy != "llumnix-base"
-        return Prioritised(kept[0], levels, known)
+    def build(loop: EventLoop) -> Llumnix:
+        fleet = Fleet(
+            loop, lambda: instance(loop, loss, setup.memory_share), setup.instances, setup.start_seconds
+        )
+        kept.append(Llumnix(loop, fleet, setup, levels, PRIORITY_TARGET if spared else None))
+        return kept[0]
 
     trace = simulate(workload, build)
     cluster = kept[0]
     return Outcome(
         trace,
         cluster.samples,
-        cluster.migrations.log,
-        cluster.migrations.queued_moves,
+        cluster.migrations,
+        cluster.queued_moves,
         cluster.migrating_seconds,
-        loss.preemptions,
         loss.seconds,
         cluster.fleet.average(float(trace.finish.max())),
-        levels,
+        cluster.fleet.changes,
     )
 
 
-def instance(loop: EventLoop, loss: PreemptionLoss) -> Instance:
+def instance(loop: EventLoop, loss: PreemptionLoss, memory_share: float = MEMORY_SHARE) -> Instance:
     """One LLaMA-7B on one A10."""
     return Instance(
-        loop, LlamaOnA10(), PagedMemory(KV_BLOCKS * BLOCK_TOKENS, BLOCK_TOKENS), PromptsFirst(loss)
-    )
-
-
-def system(loop: EventLoop, fleet: Fleet, setup: Setup, priorities: bool = True) -> Llumnix:
-    """The policy of `setup` over a fleet. priorities: whether any request has one; without, nobody looks for them."""
-    known = priorities and setup.headroom and setup.prioritises and setup.policy == "llumnix"
-    rules = Rules(setup.queued_demand, PRIORITY_TARGET if known else None)
-    migrates = setup.migration and setup.policy in ("llumnix", "llumnix-base")
-    moving = Moving(
-        BLOCK_BYTES, lowest=setup.lowest, bytes_per_s=setup.bytes_per_s, drains=setup.drain_by_migration
-    )
-    return Llumnix(
         loop,
-        fleet,
-        RoundRobin() if setup.policy == "round-robin" else FreestFirst(replace(rules, queued_demand=True)),
-        rules,
-        moving if migrates else None,
-        setup.scaling,
-        setup.sample_seconds,
+        LlamaOnA10(memory_share),
+        PagedMemory(KV_BLOCKS * BLOCK_TOKENS, BLOCK_TOKENS),
+        PromptsFirst(loss),
     )
 
 
-class Prioritised:
-    """Gives each request its priority on its way to the system, where the system knows priorities."""
+def migrate_alone(tokens: int, stages: Stages = LIVE) -> tuple[LiveMigration, Migrated]:
+    """Two instances and one request with a prompt of `tokens`, which migrates in the middle of its answer.
 
-    def __init__(self, inner: Llumnix, levels: np.ndarray, known: bool) -> None:
-        self.inner, self.levels, self.known = inner, levels, known
+    Raises ValueError for a length that an instance cannot hold.
+    """
+    if not 1 <= tokens <= 8192:
+        raise ValueError(f"tokens is {tokens}; it is 1 to 8,192")
+    usual = Setup()
+    ended: list[tuple[LiveMigration, Migrated]] = []
 
-    def submit(self, sequence: Sequence) -> None:
-        if self.known:
-            sequence.priority = int(self.levels[sequence.index])
-        self.inner.submit(sequence)
+    def build(loop: EventLoop) -> Replicas:
+        source, target = (instance(loop, PreemptionLoss()) for _ in range(2))
+
+        def begin() -> None:
+            (one,) = source.slots[0].group.members
+            link = Link(usual.bytes_per_s, usual.message_seconds)
+            LiveMigration(
+                source, target, one, link, usual.block_bytes, stages, lambda *how: ended.append(how)
+            ).stage()
+
+        loop.at(4.0, COPY, lambda _: source.at_boundary(begin))
+        return Replicas([source], RoundRobin())
+
+    simulate(Workload(np.zeros(1), np.array([tokens]), np.array([2000])), build)
+    return ended[0]

@@ -21,21 +21,16 @@ PRIORITY_TARGET = 100  # blocks: "set target 2k tokens load", 1600 // 16 in the 
 
 
 class Load(NamedTuple):
-    """What an instance reports. Blocks are KV blocks of 16 tokens.
-
-    total: capacity. free: nobody holds them. reserve: the watermark that admissions leave free. running: requests that
-    prefill or decode. queued, queued_blocks: waiting requests and what they demand. priority: high-priority
-    requests, running or queued. draining: it takes no more requests and should empty.
-    """
+    """What an instance reports. Blocks are KV blocks of 16 tokens."""
 
     total: int
     free: int
-    reserve: int = 0
-    running: int = 0
+    reserve: int = 0  # the watermark of blocks that admissions leave free
+    running: int = 0  # requests that prefill or decode
     queued: int = 0
-    queued_blocks: int = 0
-    priority: int = 0
-    draining: bool = False
+    queued_blocks: int = 0  # what queued requests demand
+    priority: int = 0  # high-priority requests, running or queued
+    draining: bool = False  # it takes no more requests and should empty
 
 
 def load_of(instance: Instance, priorities: bool = True, draining: bool = False) -> Load:
@@ -71,7 +66,7 @@ class Rules:
     target: int | None = PRIORITY_TARGET
 
     def headroom(self, load: Load) -> int:
-        """Blocks of headroom that high-priority requests add to the usage of an instance."""
+        """Blocks that high-priority requests add to the usage of an instance."""
         return 0 if self.target is None else max(0, load.total - self.target)
 
 
@@ -92,8 +87,7 @@ def migration_freeness(load: Load, rules: Rules) -> float:
 def dispatch_freeness(load: Load, rules: Rules, priority: bool = False) -> float:
     """Freeness that decides where a new request goes: all queued requests count, as demand and in the batch.
 
-    A normal request sees the headroom of high-priority ones; a high-priority request (`priority`) sees it where there
-    are none yet, and so joins its like.
+    A normal request sees the headroom of high-priority ones; a high-priority one where there are none yet.
     """
     if load.draining:
         return -math.inf
@@ -119,13 +113,8 @@ def pair(freeness: list[float], preempted: list[bool], lowest: float) -> list[tu
 def cluster_freeness(loads: list[Load], dispatch: bool) -> float:
     """Freeness of a whole fleet seen as one instance, which auto-scaling keeps in a band (Section 4.4.3)."""
     whole = Load(
-        total=sum(load.total for load in loads),
-        free=sum(load.free for load in loads),
-        reserve=sum(load.reserve for load in loads),
-        running=sum(load.running for load in loads),
-        queued=sum(load.queued for load in loads),
-        queued_blocks=sum(load.queued_blocks for load in loads),
-    )
+        *(sum(one) for one in list(zip(*loads, strict=True))[:6])
+    )  # priorities and draining left out
     rules = Rules(target=None)
     return dispatch_freeness(whole, rules) if dispatch else migration_freeness(whole, rules)
 

@@ -4,13 +4,12 @@ The engine, the batch policy and the memory are those of the simulated instances
 runs the batches, and a request that leaves or arrives brings its keys and values along.
 """
 
-import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from common.models.decoder import Decoder, DecoderConfig, KVCache
+from common.models.decoder import Decoder, KVCache
 from common.serving.batch import Plan, Slot
 from common.serving.live import LiveInstance
 from common.serving.memory import PagedMemory, blocks_of
@@ -56,17 +55,6 @@ def scatter(cache: KVCache, chosen: Tensor, received: Tensor) -> None:
     cache.data.index_copy_(3, tokens, received)
 
 
-class MachineClock(WallClock):
-    """A run's clock that knows when it began on the machine's monotonic clock, which all processes share."""
-
-    def __init__(self) -> None:
-        super().__init__(time.monotonic)
-
-    @property
-    def origin(self) -> float:
-        return self._origin
-
-
 class MigratingInstance(LiveInstance):
     """See LiveInstance. room: blocks of its memory. on_step: called between two iterations, before the next plan."""
 
@@ -101,28 +89,8 @@ class MigratingInstance(LiveInstance):
         self.caches[sequence] = cache
         self.slots[0].start_decoding(sequence)
 
-    def stop(self, sequence: Sequence) -> KVCache:
-        """At a boundary: a request leaves its batch, and keeps its blocks until `gone`. Its cache."""
-        self.slots[0].stop_decoding(sequence)
-        cache = self.caches[sequence]
-        assert isinstance(cache, KVCache)
-        return cache
-
-    def resume(self, sequence: Sequence) -> None:
-        """At a boundary: a request that was stopped decodes on."""
-        self.slots[0].start_decoding(sequence)
-
     def gone(self, sequence: Sequence) -> None:
         """It lives somewhere else now: its blocks here are free."""
         self.caches.pop(sequence).release()
         self.release(sequence.blocks)
         sequence.blocks = 0
-
-    def running(self, sequence: Sequence) -> bool:
-        """Whether a request is in the batch."""
-        return sequence in self.slots[0].group.members
-
-
-def new_cache(config: DecoderConfig, capacity: int, append_only: bool) -> KVCache:
-    """An empty cache, or the control's."""
-    return (KVCache if append_only else RewrittenCache)(config, capacity)

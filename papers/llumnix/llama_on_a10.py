@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from common.serving.latency import INFINITY, Line
 
 BLOCK_TOKENS = 16  # vLLM's block, and the artifact's
-KV_BLOCKS = (
-    851  # 13,616 tokens on an A10 (Section 6.1; 792 to 862 in vllm/simulator/profiling.py of the artifact)
-)
+KV_BLOCKS = 851  # 13,616 tokens (Section 6.1; 792 to 862 in vllm/simulator/profiling.py of the artifact)
 KV_BYTES = 2 * 32 * 4096 * 2  # a token: keys and values, 32 layers, hidden size 4,096, fp16
 WEIGHT_BYTES = 6.74e9 * 2  # parameters of LLaMA-7B (arXiv 2302.13971, Table 2), fp16
 MEMORY_BYTES_PER_S = 600e9  # A10 data sheet

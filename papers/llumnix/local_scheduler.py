@@ -23,7 +23,6 @@ class PreemptionLoss:
     """
 
     seconds: float = 0.0
-    preemptions: int = 0
     since: dict[Sequence, float] = field(default_factory=dict)  # preempted, not yet admitted again
 
 
@@ -89,7 +88,6 @@ class PromptsFirst:
             instance.waiting.popleft()  # where the engine put it: vLLM's order knows no priorities
             queue_up(instance.waiting, victim)
             self.loss.since[victim] = instance.loop.now
-            self.loss.preemptions += 1
             preempted = True
         return preempted
 

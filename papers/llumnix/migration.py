@@ -7,7 +7,7 @@ blocks; a request that finishes or is preempted meanwhile, or a destination with
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from common.serving.engine import Instance
 from common.serving.link import Link
@@ -30,9 +30,7 @@ class Stages:
 
 @dataclass(frozen=True)
 class Migrated:
-    """How one migration went. Tokens of context at its end; seconds of its begin, its length and its downtime.
-
-    downtime is -1 unless it was committed.
+    """How one migration went: tokens of context at its end, seconds; downtime is -1 unless it was committed.
 
     outcome: "committed", or why not: "finished", "preempted", "no room", "too many stages".
     """
@@ -43,17 +41,7 @@ class Migrated:
     begun: float
     seconds: float
     downtime: float = -1.0
-
-
-@dataclass
-class Migrations:
-    """What happened in a run."""
-
-    log: list[Migrated] = field(default_factory=list)
-    queued_moves: int = 0  # waiting requests that changed instance, without KV
-
-    def count(self, outcome: str) -> int:
-        return sum(one.outcome == outcome for one in self.log)
+    bytes: float = 0.0  # sent over the wire, also by a migration that was aborted
 
 
 class LiveMigration:
@@ -79,6 +67,8 @@ class LiveMigration:
         self.preemptions = sequence.preemptions
         self.allocated = 0  # blocks held at the target
         self.copies = 0  # stages begun
+        self.bytes = 0.0  # sent
+        self.sent: list[tuple[float, float]] = []  # begin and end of each copy
         self.stopped = -1.0  # when the request left its batch
 
     def stage(self) -> None:
@@ -102,7 +92,9 @@ class LiveMigration:
         if last:
             self.source.slots[0].stop_decoding(self.sequence)
             self.stopped = self.loop.now
+        self.bytes += new * self.block_bytes
         end = self.link.send(self.loop.now, new * self.block_bytes)
+        self.sent.append((self.loop.now, end))
         self.loop.at(end, COPY, self._copied, last)
 
     def _allocate(self, blocks: int) -> bool:
@@ -127,9 +119,8 @@ class LiveMigration:
         tokens = self.sequence.context
         self.target.slots[0].start_decoding(self.sequence)
         now = self.loop.now
-        self.ended(
-            self, Migrated("committed", tokens, self.copies, self.begun, now - self.begun, now - self.stopped)
-        )
+        spent, downtime = now - self.begun, now - self.stopped
+        self.ended(self, Migrated("committed", tokens, self.copies, self.begun, spent, downtime, self.bytes))
 
     def _abort(self, why: str) -> None:
         """The target frees what it had allocated; the request goes on where it was, if it goes on."""
@@ -138,4 +129,5 @@ class LiveMigration:
         group = self.source.slots[0].group
         running = self.sequence in group.members
         tokens = self.sequence.base + group.step if running else self.sequence.context
-        self.ended(self, Migrated(why, tokens, self.copies, self.begun, self.loop.now - self.begun))
+        spent = self.loop.now - self.begun
+        self.ended(self, Migrated(why, tokens, self.copies, self.begun, spent, bytes=self.bytes))

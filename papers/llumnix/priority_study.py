@@ -3,73 +3,69 @@
 The rival is Llumnix-base, which migrates and treats all requests alike. Arrivals come in bursts: Gamma gaps.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 
-from common.serving.workload import Workload
-from papers.llumnix.cluster import Outcome, Setup, serve
+from common.lab.runtime import Observations, Runtime
+from papers.llumnix.config import Config
+from papers.llumnix.lengths import draw_trace
+from papers.llumnix.runs import AUTHORS_RATES, Job, find_rates, run_once, setup_of
+from papers.llumnix.serving_study import THRESHOLDS
 
 TRACE = "128-128"
 AUTHORS_RATE = 26.0  # requests/s; artifact/64_support_for_priorities/run.sh
+METRICS = ("priority_request_mean_gain", "priority_ttft_mean_gain")
 
 
-@dataclass(frozen=True)
-class Job:
-    """One run: requests at a rate, of which those with priority 1 are important, arriving with that variation."""
-
-    cv: float
-    rate: float  # requests/s
-    setup: Setup
-    workload: Workload  # at one request a second
-    priority: np.ndarray
-    seed: int
+NAMES = ("request_mean", "ttft_mean")  # latencies, seconds
 
 
-@dataclass(frozen=True)
-class Summary:
-    """Latencies of one class of requests, seconds."""
-
-    request_mean: float
-    ttft_mean: float
-    ttft_p99: float
-    decode_mean: float
-
-
-def summarise(outcome: Outcome, chosen: np.ndarray) -> Summary:
-    """The latencies of the chosen requests, a boolean mask of shape (requests,)."""
-    trace = outcome.trace
-    longer = chosen & (trace.output > 1)
-    return Summary(
-        float((trace.finish - trace.arrival)[chosen].mean()),
-        float(trace.ttft[chosen].mean()),
-        float(np.quantile(trace.ttft[chosen], 0.99)),
-        float(trace.tpot[longer].mean()),
-    )
+def run_job(job: Job) -> list[tuple[float, float]]:
+    """NAMES of the important requests, and of the others."""
+    assert job.priority is not None
+    trace = job.serve().trace
+    latency = trace.finish - trace.arrival
+    return [
+        (float(latency[chosen].mean()), float(trace.ttft[chosen].mean()))
+        for chosen in (job.priority > 0, job.priority == 0)
+    ]
 
 
-def run_job(job: Job) -> tuple[Summary, Summary]:
-    """Latencies of the important requests, and of the others."""
-    outcome = serve(job.workload.scaled(job.rate), job.setup, job.priority)
-    return summarise(outcome, job.priority > 0), summarise(outcome, job.priority == 0)
-
-
-Row = tuple[str, float, dict[str, str | float]]
-
-
-def claims_of(runs: dict[float, tuple[tuple[Summary, Summary], tuple[Summary, Summary]]]) -> Iterator[Row]:
-    """Claims' numbers of one seed from the (important, normal) latencies of base and Llumnix at each CV.
-
-    Gains are geometric means over the CVs; what normal requests pay is the largest of them, 0.1 for a tenth.
-    """
-    for name in ("request_mean", "ttft_mean", "ttft_p99", "decode_mean"):
-        gains = []
-        slower = []
-        for cv, (base, ours) in runs.items():
-            gains.append(getattr(base[0], name) / getattr(ours[0], name))
-            slower.append(getattr(ours[1], name) / getattr(base[1], name) - 1)
-            yield f"priority_{name}_gain_at", gains[-1], {"cv": cv}
-            yield f"normal_{name}_slower_at", slower[-1], {"cv": cv}
-        yield f"priority_{name}_gain", float(np.exp(np.mean(np.log(gains)))), {}
-        yield f"normal_{name}_slower", max(slower), {}
+def observe(config: Config, lab: Runtime, seen: Observations) -> None:
+    """Bursts of requests, some of them important, under Llumnix-base and Llumnix."""
+    level = min(config.levels)
+    rate, reached = find_rates(config, lab, [(TRACE, level)])[TRACE, level]
+    seen.add("priority_level_reached", float(reached))
+    # As far below the knee as the authors' rate.
+    rate *= config.priority_load * AUTHORS_RATE / AUTHORS_RATES[TRACE]
+    seen.add("priority_rate", rate)
+    n = config.priority_requests
+    seen.add("high_requests", config.high_share * n)
+    jobs = []
+    for seed in lab.seeds:
+        for cv in config.priority_cvs:
+            rng = lab.rng(seed, "priorities", str(cv))
+            workload = draw_trace(TRACE, rng, n, cv, config.homogeneous)
+            priority = (rng.random(n) < config.high_share).astype(np.int64)
+            priority[0] = 1
+            told = priority if config.told == "true" else lab.rng(seed, "told", str(cv)).permutation(priority)
+            for policy in ("llumnix-base", "llumnix"):
+                setup = replace(setup_of(config, policy, seed), lowest=THRESHOLDS[TRACE])
+                knows = policy == "llumnix" and config.prioritises
+                at = (cv, n, config.high_share, config.homogeneous, knows and config.told)
+                jobs.append(Job(at, seed, rate, setup, workload, priority, told))
+    results = run_once(lab, run_job, jobs, "priorities")
+    found = {
+        (job.seed, job.at[0], job.setup.policy): np.array(result)
+        for job, result in zip(jobs, results, strict=True)
+    }
+    for seed in lab.seeds:
+        gains = []  # important ones, others; by latency
+        for cv in config.priority_cvs:
+            gains.append(found[seed, cv, "llumnix-base"] / found[seed, cv, "llumnix"])
+            for name, important, others in zip(NAMES, *gains[-1], strict=True):
+                seen.add(f"priority_{name}_gain_at", important, seed, cv=cv)
+                seen.add(f"normal_{name}_gain_at", others, seed, cv=cv)
+        for name, gain in zip(NAMES, np.exp(np.mean(np.log(gains), axis=0))[0], strict=True):
+            seen.add(f"priority_{name}_gain", float(gain), seed)

@@ -1,68 +1,96 @@
 """As few instances as will do: cost and tail latency under auto-scaling (Section 6.5, Figures 14 and 15)."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
-from common.serving.workload import Workload
-from papers.llumnix.cluster import Setup, serve
+from common.lab.runtime import Observations, Runtime
+from papers.llumnix.config import Config
+from papers.llumnix.global_scheduler import Scaling
+from papers.llumnix.lengths import draw_trace
+from papers.llumnix.runs import AUTHORS_RATES, Job, find_rates, run_once, setup_of
 
 TRACE = "512-512"
 AUTHORS_RATE = 2.0  # requests/s; artifact/65_auto_scaling/run.sh
 FIRST_INSTANCES = 8  # instance_parallel_size of its configuration
 THRESHOLD = 10.0  # blocks a request: the artifact's, except where it sweeps them
+CV = 2.0  # of the sweep of thresholds
+METRICS = ("instances_gain", "instances_gain_at_equal_ttft")
 
 
-@dataclass(frozen=True)
-class Job:
-    """One run: a policy with a scaling threshold, on requests that arrive with that coefficient of variation."""
-
-    cv: float
-    rate: float  # requests/s
-    threshold: float
-    setup: Setup
-    workload: Workload  # at one request a second
-    seed: int
-
-
-@dataclass(frozen=True)
-class Summary:
+class Summary(NamedTuple):
     """Cost and latency of a run: instances on average, seconds; instances over time for the figure."""
 
     instances: float
     ttft_p99: float
-    ttft_mean: float
-    request_mean: float
-    over_time: tuple[tuple[float, int], ...]
+    over_time: tuple[tuple[float, int], ...] = ()
 
 
 def run_job(job: Job) -> Summary:
     """Serve under auto-scaling."""
-    outcome = serve(job.workload.scaled(job.rate), job.setup)
-    trace = outcome.trace
+    outcome = job.serve()
     return Summary(
         outcome.average_instances,
-        float(np.quantile(trace.ttft, 0.99)),
-        float(trace.ttft.mean()),
-        float((trace.finish - trace.arrival).mean()),
-        tuple((one.time, one.instances) for one in outcome.samples[:: max(1, len(outcome.samples) // 60)]),
+        float(np.quantile(outcome.trace.ttft, 0.99)),
+        tuple(outcome.changes),
     )
 
 
-def saving_at_equal_latency(theirs: list[Summary], ours: list[Summary]) -> float | None:
-    """The largest saving of instances at a P99 TTFT that both frontiers reach, 0.1 for a tenth; None where none is.
+def observe(config: Config, lab: Runtime, seen: Observations) -> None:
+    """Auto-scaled fleets under INFaaS++ and Llumnix: a sweep of thresholds at CV 2, and other CVs at the usual one."""
+    level = min(config.levels)
+    rate, reached = find_rates(config, lab, [(TRACE, level)])[TRACE, level]
+    rate *= AUTHORS_RATE / AUTHORS_RATES[TRACE]
+    seen.add("scaling_level_reached", float(reached))
+    seen.add("scaling_rate", rate)
+    same, sweep = [], []  # CVs at the authors' threshold, thresholds at one CV
+    if lab.wants("instances_gain"):
+        same = [(cv, THRESHOLD) for cv in dict.fromkeys([CV, *config.scaling_cvs])]
+    if lab.wants("instances_gain_at_equal_ttft"):
+        sweep = [(CV, threshold) for threshold in config.scaling_thresholds]
+    n = config.scaling_requests
+    jobs = []
+    for seed in lab.seeds:
+        for cv, threshold in dict.fromkeys([*sweep, *same]):
+            workload = draw_trace(TRACE, lab.rng(seed, "scaling", str(cv)), n, cv, config.homogeneous)
+            for policy in ("infaas++", "llumnix"):
+                setup = replace(
+                    setup_of(config, policy, seed),
+                    instances=min(FIRST_INSTANCES, config.instances),
+                    scaling=Scaling(threshold, most=config.instances),
+                )
+                jobs.append(Job((cv, threshold, n, config.homogeneous), seed, rate, setup, workload))
+    results = run_once(lab, run_job, jobs, "auto-scaling")
+    found: dict[tuple[int, float, float, str], Summary] = {}
+    for job, one in zip(jobs, results, strict=True):
+        cv, threshold, policy = float(str(job.at[0])), float(str(job.at[1])), job.setup.policy
+        found[job.seed, cv, threshold, policy] = one
+        at: dict[str, str | float] = {"cv": cv, "threshold": threshold, "policy": policy}
+        seen.add("scaled_instances", one.instances, job.seed, **at)
+        seen.add("scaled_ttft_p99", one.ttft_p99, job.seed, **at)
+        if job.seed == lab.seeds[0] and [(cv, threshold)] == sweep[:1]:
+            for time, instances in one.over_time:
+                seen.add("instances_at", instances, job.seed, time=round(time, 3), **at)
+    for seed in lab.seeds:
+        for place in same:
+            theirs, ours = (found[seed, *place, policy] for policy in ("infaas++", "llumnix"))
+            seen.add("instances_gain", theirs.instances / ours.instances, seed, cv=place[0])
+        rival, mine = ([found[seed, *place, policy] for place in sweep] for policy in ("infaas++", "llumnix"))
+        for (_, threshold), point in zip(sweep, rival, strict=True):
+            gain = gain_at(rival, mine, point.ttft_p99)
+            seen.add("instances_gain_at_equal_ttft", gain, seed, threshold=threshold)
 
-    At every latency that the rival was seen at, the cheapest that either frontier reaches it with is taken, so that
-    equal frontiers save nothing: a point that its own frontier beats is no rival.
+
+def gain_at(theirs: list[Summary], ours: list[Summary], ttft_p99: float) -> float:
+    """Instances that the rival's frontier needs for a P99 TTFT over those that ours needs; equal frontiers give 1.
+
+    Where ours never reaches that latency its dearest point stands for it, and nothing is gained: 1 at most.
     """
-    best = None
-    for point in theirs:
-        cost, rival = cheapest(ours, point.ttft_p99), cheapest(theirs, point.ttft_p99)
-        if cost is not None and rival is not None:
-            saving = 1 - cost / rival
-            best = saving if best is None else max(best, saving)
-    return best
+    rival, cost = cheapest(theirs, ttft_p99), cheapest(ours, ttft_p99)
+    if rival is None:
+        raise ValueError(f"the rival never reaches {ttft_p99:g} s")
+    return rival / cost if cost is not None else min(1.0, rival / max(one.instances for one in ours))
 
 
 def cheapest(points: list[Summary], ttft_p99: float) -> float | None:
@@ -77,20 +105,3 @@ def cheapest(points: list[Summary], ttft_p99: float) -> float | None:
             share = (np.log(ttft_p99) - np.log(low)) / (np.log(high) - np.log(low))
             best = min(best, dear + float(share) * (cheap - dear))
     return best
-
-
-Row = tuple[str, float, dict[str, str | float]]
-
-
-def claims_of(
-    sweep: list[tuple[Job, Summary, Summary]], rest: list[tuple[Job, Summary, Summary]]
-) -> Iterator[Row]:
-    """Claims' numbers of one seed from (job, INFaaS++, Llumnix): the sweep of thresholds, and the other workloads."""
-    for job, theirs, ours in [*sweep, *rest]:
-        if job.threshold == THRESHOLD:
-            at: dict[str, str | float] = {"cv": job.cv}
-            yield "instances_saved", 1 - ours.instances / theirs.instances, at
-            yield "scaling_ttft_p99_gain", theirs.ttft_p99 / ours.ttft_p99, at
-    saving = saving_at_equal_latency([theirs for _, theirs, _ in sweep], [ours for _, _, ours in sweep])
-    if saving is not None:
-        yield "instances_saved_at_equal_ttft", saving, {}

@@ -11,6 +11,7 @@ its tokens at every step writes all of them, and never gets done.
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,12 +25,12 @@ from common.serving.live import Iteration
 from common.serving.memory import blocks_of
 from common.serving.sequence import Sequence
 from common.serving.wall_clock import WallClock
+from papers.llumnix.config import METHODS
 from papers.llumnix.live_instance import (
     BLOCK,
-    MachineClock,
     MigratingInstance,
+    RewrittenCache,
     gather,
-    new_cache,
     scatter,
     versions,
 )
@@ -39,48 +40,46 @@ MODEL = DecoderConfig(hidden=256, layers=8, heads=4, intermediate=512, positions
 WEIGHTS = 0  # seed of weights and prompts, the same in every process
 COMPANIONS = (128, 192)  # prompt tokens of the other requests in the source's batch
 SPARE = 512  # tokens that a request may grow by
-METHODS = ("live", "blocking", "recompute", "live on the decoding thread")
 ASK, LAST, RECOMPUTE, ABORT = range(4)  # messages of the source
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One migration to try.
-
-    length: tokens stored when it is asked for. output: tokens after which the request is finished (before or after it
-    moved). room: blocks of the target. append_only: False rewrites the whole cache at every step.
-    """
+    """One migration to try."""
 
     method: str
-    length: int
-    output: int = 400
-    room: int = 1024
-    append_only: bool = True
+    length: int  # tokens stored when it is asked for
+    output: int = 400  # tokens after which the request is finished, here or there
+    room: int = 1024  # blocks of the target
+    append_only: bool = True  # False: the whole cache is rewritten at every step
     stages: Stages = Stages()
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"unknown method {self.method!r}; one of {', '.join(METHODS)}")
+        if not 1 <= self.length <= MODEL.positions - SPARE:
+            raise ValueError(f"length is {self.length}; it is 1 to {MODEL.positions - SPARE} tokens")
 
 
 @dataclass
 class Moved:
-    """What a trial gave. Seconds; gaps are -1 unless the request really moved.
+    """What a trial gave. tokens: of the request, by source and target together.
 
-    tokens: of the request, by source and target together. gap: between the last token at the source and the first at
-    the target. downtime: from leaving the batch to the start of the first iteration over there. steps: seconds
-    of the source's iterations with the request in the batch and nothing being copied; busy_steps: of those that overlap
-    the migration.
+    gap: seconds between the last token at the source and the first at the target; -1 unless it really moved. steps:
+    seconds of the source's iterations with the request in the batch and no migration beside them.
     """
 
     outcome: str
     tokens: list[int]
     stages: int
     gap: float = -1.0
-    downtime: float = -1.0
     steps: list[float] = field(default_factory=list)
-    busy_steps: list[float] = field(default_factory=list)
+    stopped_blocks: int = 0  # copied or computed while the request stood still
+    said_meanwhile: int = 0  # tokens of the request between the begin of its migration and its stop
     free_blocks: int = -1  # of the target, after everything
 
 
 def build() -> Decoder:
-    """The same weights in every process."""
     return Decoder(MODEL, torch.Generator().manual_seed(WEIGHTS))
 
 
@@ -98,7 +97,7 @@ def prefilled(model: Decoder, length: int) -> tuple[int, KVCache]:
 
 def copied(cache: KVCache, append_only: bool = True) -> KVCache:
     """The same cache in other memory, with room to grow."""
-    twin = new_cache(MODEL, cache.length + SPARE, append_only)
+    twin = (KVCache if append_only else RewrittenCache)(MODEL, cache.length + SPARE)
     twin.data[:, :, :, : cache.length] = cache.data[:, :, :, : cache.length]
     twin.length = cache.length
     return twin
@@ -152,33 +151,28 @@ class Source:
         self, model: Decoder, trial: Trial, made: dict[int, tuple[int, KVCache]], before: int, after: int
     ) -> None:
         self.trial, self.before, self.after = trial, before, after
-        self.loop = MachineClock()
+        self.loop = WallClock(time.monotonic)
         self.instance = MigratingInstance(self.loop, model, 4096, self._step)
         running = [self._running(*made[trial.length], trial.length, trial.output, trial.append_only)]
         running += [self._running(*made[length], length, SPARE) for length in COMPANIONS]
         self.migrating = running[0][0]
-        self.seen = (
-            running[0][1].data,
-            [0],
-            0,
-        )  # its cache as of the last look: data, versions of blocks, tokens
+        # Its cache as of the last look: data, versions of blocks, tokens.
+        self.seen = running[0][1].data, [0], 0
         self.loop.post(lambda _: self.instance.at_boundary(partial(self._begin, running)))
-        self.stopped_at = -1.0  # when the request left its batch, on the machine's clock
+        self.stopped_at = -1.0  # when the request left its batch, on the run's clock
         self.began = self.ended = float("inf")  # the migration, on the run's clock
         self.steps_left = after
-        self.copies = 0
+        self.copies = self.stopped_blocks = 0
         self.outcome = ""
         self.sent: dict[int, int] = {}  # block -> the version of it that was sent
 
     def _running(
         self, first: int, cache: KVCache, length: int, output: int, append_only: bool = True
     ) -> tuple[Sequence, KVCache]:
-        """A request that was prefilled before the run, and a cache of its own."""
         request = self.instance.request([*prompt_of(length).tolist(), first], length, output)
         return request, copied(cache, append_only)
 
     def _begin(self, running: list[tuple[Sequence, KVCache]]) -> None:
-        """At the first boundary."""
         for sequence, cache in running:
             held = blocks_of(cache.length, BLOCK)
             self.instance.take(held)
@@ -188,19 +182,19 @@ class Source:
         """Serve until the trial is over."""
         self.loop.run([], self.instance.enqueue)
         said = self.instance.tokens[self.migrating.index][self.trial.length + 1 :]
-        moved = Moved(self.outcome, said, self.copies)
-        whole = self.instance.log[0].decodes
+        moved = Moved(self.outcome, said, self.copies, stopped_blocks=self.stopped_blocks)
+        moved.said_meanwhile = len(said) - self.before
+        whole = self.instance.log[0].decodes  # later the request has left, and iterations are shorter
         for one in self.instance.log:
-            if one.decodes < whole:  # the request has left, and iterations are shorter
-                continue
-            beside = one.start < self.ended and one.start + one.seconds > self.began
-            (moved.busy_steps if beside else moved.steps).append(one.seconds)
+            alone = one.start >= self.ended or one.start + one.seconds <= self.began
+            if one.decodes == whole and alone:
+                moved.steps.append(one.seconds)
         return moved
 
     def last_token_at(self) -> float:
         """When the request's last token here came out, on the machine's clock."""
-        ends = [self.loop.origin + end_of(one) for one in self.instance.log]
-        return max(end for end in ends if end <= self.stopped_at)
+        ends = map(end_of, self.instance.log)
+        return began_at(self.loop) + max(end for end in ends if end <= self.stopped_at)
 
     def _step(self) -> None:
         """Between two iterations."""
@@ -222,11 +216,7 @@ class Source:
         """The migration's thread, beside the decoding loop."""
         while self._stage(on_the_loop(self.loop, self._at_boundary).get()):
             pass
-
-        def over() -> None:
-            self.ended = self.loop.clock()
-
-        on_the_loop(self.loop, over)
+        self.ended = on_the_loop(self.loop, self.loop.clock)
 
     def _at_boundary(self) -> "queue.SimpleQueue[list[int] | None]":
         """What `_look` will say when the instance is between two iterations."""
@@ -244,8 +234,8 @@ class Source:
         dirty = [b for b, version in enumerate(self.seen[1]) if self.sent.get(b) != version]
         stops_at_once = self.trial.method in ("blocking", "recompute")
         if stops_at_once or len(dirty) <= self.trial.stages.last_stage_blocks:
-            self.instance.stop(self.migrating)
-            self.stopped_at = self.loop.origin + self.loop.clock()
+            self.instance.slots[0].stop_decoding(self.migrating)
+            self.stopped_at = self.loop.clock()
         return dirty
 
     def _stage(self, dirty: list[int] | None) -> bool:
@@ -274,15 +264,17 @@ class Source:
     def _hand_over(self, dirty: list[int]) -> bool:
         """The request has stopped: send the rest and commit, or take it back where the target has no room."""
         text = self.instance.tokens[self.migrating.index]
+        self.stopped_blocks = len(dirty)
         if self.trial.method == "recompute":
-            if say(RECOMPUTE, blocks_of(len(text), BLOCK), len(text)):
+            self.stopped_blocks = blocks_of(len(text), BLOCK)
+            if say(RECOMPUTE, self.stopped_blocks, len(text)):
                 dist.send(torch.tensor(text), 1)
                 self.outcome = "committed"
         elif say(LAST, sum(b not in self.sent for b in dirty), len(dirty), self.seen[2], text[-1]):
             self._send(dirty)
             self.outcome = "committed"
-        back = self.instance.gone if self.outcome else self.instance.resume
-        self.loop.post(lambda _: self.instance.at_boundary(partial(back, self.migrating)))
+        after = self.instance.gone if self.outcome else self.instance.slots[0].start_decoding
+        self.loop.post(lambda _: self.instance.at_boundary(partial(after, self.migrating)))
         return False if self.outcome else self._abort("no room")
 
     def _abort(self, why: str) -> bool:
@@ -292,32 +284,25 @@ class Source:
 
 
 class Target:
-    """The target's side: an instance that allocates blocks, and the request that arrives in it.
-
-    after: tokens that the request says here, once it has moved.
-    """
+    """The target's side: it allocates blocks, and the request that arrives says `after` tokens more."""
 
     def __init__(self, model: Decoder, room: int, after: int) -> None:
         self.after = after
-        self.loop = MachineClock()
+        self.loop = WallClock(time.monotonic)
         self.instance = MigratingInstance(self.loop, model, room, lambda: None)
         self.arrived: Sequence | None = None
 
-    def serve(self) -> tuple[list[int], float, float, int]:
-        """Answer the source until the migration is over: the request's tokens here, when the first one came out, when
-        its iteration began (the machine's clock), and free blocks in the end.
-        """
+    def serve(self) -> tuple[list[int], float, int]:
+        """Answer the source; the request's tokens here, when the first came out, and free blocks in the end."""
         Outside(self.loop, self._answer)
         self.loop.run([], self.instance.enqueue)
         free = self.instance.memory.free
         if self.arrived is None:
-            return [], 0.0, 0.0, free
-        first = self.instance.log[0]
+            return [], 0.0, free
         said = self.instance.tokens[0][-self.after :]
-        return said, self.loop.origin + end_of(first), self.loop.origin + first.start, free
+        return said, began_at(self.loop) + end_of(self.instance.log[0]), free
 
     def _answer(self) -> None:
-        """The thread that listens to the source."""
         held = 0
         cache = KVCache(MODEL, MODEL.positions)
         word = torch.zeros(5, dtype=torch.int64)
@@ -362,6 +347,11 @@ class Target:
         self.instance.at_boundary(partial(self.instance.adopt, self.arrived, cache, held))
 
 
+def began_at(loop: WallClock) -> float:
+    """When a run began, on the machine's monotonic clock, which all processes share."""
+    return time.monotonic() - loop.clock()
+
+
 def end_of(one: Iteration) -> float:
     """When an iteration ended, on the run's clock."""
     return one.start + one.seconds + one.copy_seconds
@@ -386,12 +376,11 @@ def migrations(rank: int, world: int, trials: list[Trial], before: int, after: i
                 made[length] = prefilled(model, length)
         source = Source(model, trial, made, before, before)
         moved = source.run()
-        answer: list[tuple[list[int], float, float, int]] = [([], 0.0, 0.0, 0)]
+        answer: list[tuple[list[int], float, int]] = [([], 0.0, 0)]
         dist.recv_object_list(answer, 1)
-        tokens, stamp, began, moved.free_blocks = answer[0]
+        tokens, stamp, moved.free_blocks = answer[0]
         if moved.outcome == "committed":
             moved.gap = stamp - source.last_token_at()
-            moved.downtime = began - source.stopped_at
             moved.tokens = moved.tokens + tokens
         results.append(moved)
     return results

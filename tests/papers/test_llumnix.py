@@ -1,13 +1,18 @@
 """Llumnix's mechanisms against the step-by-step engine, hand calculation, published quantiles and invariants."""
 
 import math
+import typing
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.lab import bounds
+from common.lab.card import Card
+from common.lab.errors import LabError
 from common.lab.runtime import Runtime
 from common.serving.cluster import Fleet, Replicas
 from common.serving.engine import Instance, simulate
@@ -16,8 +21,8 @@ from common.serving.link import Link
 from common.serving.loop import COPY
 from common.serving.memory import PagedMemory
 from common.serving.workload import Workload
-from papers.llumnix.cluster import Setup, serve, what_matters
-from papers.llumnix.config import Config
+from papers.llumnix.cluster import migrate_alone, serve, what_matters
+from papers.llumnix.config import Config, check
 from papers.llumnix.experiment import run
 from papers.llumnix.freeness import (
     Load,
@@ -28,12 +33,13 @@ from papers.llumnix.freeness import (
     migration_freeness,
     pair,
 )
-from papers.llumnix.global_scheduler import FreestFirst, Llumnix, Moving, Scaling, instances_needed
+from papers.llumnix.global_scheduler import FreestFirst, Llumnix, Scaling, Setup, instances_needed
 from papers.llumnix.lengths import draw_trace, power_law_lengths
 from papers.llumnix.llama_on_a10 import KV_BLOCKS, KV_BYTES, LlamaOnA10
 from papers.llumnix.local_scheduler import PreemptionLoss, PromptsFirst, submit
 from papers.llumnix.migration import LiveMigration, Stages
-from papers.llumnix.scaling_study import Summary, cheapest, saving_at_equal_latency
+from papers.llumnix.runs import find_rates, requests_of
+from papers.llumnix.scaling_study import Summary, cheapest, gain_at
 from tests.common.serving.reference import SteppedGroup, SteppedInstance
 from tests.common.serving.test_engine import DYADIC, assert_same, dyadic_arrivals, workload
 
@@ -125,15 +131,17 @@ def test_scaling_orders_as_many_instances_as_bring_freeness_back():
 
 def test_equal_latency_is_compared_along_the_frontier():
     def point(instances, ttft):
-        return Summary(instances, ttft, 0.0, 0.0, ())
+        return Summary(instances, ttft)
 
     ours = [point(8.0, 1.0), point(4.0, 100.0)]
     assert cheapest(ours, 10.0) == pytest.approx(6.0)  # half way on the logarithm
     assert cheapest(ours, 0.5) is None
     assert cheapest(ours, 1000.0) == 4.0
-    assert saving_at_equal_latency([point(12.0, 10.0)], ours) == pytest.approx(0.5)
+    assert gain_at([point(12.0, 10.0)], ours, 10.0) == pytest.approx(2.0)
+    assert gain_at([point(12.0, 0.5)], ours, 0.5) == 1.0  # ours never gets there: nothing is gained
+    assert gain_at([point(4.0, 0.5)], ours, 0.5) == pytest.approx(0.5)
     beaten = [*ours, point(7.9, 10.0), point(9.0, 2.0)]  # two points that the frontier itself undercuts
-    assert saving_at_equal_latency(beaten, beaten) == 0.0
+    assert all(gain_at(beaten, beaten, one.ttft_p99) == 1.0 for one in beaten)
 
 
 # The cluster against the step-by-step engine
@@ -152,7 +160,7 @@ class SteppedLlumnixInstance(SteppedInstance):
         return SteppedGroupWithBase(self.memory.block_tokens, self.memory.grows)
 
 
-def small(loop, instance_type, capacity, instances, kept, scaling=None, stages=None, lowest=2.0):
+def small(loop, instance_type, capacity, instances, kept, scaling=None, stages=None, lowest=2.0, target=4):
     """A small cluster on dyadic numbers, so that both engines meet the same ties."""
 
     def build():
@@ -168,9 +176,17 @@ def small(loop, instance_type, capacity, instances, kept, scaling=None, stages=N
 
     made_instances = []
     fleet = Fleet(loop, build, instances, start_seconds=0.5)
-    rules = Rules(target=4)
-    moving = Moving(1.0, lowest, 0.25, bytes_per_s=8.0, seconds=1 / 64, stages=stages or Stages(2, 1))
-    kept.append((Llumnix(loop, fleet, FreestFirst(rules), rules, moving, scaling), made_instances))
+    setup = Setup(
+        lowest=lowest,
+        scaling=scaling,
+        bytes_per_s=8.0,
+        sample_seconds=0.0,
+        block_bytes=1.0,
+        round_seconds=0.25,
+        message_seconds=1 / 64,
+        stages=stages or Stages(2, 1),
+    )
+    kept.append((Llumnix(loop, fleet, setup, target=target), made_instances))
     return kept[-1][0]
 
 
@@ -209,8 +225,8 @@ def test_time_stamps_equal_the_stepped_ones_and_every_block_comes_back(
         )
     assert_same(*traces)
     (fast, fast_made), (slow, slow_made) = kept
-    assert [one.outcome for one in fast.migrations.log] == [one.outcome for one in slow.migrations.log]
-    assert fast.migrations.queued_moves == slow.migrations.queued_moves
+    assert [one.outcome for one in fast.migrations] == [one.outcome for one in slow.migrations]
+    assert fast.queued_moves == slow.queued_moves
     assert not fast.migrating
     for made in [*fast_made, *slow_made]:
         assert made.memory.free == made.memory.capacity
@@ -225,7 +241,7 @@ def test_migrations_commit_and_abort_in_these_workloads():
     requests = Workload(arrival, rng.integers(1, 60, 60), rng.integers(1, 50, 60))
     for lowest in (2.0, 0.25):
         simulate(requests, lambda loop, low=lowest: small(loop, Instance, 160, 3, kept, lowest=low))
-    outcomes = {one.outcome for system, _ in kept for one in system.migrations.log}
+    outcomes = {one.outcome for system, _ in kept for one in system.migrations}
     assert {"committed", "no room"} <= outcomes
 
 
@@ -243,6 +259,43 @@ def test_without_migration_it_is_infaas_bit_by_bit():
     plain = simulate(requests, infaas)
     assert np.array_equal(off.finish, plain.finish) and np.array_equal(off.first_token, plain.first_token)
     assert np.array_equal(off.finish, serve(requests, Setup("infaas++")).trace.finish)
+
+
+def test_with_priorities_ignored_it_is_llumnix_base_bit_by_bit():
+    requests = draw_trace("512-512", np.random.default_rng(3), 200).scaled(1.15)
+    priority = (np.arange(200) % 5 == 0).astype(np.int64)
+    ignored = serve(requests, Setup(instances=4, prioritises=False), priority)
+    base = serve(requests, Setup("llumnix-base", 4), priority)
+    assert np.array_equal(ignored.trace.finish, base.trace.finish)
+    assert not np.array_equal(serve(requests, Setup(instances=4), priority).trace.finish, base.trace.finish)
+
+
+@pytest.mark.parametrize(
+    ("trace", "rate", "setup"),
+    [
+        ("512-512", 1.15, Setup(instances=4)),
+        ("256-256", 3.2, Setup(instances=4, lowest=10.0, random_pairs=2)),
+        ("512-512", 0.7, Setup(instances=2, scaling=Scaling(25.0, most=4))),
+        ("128-128", 12.0, Setup(instances=4, memory_share=0.3)),
+    ],
+)
+def test_instances_that_are_not_counted_could_not_have_given(monkeypatch, trace, rate, setup):
+    requests = draw_trace(trace, np.random.default_rng(6), 200, 2.0).scaled(rate)
+    counted = []
+    monkeypatch.setattr(
+        Llumnix, "_may_give", lambda *_, kept=Llumnix._may_give: counted.append(kept(*_)) or counted[-1]
+    )
+    lazy = serve(requests, setup)
+    monkeypatch.setattr(Llumnix, "_may_give", lambda *_: True)
+    whole = serve(requests, setup)
+    assert np.array_equal(lazy.trace.finish, whole.trace.finish) and lazy.migrations == whole.migrations
+    assert not all(counted)
+
+
+def test_queued_requests_alone_move_without_any_copy():
+    requests = draw_trace("512-512", np.random.default_rng(5), 300).scaled(1.15)
+    run_ = serve(requests, Setup(instances=4, move_running=False))
+    assert run_.migrations == [] and run_.migrating_seconds == 0 and run_.queued_moves > 0
 
 
 @pytest.mark.parametrize("policy", ["infaas++", "round-robin", "llumnix-base"])
@@ -395,7 +448,7 @@ def test_preemption_loss_is_waiting_and_prefilling_again_less_a_step():
         return Replicas([one], FreestFirst(Rules()))
 
     trace = simulate(workload((0.0, 80, 40), (0.0, 70, 40)), build)
-    assert trace.preemptions.tolist() == [0, 1] and loss.preemptions == 1
+    assert trace.preemptions.tolist() == [0, 1]
     # The later one leaves when both need a block and none is left, and is back when the first is done.
     gap = trace.finish[0] - trace.preemptions[0]
     assert 0 < loss.seconds < gap
@@ -443,26 +496,138 @@ TINY = Config(
     levels=[0.9],
     requests=60,
     instances=3,
+    knee_draws=1,
     priority_cvs=[2.0],
     priority_requests=120,
     scaling_cvs=[],
     scaling_thresholds=[10.0],
     scaling_requests=60,
-    migration_lengths=[],
 )
+SIMULATED = ["ttft_p99_gain", "preemption_gain", "priority_ttft_mean_gain", "instances_gain"]
 
 
-def test_same_seeds_give_the_same_bytes():
-    assert run(TINY, Runtime([0], workers=1)).to_json() == run(TINY, Runtime([0], workers=1)).to_json()
+def tiny(config=TINY, kept=None, wanted=SIMULATED):
+    return run(config, Runtime([0], workers=1, wanted=wanted, kept=kept))
+
+
+def test_same_seeds_give_the_same_bytes_and_so_do_arms_that_share_runs():
+    kept = {}
+    first = tiny(kept=kept)
+    off = tiny(replace(TINY, migration=False), kept)
+    assert first.to_json() == tiny(kept=kept).to_json() == tiny().to_json()
+    assert off.to_json() == tiny(replace(TINY, migration=False)).to_json()
 
 
 def test_with_migration_off_every_gain_is_gone():
-    seen = run(
-        replace(TINY, migration=False), Runtime([0], workers=1, wanted=["ttft_p99_gain", "instances_saved"])
-    )
+    seen = tiny(replace(TINY, migration=False), wanted=["ttft_p99_gain", "instances_gain"])
     assert seen.values("ttft_p99_gain") == [1.0] and seen.values("request_mean_gain") == [1.0]
-    assert seen.values("instances_saved") == [0.0]
+    assert seen.values("instances_gain") == [1.0]
     assert not seen.rows("priority_ttft_mean_gain")
+
+
+def test_rates_of_a_trace_are_the_same_searched_together_or_alone():
+    config, places = replace(TINY, requests=250), [("512-512", 0.4), ("512-512", 0.6)]
+    together = find_rates(config, Runtime([0], workers=1), places)
+    assert together == {
+        k: v for one in places for k, v in find_rates(config, Runtime([0], workers=1), [one]).items()
+    }
+    assert together[places[0]].per_s < together[places[1]].per_s and together[places[1]].reached
+
+
+def test_a_run_too_short_to_fill_the_cluster_says_that_its_level_was_not_reached():
+    (rate,) = find_rates(TINY, Runtime([0], workers=1), [("512-512", 0.99)]).values()
+    assert rate == (8 * 2.9 * 3 / 16, False)
+    seen = tiny(replace(TINY, levels=[0.99]), wanted=["ttft_p99_gain"])
+    assert seen.values("levels_reached") == [0.0]
+
+
+def test_runs_of_all_traces_last_as_long_at_the_authors_rates():
+    assert requests_of(Config(), "512-512") == 2000
+    assert requests_of(Config(), "128-512") == round(2000 * 4.25 / 2.9)
+    assert requests_of(Config(), "512-128") == 10_000  # the artifact's most
+
+
+def test_the_ends_of_free_constants_lie_above_the_floors_of_their_claims():
+    card = Card.load(Path(__file__).parents[2] / "papers/llumnix/paper.yaml")
+    for claim in card.claims:
+        if "high_share" in claim.free:
+            least = min(claim.free["high_share"]) * Config().priority_requests
+            assert least >= claim.requires["high_requests"]
+
+
+def test_aborted_migrations_are_counted_with_the_bytes_that_they_lost():
+    run_ = serve(draw_trace("512-512", np.random.default_rng(5), 300).scaled(1.15), Setup(instances=4))
+    lost = [one for one in run_.migrations if one.outcome != "committed"]
+    assert lost and sum(one.bytes for one in lost) > 0
+    done = [one for one in run_.migrations if one.outcome == "committed"]
+    assert all(one.bytes == -(-one.tokens // 16) * 16 * KV_BYTES or one.bytes > 0 for one in done)
+
+
+def test_random_pairs_are_as_many_and_need_no_freeness():
+    requests = draw_trace("512-512", np.random.default_rng(5), 200).scaled(1.15)
+    ours, drawn, again = (serve(requests, Setup(instances=4, random_pairs=seed)) for seed in (-1, 3, 3))
+    assert np.array_equal(drawn.trace.finish, again.trace.finish)
+    assert not np.array_equal(drawn.trace.finish, ours.trace.finish)
+
+
+def test_a_live_migration_stops_for_its_last_blocks_at_any_length():
+    live = [migrate_alone(tokens)[1].downtime for tokens in (512, 6144)]
+    blocking = [migrate_alone(tokens, stages=Stages(last_stage_blocks=10**9))[1] for tokens in (512, 6144)]
+    assert max(live) < 0.2
+    assert blocking[1].downtime > 8 * blocking[0].downtime * 0.5
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("move", "teleport"),
+        ("start_seconds", -5.0),
+        ("migration_lengths", [64]),
+        ("migration_lengths", [8000]),
+        ("migration_lengths", [64, 8000]),
+        ("high_share", 1.0),
+        ("bytes_per_s", 0.0),
+        ("levels", []),
+        ("traces", ["foo"]),
+        ("scaling_thresholds", []),
+        ("priority_cvs", []),
+    ],
+)
+def test_what_means_nothing_is_refused_in_one_line(field, value):
+    marks = typing.get_type_hints(Config, include_extras=True)[field].__metadata__
+    with pytest.raises(LabError, match=field) as refused:
+        bounds.check(value, marks, field)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "switched",
+    [
+        {"migration_lengths": [512, 1024]},
+        {"high_share": 0.01, "priority_requests": 100},
+        {"migration": False, "pairing": "random"},
+        {"prioritises": False, "told": "random"},
+        {"move": "recompute", "append_only": False},
+    ],
+)
+def test_switches_that_a_run_would_ignore_are_refused(switched):
+    check(Config())
+    with pytest.raises(ValueError):
+        check(replace(Config(), **switched))
+
+
+@pytest.mark.parametrize("tokens", [0, -1, 9000])
+def test_a_request_that_no_instance_holds_does_not_migrate(tokens):
+    with pytest.raises(ValueError, match="1 to 8,192"):
+        migrate_alone(tokens)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("bytes_per_s", 0.0), ("start_seconds", -5.0), ("memory_share", math.nan)]
+)
+def test_an_impossible_cluster_is_refused(field, value):
+    with pytest.raises(ValueError, match=field):
+        serve(draw_trace("128-128", np.random.default_rng(0), 5), replace(Setup(), **{field: value}))
 
 
 def test_an_unknown_policy_is_refused():

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from common.distributed.launch import launch
-from papers.llumnix.live_instance import BLOCK, gather, new_cache, scatter, versions
+from common.models.decoder import KVCache
+from papers.llumnix.live_instance import BLOCK, RewrittenCache, gather, scatter, versions
 from papers.llumnix.migration import Stages
-from papers.llumnix.migration_study import slowdown
-from papers.llumnix.two_instances import METHODS, MODEL, Moved, Trial, build, migrations, unmoved
+from papers.llumnix.two_instances import METHODS, MODEL, Trial, build, migrations, unmoved
 
 ROOM = 64
 TRIALS = {
@@ -42,7 +42,7 @@ def test_a_migrated_request_says_what_it_would_have_said(moved, alone, method):
     one = moved[method]
     assert one.outcome == "committed"
     assert one.tokens == alone[TRIALS[method].length][: len(one.tokens)]
-    assert one.gap > 0 and one.downtime > 0 and len(one.tokens) >= 6
+    assert one.gap > 0 and len(one.tokens) >= 6
 
 
 def test_stages_follow_from_what_is_left(moved):
@@ -76,7 +76,7 @@ def test_every_block_of_the_target_comes_back(moved):
 @pytest.mark.parametrize(("append_only", "changed"), [(True, [2]), (False, [0, 1, 2])])
 def test_only_the_last_block_of_an_append_only_cache_changes(append_only, changed):
     model = build()
-    cache = new_cache(MODEL, 80, append_only)
+    cache = (KVCache if append_only else RewrittenCache)(MODEL, 80)
     generator = torch.Generator().manual_seed(0)
     model([torch.randint(MODEL.vocab, (41,), generator=generator)], [cache])
     before, stored = versions(cache), cache.data.clone()
@@ -91,15 +91,8 @@ def test_only_the_last_block_of_an_append_only_cache_changes(append_only, change
 
 def test_gathered_blocks_come_back_where_they_were():
     generator = torch.Generator().manual_seed(1)
-    ours, theirs = new_cache(MODEL, 6 * BLOCK, True), new_cache(MODEL, 6 * BLOCK, True)
+    ours, theirs = KVCache(MODEL, 6 * BLOCK), KVCache(MODEL, 6 * BLOCK)
     ours.data.normal_(generator=generator)
     for chosen in ([4, 1], [0, 2, 3, 5]):
         scatter(theirs, torch.tensor(chosen), gather(ours.data, chosen))
     assert torch.equal(ours.data, theirs.data)
-
-
-def test_slowdown_compares_steps_with_and_without_a_copy_beside_them():
-    assert slowdown([Moved("committed", [], 1, steps=[1.0, 1.0], busy_steps=[1.5, 1.1])]) == pytest.approx(
-        0.3
-    )
-    assert slowdown([Moved("committed", [], 1, steps=[1.0])]) is None
