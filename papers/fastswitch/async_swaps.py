@@ -10,7 +10,7 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 
-from common.hardware.copies import CopyCost
+from common.hardware.copies import CopyCost, h100
 from papers.fastswitch.block_groups import Piece, Run
 
 HISTORY = 8  # swap-ins whose batch size and seconds the adaptive choice looks back on (inferred)
@@ -36,6 +36,14 @@ class KVLayout:
         return cost.seconds(self.calls(len(pieces)), self.size(sum(piece.length for piece in pieces)))
 
 
+def measured_cost(direction: str) -> CopyCost:
+    """The H100's cost of copies to ten digits: what least squares gives beyond them depends on the processor."""
+    cost = h100(direction)
+    return CopyCost(
+        *(float(f"{one:.10g}") for one in (cost.bandwidth, cost.dispatch, cost.per_call, cost.fixed))
+    )
+
+
 @dataclass
 class Stream:
     """One direction of the wire: copies follow one another."""
@@ -48,10 +56,11 @@ class Stream:
         """When each batch of pieces has arrived, seconds; the batches are one swap, one after another."""
         start = max(now, self._free)
         ends = []
-        together: list[Piece] = []
+        calls = blocks = 0
         for batch in batches:
-            together = together + batch
-            ends.append(start + self.layout.seconds(self.cost, together))
+            calls += len(batch)
+            blocks += sum(piece.length for piece in batch)
+            ends.append(start + self.cost.seconds(self.layout.calls(calls), self.layout.size(blocks)))
         self._free = ends[-1] if ends else self._free
         return ends
 

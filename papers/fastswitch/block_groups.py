@@ -314,9 +314,13 @@ def pieces(source: list[Run], target: list[Run], first: int = 0, blocks: int | N
     Both sides are the runs of one request from its first block on; they are copied up to the shorter side's end, or to
     `blocks`. A call never reaches over the end of a run on either side.
     """
+    held = sum(run.length for run in source)
+    end = held if blocks is None else blocks
+    if held == len(source) and all(run.length == 1 for run in target):  # block by block: one pass
+        pairs = zip(source[first:end], target[first:end], strict=False)
+        return [Piece(one.start, other.start, 1) for one, other in pairs]
     found: list[Piece] = []
-    left = sum(run.length for run in source) if blocks is None else blocks
-    left -= first
+    left = end - first
     i, x = _at(source, first)  # run, and blocks of it that are done
     j, y = _at(target, first)
     while left > 0 and i < len(source) and j < len(target):

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from common.hardware.copies import CopyCost, h100
+from common.hardware.copies import CopyCost
 from common.hardware.specs import GIB, GPU, gpu
 from common.serving.models import ModelShape, model
 from common.serving.roofline import RooflineLatency
-from papers.fastswitch.async_swaps import KVLayout
+from papers.fastswitch.async_swaps import KVLayout, measured_cost
 from papers.fastswitch.server import BLOCK_TOKENS, Setup
 
 KV_BYTES = 2  # of an element
@@ -37,15 +37,12 @@ def _qwen(kv_heads: int) -> ModelShape:
 class Deployment:
     """A model on a GPU.
 
-    kv_tokens: what the GPU's memory holds. frequency: of priority updates, 1 / iterations (paper). rate:
-    conversations/s at which vLLM has 10 to 30% of the live requests swapped out, on average (brief).
+    kv_tokens: what the GPU's memory holds. pcie4: whether its wire is PCIe 4.
     """
 
     shape: ModelShape
     gpu: GPU
     kv_tokens: int
-    frequency: float
-    rate: float
     pcie4: bool = True
 
     def latency(self) -> RooflineLatency:
@@ -61,7 +58,7 @@ class Deployment:
         layout = self.layout()
 
         def cost(direction: str) -> CopyCost:
-            found = h100(direction).with_host_seconds(host_seconds)
+            found = measured_cost(direction).with_host_seconds(host_seconds)
             found = found.over_pcie4() if self.pcie4 else found
             return found.without_calls() if free_calls else found
 
@@ -77,7 +74,7 @@ class Deployment:
 
 # KV capacities: what nine tenths of the memory (vLLM's default) leave beside weights and 1 to 1.5 GiB of activations.
 DEPLOYMENTS = {
-    "llama-3-8b": Deployment(model("llama-3-8b"), A10, 42_000, 0.04, 0.40),
-    "qwen-32b": Deployment(_qwen(8), gpu("a100-80gb-pcie"), 42_000, 0.02, 0.40),
-    "qwen-32b-40": Deployment(_qwen(40), gpu("a100-80gb-pcie"), 4_400, 0.02, 0.018),
+    "llama-3-8b": Deployment(model("llama-3-8b"), A10, 42_000),
+    "qwen-32b": Deployment(_qwen(8), gpu("a100-80gb-pcie"), 42_000),
+    "qwen-32b-40": Deployment(_qwen(40), gpu("a100-80gb-pcie"), 4_400),
 }

@@ -1,15 +1,17 @@
 """One simulated run of one system, and what is read off it."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from common.hardware.copies import h100
+from common.hardware.copies import timed
 from common.serving.engine import simulate
 from common.serving.loop import EventLoop
 from common.serving.metrics import token_gaps
-from papers.fastswitch.async_swaps import KVLayout
+from papers.fastswitch.async_swaps import KVLayout, measured_cost
+from papers.fastswitch.config import Config
 from papers.fastswitch.conversations import Conversations
 from papers.fastswitch.deployments import DEPLOYMENTS
 from papers.fastswitch.ledger import Swap
@@ -24,7 +26,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "+DBG+Reuse": {"groups": True, "reuse": True, "asynchronous": False},
     "FastSwitch": {"groups": True, "reuse": True, "asynchronous": True},
 }
-TAILS = {"ttft_p95": 0.95, "ttft_p99": 0.99, "ttft_p999": 0.999, "tbt_p99": 0.99, "tbt_p999": 0.999}
+TAILS = {"ttft_p95": 0.95, "ttft_p99": 0.99, "tbt_p99": 0.99, "tbt_p999": 0.999}
 STALL_QUANTILE = 0.99
 UNITS = {"switch_gain_32kib": 32 << 10, "switch_gain_128kib": 128 << 10}  # bytes of a copy call of one block
 
@@ -33,31 +35,38 @@ UNITS = {"switch_gain_32kib": 32 << 10, "switch_gain_128kib": 128 << 10}  # byte
 class Job:
     """A system on one seed's conversations under one pattern of priorities."""
 
-    deployment: str
+    config: Config
     system: str
     pattern: str
     frequency: float
     seed: int
     conversations: Conversations
     priorities: np.random.Generator
-    kv_tokens: int = 0  # of the GPU; 0: as many as the deployment has
-    host_seconds: float = 0.0
-    free_calls: bool = False
-    longest_group: int | None = None  # of systems with groups
-    keep_copies: bool = True  # of systems with reuse
-    wait_for_all: bool = False
 
     def setup(self) -> Setup:
-        deployment = DEPLOYMENTS[self.deployment]
-        if self.kv_tokens:
-            deployment = replace(deployment, kv_tokens=self.kv_tokens)
-        setup = replace(deployment.setup(self.host_seconds, self.free_calls), **SYSTEMS[self.system])
+        """The system's own switches, and the config's where they mean something to it."""
+        config = self.config
+        deployment = DEPLOYMENTS[config.deployment]
+        if config.kv_tokens:
+            deployment = replace(deployment, kv_tokens=config.kv_tokens)
+        whole = replace(deployment.setup(config.host_seconds, config.free_calls), **SYSTEMS[self.system])
+        reuse = whole.reuse and config.keep_copies
         return replace(
-            setup,
-            longest_group=self.longest_group if setup.groups else None,
-            reuse=setup.reuse and self.keep_copies,
-            wait_for_all=setup.asynchronous and self.wait_for_all,
+            whole,
+            longest_group=(config.longest_group or None) if whole.groups else None,
+            reuse=reuse,
+            kept_tokens=config.kept_tokens if reuse else 0,
+            wait_for_all=whole.asynchronous and config.wait_for_all,
         )
+
+    @property
+    def decided_by(self) -> Hashable:
+        """All that decides what `serve` gives: what means nothing to a system leaves its run the same."""
+        config = self.config
+        drawn = (self.seed, config.conversations, config.rate, config.mean_turns, config.longest)
+        chain = (config.kept_priority, config.zipf_exponent) if self.pattern == "markov" else ()
+        priorities = (self.pattern, self.frequency, *chain)
+        return config.deployment, self.setup(), drawn, priorities, config.free_calls
 
 
 def serve(job: Job) -> dict[str, float]:
@@ -66,9 +75,11 @@ def serve(job: Job) -> dict[str, float]:
     conversations = job.conversations
 
     def build(loop: EventLoop) -> SwitchingInstance:
-        update = PATTERNS[job.pattern](job.priorities, conversations.count)
+        update = PATTERNS[job.pattern](
+            job.priorities, conversations.count, job.config.kept_priority, job.config.zipf_exponent
+        )
         policy = PrioritySwitching(update, job.frequency)
-        latency = DEPLOYMENTS[job.deployment].latency()
+        latency = DEPLOYMENTS[job.config.deployment].latency()
         built.append(SwitchingInstance(loop, latency, job.setup(), conversations, policy))
         return built[0]
 
@@ -84,6 +95,8 @@ def serve(job: Job) -> dict[str, float]:
         | {
             "tokens_per_s": tokens / begun if begun else 0.0,
             "tokens": float(len(gaps)),
+            "turns": float(len(trace.ttft)),
+            "turns_per_s": len(trace.ttft) / float(trace.finish.max()),
             "swapped_share": ledger.swapped_share,
             "preemptions": float(trace.preemptions.sum()),
             "recomputed": float(ledger.recomputed),
@@ -94,8 +107,32 @@ def serve(job: Job) -> dict[str, float]:
             "out_blocks": float(sum(swap.blocks for swap in ledger.swaps if swap.out)),
             "evicted_blocks": float(built[0].host.evicted_blocks),
         }
-        | {name: switch_gain(ledger.swaps, unit, free_calls=job.free_calls) for name, unit in UNITS.items()}
+        | {
+            name: switch_gain(ledger.swaps, unit, free_calls=job.config.free_calls)
+            for name, unit in UNITS.items()
+        }
     )
+
+
+def pinned_gain(blocks_a_call: float, unit_bytes: int = 32 << 10) -> float:
+    """Measured seconds of 64 MiB to the host in calls of `unit_bytes`, over those in calls of so many blocks.
+
+    Read off the table of one H100 as timed; of calls longer than a block the measured size just below is taken.
+    Raises ValueError below one block a call.
+    """
+    if not blocks_a_call >= 1:
+        raise ValueError(f"a call moves at least one block, not {blocks_a_call}")
+    table = timed("d2h")
+    rows = sorted(
+        (64 << 20) // int(n) for n, size in zip(table.calls, table.size, strict=True) if size == 64 << 20
+    )
+    fits = max(one for one in rows if one <= unit_bytes * blocks_a_call)
+    seconds = {
+        (64 << 20) // int(n): float(s)
+        for n, size, s in zip(table.calls, table.size, table.seconds, strict=True)
+        if size == 64 << 20
+    }
+    return seconds[unit_bytes] / seconds[fits]
 
 
 def tail(values: np.ndarray, quantile: float) -> float:
@@ -123,7 +160,7 @@ def switch_gain(swaps: list[Swap], unit_bytes: int, layers: int = 32, free_calls
     layout = KVLayout(layers, unit_bytes)
     by_block = by_piece = 0.0
     for swap in swaps:
-        cost, size = h100("d2h" if swap.out else "h2d"), layout.size(swap.blocks)
+        cost, size = measured_cost("d2h" if swap.out else "h2d"), layout.size(swap.blocks)
         if free_calls:
             cost = cost.without_calls()
         by_block += cost.seconds(layout.calls(swap.blocks), size)

@@ -8,6 +8,7 @@
 Every system sees the same conversations and the same priorities, and admits by the same count of blocks.
 """
 
+from collections.abc import Hashable
 from functools import partial
 from statistics import geometric_mean
 from typing import Any
@@ -18,16 +19,24 @@ import torch
 from common.lab.runtime import Observations, Runtime
 from common.serving.workload import draw_lengths
 from papers.fastswitch.allocator_replay import CAPACITY, operations, replay
-from papers.fastswitch.block_groups import BlockGroups, BlockTables, SingleBlocks
+from papers.fastswitch.block_groups import BlockGroups, SingleBlocks
 from papers.fastswitch.config import Config
 from papers.fastswitch.conversations import Conversations, draw_conversations
-from papers.fastswitch.deployments import DEPLOYMENTS
-from papers.fastswitch.evaluation import SYSTEMS, Job, serve
+from papers.fastswitch.evaluation import SYSTEMS, Job, pinned_gain, serve
 from papers.fastswitch.live_study import Beside, Swapped, answer_swapped, decode_beside
-from papers.fastswitch.pinned_swap import time_swap
 
-GAINS = ("ttft_p95", "ttft_p99", "ttft_p999", "tbt_p999")  # vLLM's over FastSwitch's
-SHARED = ("tokens_per_s", "swapped_share", "stall_share", "tbt_p99", "preemptions", "tokens", "out_blocks")
+GAINS = ("ttft_p95", "ttft_p99", "tbt_p999")  # vLLM's over FastSwitch's
+SHARED = (
+    "tokens_per_s",
+    "swapped_share",
+    "stall_share",
+    "tbt_p99",
+    "preemptions",
+    "tokens",
+    "out_blocks",
+    "recomputed",
+    "evicted_blocks",
+)
 NEEDED = {  # systems whose runs a metric is read off
     **{f"{name}_gain": ("vLLM", "FastSwitch") for name in GAINS},
     "ttft_gain": ("vLLM", "FastSwitch"),
@@ -37,6 +46,7 @@ NEEDED = {  # systems whose runs a metric is read off
     "switch_gain_32kib": ("+DBG",),
     "switch_gain_128kib": ("+DBG",),
     "granularity": ("+DBG",),
+    "pinned_switch_gain": ("+DBG",),
     "reuse_saving": ("+DBG+Reuse",),
     "asynchronous_tbt_gain": ("+DBG+Reuse", "FastSwitch"),
 }
@@ -45,9 +55,7 @@ NEEDED = {  # systems whose runs a metric is read off
 def run(config: Config, lab: Runtime) -> Observations:
     """Serve every seed's conversations with every system that somebody asks about, then run the real mechanisms."""
     seen = Observations()
-    jobs = chosen_jobs(config, lab)
-    results = dict(zip(jobs, lab.map(serve, jobs.values(), "servers"), strict=True))
-    observe(config, lab, results, seen)
+    observe(config, lab, served(config, lab), seen)
     if config.answered_turns and lab.wants("changed_answers"):
         rounds = partial(answers, config)
         seeds = [(seed, lab.rng(seed, "answers")) for seed in lab.seeds]
@@ -55,26 +63,15 @@ def run(config: Config, lab: Runtime) -> Observations:
             seen.add("changed_answers", found.changed, seed)
             seen.add("answers_saving", found.saving, seed)
             seen.add("answers_compared", found.tokens, seed)
-    if config.copied_tokens and lab.wants("iterations_meanwhile"):
+    if config.copied_tokens and lab.wants("copied_beside"):
         for seed in lab.seeds:  # one at a time: two would time each other
             (gap,) = lab.map(partial(copies, config), [(seed, lab.rng(seed, "copies"))], "copies")
-            seen.add("real_gap_gain", gap.waiting / gap.beside, seed)
             seen.add("real_gap", gap.waiting, seed, system="waiting")
             seen.add("real_gap", gap.beside, seed, system="beside")
-            seen.add("iterations_meanwhile", gap.meanwhile, seed)
-    if config.pinned_blocks and lab.wants("pinned_switch_gain"):
-        for seed in lab.seeds:
-            longest = config.longest_group or None
-            swap = time_swap(lab.rng(seed, "pinned"), lab.device, config.pinned_blocks, longest=longest)
-            seen.add("pinned_switch_gain", swap.gain, seed)
-            seen.add("pinned_hidden", swap.hidden, seed)
+            seen.add("copied_beside", gap.copied_beside, seed)
     if config.replayed and lab.wants("replay_seconds"):
         work = list(operations(lab.rng(0, "replay"), config.replayed))
-        allocators: dict[str, BlockTables] = {
-            "groups": BlockGroups(CAPACITY),
-            "blocks": SingleBlocks(CAPACITY),
-        }
-        for name, tables in allocators.items():
+        for name, tables in (("groups", BlockGroups(CAPACITY)), ("blocks", SingleBlocks(CAPACITY))):
             replayed = replay(tables, work)
             seen.add("replay_seconds", replayed.seconds, None, allocator=name)
             seen.add("replay_run", replayed.mean_run, None, allocator=name)
@@ -82,7 +79,18 @@ def run(config: Config, lab: Runtime) -> Observations:
     return seen
 
 
-Key = tuple[str, str, float, float, int, str]  # deployment, pattern, frequency, host seconds, seed, system
+Key = tuple[str, float, int, str]  # pattern, frequency, seed, system
+
+
+def served(config: Config, lab: Runtime) -> dict[Key, dict[str, float]]:
+    """What each run gave; a run that several arms ask for is made once."""
+    jobs = chosen_jobs(config, lab)
+    known: dict[Hashable, dict[str, float]] = lab.once("fastswitch: servers", dict)
+    keys = {at: job.decided_by for at, job in jobs.items()}
+    missing = {key: jobs[at] for at, key in keys.items() if key not in known}
+    for key, found in zip(missing, lab.map(serve, missing.values(), "servers"), strict=True):
+        known[key] = found
+    return {at: known[key] for at, key in keys.items()}
 
 
 def chosen_jobs(config: Config, lab: Runtime) -> dict[Key, Job]:
@@ -93,43 +101,28 @@ def chosen_jobs(config: Config, lab: Runtime) -> dict[Key, Job]:
         if any(lab.wants(metric) and name in needed for metric, needed in NEEDED.items())
     ]
     jobs: dict[Key, Job] = {}
-    for deployment in config.deployments if lab.wants("tail") else config.deployments[:1]:
-        own = DEPLOYMENTS[deployment].frequency if config.frequency < 0 else config.frequency
-        for seed in lab.seeds:
-            conversations = draw(config, lab, seed, DEPLOYMENTS[deployment].rate)
-            frequencies = [own]
-            if lab.wants("tail") and seed in lab.seeds[: config.sweep_seeds]:
-                frequencies += [f for f in config.sweep if f != own]
-            for frequency in frequencies:
-                for host_seconds in config.host_seconds if lab.wants("tail") else config.host_seconds[:1]:
-                    for pattern in config.patterns:
-                        for system in systems:
-                            key = (deployment, pattern, frequency, host_seconds, seed, system)
-                            jobs[key] = Job(
-                                deployment,
-                                system,
-                                pattern,
-                                frequency,
-                                seed,
-                                conversations,
-                                lab.rng(seed, "priorities", pattern),
-                                config.kv_tokens,
-                                host_seconds,
-                                config.free_calls,
-                                config.longest_group or None,
-                                config.keep_copies,
-                                config.wait_for_all,
-                            )
+    for seed in lab.seeds:
+        conversations = draw(config, lab, seed)
+        frequencies = [config.frequency]
+        if lab.wants("tail") and seed in lab.seeds[: config.sweep_seeds]:
+            frequencies += [f for f in config.sweep if f != config.frequency]
+        for frequency in frequencies:
+            for pattern in config.patterns:
+                for system in systems:
+                    chances = lab.rng(seed, "priorities", pattern)
+                    jobs[pattern, frequency, seed, system] = Job(
+                        config, system, pattern, frequency, seed, conversations, chances
+                    )
     return jobs
 
 
-def draw(config: Config, lab: Runtime, seed: int, rate: float) -> Conversations:
+def draw(config: Config, lab: Runtime, seed: int) -> Conversations:
     """Conversations whose turns have the lengths of ShareGPT's first turns, from its table of quantiles."""
     turns = draw_lengths("sharegpt", lab.rng(seed, "turns"), 20_000, lab.data("nanoflow-sharegpt-lengths"))
     return draw_conversations(
         lab.rng(seed, "conversations"),
         config.conversations,
-        rate if config.rate < 0 else config.rate,
+        config.rate,
         turns,
         config.longest,
         config.mean_turns,
@@ -138,24 +131,19 @@ def draw(config: Config, lab: Runtime, seed: int, rate: float) -> Conversations:
 
 def observe(config: Config, lab: Runtime, results: dict[Key, dict[str, float]], seen: Observations) -> None:
     """What each run gave, and the claims' metrics of the first deployment at its own frequency."""
-    for (deployment, pattern, frequency, host, seed, system), found in results.items():
-        at: dict[str, Any] = {
-            "deployment": deployment, "pattern": pattern, "frequency": frequency, "host_seconds": host,
-            "system": system,
-        }  # fmt: skip
+    for (pattern, frequency, seed, system), found in results.items():
+        at: dict[str, Any] = {"pattern": pattern, "frequency": frequency, "system": system}
         for name in (*GAINS, *SHARED):
             seen.add("tail", found[name], seed, kind=name, **at)
-    if not results:
-        return
-    first = config.deployments[0]
-    own = DEPLOYMENTS[first].frequency if config.frequency < 0 else config.frequency
     for seed in lab.seeds:
         by = {
-            (key[1], key[5]): found
-            for key, found in results.items()
-            if key[0] == first and key[2:5] == (own, config.host_seconds[0], seed)
+            (key[0], key[3]): found for key, found in results.items() if key[1:3] == (config.frequency, seed)
         }
-        observe_claims(config, by, seed, seen)
+        if by:
+            for name in ("turns", "turns_per_s", "tokens", "swapped_share"):
+                first = by.get((config.patterns[0], "vLLM"), next(iter(by.values())))
+                seen.add(name, first[name], seed)
+            observe_claims(config, by, seed, seen)
 
 
 def observe_claims(
@@ -188,6 +176,7 @@ def observe_claims(
         for name in ("switch_gain_32kib", "switch_gain_128kib", "granularity"):
             mean = float(np.mean([by[pattern, "+DBG"][name] for pattern in config.patterns]))
             seen.add(name, mean, seed)
+        seen.add("pinned_switch_gain", pinned_gain(mean), seed)
     if has("+DBG+Reuse"):
         mean = float(np.mean([by[pattern, "+DBG+Reuse"]["saving"] for pattern in config.patterns]))
         seen.add("reuse_saving", mean, seed)
@@ -197,7 +186,7 @@ def copies(config: Config, one: tuple[int, np.random.Generator]) -> Beside:
     """A live server that decodes while it copies, or does not."""
     seed, rng = one
     generator = torch.Generator().manual_seed(seed)
-    return decode_beside(generator, rng, config.copied_tokens, 30, config.copy_worker)
+    return decode_beside(generator, rng, config.copied_tokens, 20, config.copy_worker, config.instant_copies)
 
 
 def answers(config: Config, one: tuple[int, np.random.Generator]) -> Swapped:

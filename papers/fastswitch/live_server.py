@@ -104,13 +104,12 @@ class TabledCache:
 
 
 class RealTransfer(Transfer):
-    """A copy under way. over: set by whoever copies; ordered, ended: iterations of the server by then."""
+    """A copy under way. over: set by whoever copies; began, ended: seconds when copying itself began and ended."""
 
-    def __init__(self, blocks: int, ordered: int) -> None:
+    def __init__(self, blocks: int) -> None:
         super().__init__()
         self.blocks = blocks
-        self.ordered = ordered
-        self.ended = ordered
+        self.began = self.ended = 0.0
         self.over = threading.Event()
 
 
@@ -126,9 +125,11 @@ class LiveServer(SwitchingInstance, LiveBatches):
         prompts: list[list[int]],
         policy: PrioritySwitching,
         worker: bool = True,
+        instant: bool = False,
     ) -> None:
         super().__init__(loop, Unpredicted(), setup, conversations, policy)
         self.wall, self.model, self.prompts = loop, model, prompts
+        self.instant = instant  # copies move nothing, which ruins the answers
         self.log: list[Iteration] = []
         self.texts: dict[int, list[int]] = {}  # of each conversation, answers included
         config = model.config
@@ -136,6 +137,7 @@ class LiveServer(SwitchingInstance, LiveBatches):
         self.gpu = torch.full((setup.kv_blocks, *shape), torch.nan)
         self.cpu = torch.full((setup.host_blocks, *shape), torch.nan)
         self.transfers: list[RealTransfer] = []
+        self.computed: list[tuple[float, float]] = []  # when each batch was computed, s
         self.worker = ThreadPoolExecutor(1) if setup.asynchronous and worker else None
 
     # What the engine asks for
@@ -164,7 +166,9 @@ class LiveServer(SwitchingInstance, LiveBatches):
         for sequence in decoding:
             if (sequence.base + step) % BLOCK_TOKENS == 0:
                 self.grow(sequence)
+        begun = self.wall.clock()
         super()._compute(plan, decoding)
+        self.computed.append((begun, self.wall.clock()))
 
     # What the mechanism asks for
 
@@ -177,11 +181,11 @@ class LiveServer(SwitchingInstance, LiveBatches):
         """See SwitchingInstance; without a worker the copies have ended on return."""
         ordered: list[Transfer] = []
         for batch in batches:
-            copy = RealTransfer(sum(piece.length for piece in batch), self.iterations)
+            copy = RealTransfer(sum(piece.length for piece in batch))
             self.transfers.append(copy)
             ordered.append(copy)
             if self.worker is None:
-                self._copy(out, batch)
+                self._stamped(out, batch, copy)
                 self._end(copy)
             else:
                 self.wall.outside += 1
@@ -200,7 +204,14 @@ class LiveServer(SwitchingInstance, LiveBatches):
             self._wait(copy)
         return super().freed_at(blocks)
 
+    def _stamped(self, out: bool, batch: list[Piece], copy: RealTransfer) -> None:
+        copy.began = self.wall.clock()
+        self._copy(out, batch)
+        copy.ended = self.wall.clock()
+
     def _copy(self, out: bool, batch: list[Piece]) -> None:
+        if self.instant:
+            return
         source, target = (self.gpu, self.cpu) if out else (self.cpu, self.gpu)
         for start, to, length in batch:
             target[to : to + length] = source[start : start + length]
@@ -208,7 +219,7 @@ class LiveServer(SwitchingInstance, LiveBatches):
     def _copy_beside(self, out: bool, batch: list[Piece], copy: RealTransfer) -> None:
         """On the worker's thread."""
         try:
-            self._copy(out, batch)
+            self._stamped(out, batch, copy)
         finally:
             copy.over.set()
             self.wall.post(self._ended, copy)
@@ -221,7 +232,6 @@ class LiveServer(SwitchingInstance, LiveBatches):
     def _end(self, copy: RealTransfer) -> None:
         if copy.end == float("inf"):
             copy.end = self.loop.now  # as of the event under way, in which it is noticed
-            copy.ended = self.iterations
 
     def _wait(self, copy: Transfer) -> None:
         if isinstance(copy, RealTransfer) and self.worker is not None:
@@ -245,21 +255,27 @@ def blocks_in(runs: list[Run]) -> list[int]:
 
 @dataclass(frozen=True)
 class LiveRun:
-    """What a run leaves behind. texts: all tokens of each conversation. copied, held: blocks of swap-outs."""
+    """What a run leaves behind. texts: all tokens of each conversation. copied, held: blocks of swap-outs.
+
+    computed: when each batch was computed, s.
+    """
 
     trace: Trace
     texts: dict[int, list[int]]
     transfers: list[RealTransfer]
+    computed: list[tuple[float, float]]
     copied: int
     held: int
 
     @property
-    def meanwhile(self) -> float:
-        """Iterations that ended while a copy was under way, mean over the larger half of the copies; 0 without any."""
-        if not self.transfers:
-            return 0.0
-        median = float(np.median([copy.blocks for copy in self.transfers]))
-        return float(np.mean([copy.ended - copy.ordered for copy in self.transfers if copy.blocks >= median]))
+    def copied_beside(self) -> float:
+        """Share of the seconds of computing in which a copy was under way; 0 where copies take no time."""
+        begun, ended = np.array(self.computed).reshape(-1, 2).T
+        overlaps = [
+            np.maximum(np.minimum(ended, copy.ended) - np.maximum(begun, copy.began), 0).sum()
+            for copy in self.transfers
+        ]
+        return float(sum(overlaps) / (ended - begun).sum()) if len(begun) else 0.0
 
 
 def serve_live(
@@ -273,13 +289,14 @@ def serve_live(
     *,
     trusts_copies: bool = False,
     worker: bool = True,
+    instant: bool = False,
     max_sequences: int = 256,
 ) -> LiveRun:
     """Let conversations talk to a real model under changing priorities, in real time, until the last has ended."""
     loop = WallClock()
     setup = replace(live_setup(model.config, system, gpu_blocks, host_blocks), trusts_copies=trusts_copies)
     policy = PrioritySwitching(update, FREQUENCY, max_sequences)
-    server = LiveServer(loop, model, setup, conversations, prompts, policy, worker)
+    server = LiveServer(loop, model, setup, conversations, prompts, policy, worker, instant)
     model(
         [torch.zeros(2, dtype=torch.int64)], [KVCache(model.config, 2)]
     )  # the first batch would pay for set-up
@@ -290,7 +307,12 @@ def serve_live(
             server.worker.shutdown()
     out = [swap for swap in server.ledger.swaps if swap.out]
     return LiveRun(
-        trace, server.texts, server.transfers, sum(one.blocks for one in out), sum(one.held for one in out)
+        trace,
+        server.texts,
+        server.transfers,
+        server.computed,
+        sum(one.blocks for one in out),
+        sum(one.held for one in out),
     )
 
 

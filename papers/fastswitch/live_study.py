@@ -59,16 +59,21 @@ def answer_swapped(
 class Beside:
     """waiting, beside: P99 of gaps between tokens, s, of a server that copies itself and of one with a thread for it.
 
-    meanwhile: iterations that ended while a copy was under way, with the thread.
+    copied_beside: share of the seconds of computing in which a copy was under way, with the thread.
     """
 
     waiting: float
     beside: float
-    meanwhile: float
+    copied_beside: float
 
 
 def decode_beside(
-    generator: torch.Generator, rng: np.random.Generator, tokens: int, output: int, worker: bool
+    generator: torch.Generator,
+    rng: np.random.Generator,
+    tokens: int,
+    output: int,
+    worker: bool,
+    instant: bool = False,
 ) -> Beside:
     """Long conversations (prompts of `tokens`) and short ones take turns on the GPU; all of them swap at a time.
 
@@ -94,11 +99,12 @@ def decode_beside(
                 blocks + 8,
                 2 * blocks,
                 worker=beside and worker,
+                instant=instant,
                 max_sequences=SHORT,
             )
             for beside in (False, True)
         }
-    return Beside(tail_gap(runs[False]), tail_gap(runs[True]), runs[True].meanwhile)
+    return Beside(tail_gap(runs[False]), tail_gap(runs[True]), runs[True].copied_beside)
 
 
 def taking_turns(k: int) -> np.ndarray:

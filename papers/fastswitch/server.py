@@ -5,6 +5,7 @@ blocks are free again. Who runs is the policy's affair (priority_switching.py), 
 of systems (vLLM, + block groups, + reuse, + asynchronous copies) differs in `Setup` alone.
 """
 
+from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Protocol
@@ -46,6 +47,7 @@ class Setup:
     target: int = INITIAL_TARGET  # blocks of a first group
     longest_group: int | None = None
     reuse: bool = True  # keep host copies valid
+    kept_tokens: int = 1_000_000  # of each, at most
     asynchronous: bool = True  # copy beside computing
     wait_for_all: bool = False  # whoever allocates while copies are in flight waits for every one of them
     trusts_copies: bool = False  # take any host copy for complete, which is wrong
@@ -106,7 +108,9 @@ class SwitchingInstance(Instance):
         self.session: list[int] = conversations.session.tolist()
         self.history: list[int] = conversations.history.tolist()
         self.ends: list[bool] = conversations.last.tolist()
-        self.host = HostCopies(setup.tables(setup.host_blocks), BLOCK_TOKENS, setup.reuse, policy.priority)
+        self.host = HostCopies(
+            setup.tables(setup.host_blocks), BLOCK_TOKENS, setup.reuse, policy.priority, setup.kept_tokens
+        )
         self.to_host = Stream(setup.to_host, setup.layout)
         self.to_device = Stream(setup.to_device, setup.layout)
         self.leaving = InFlight()
@@ -334,9 +338,12 @@ class SwitchingInstance(Instance):
             self.host.written(key, tokens, needed=not turn_ended)
             return True
         runs = self.tables.detach(key)
-        batches = [
-            [piece for piece in moved if run.start <= piece.source < run.start + run.length] for run in runs
-        ]
+        rest = deque(moved)  # in the order of the runs, and none reaches over a run's end
+        batches: list[list[Piece]] = []
+        for run in runs:
+            batches.append([])
+            while rest and run.start <= rest[0].source < run.start + run.length:
+                batches[-1].append(rest.popleft())
         ordered = iter(self.order(True, self.loop.now, [batch for batch in batches if batch]))
         last = Transfer(self.loop.now)
         for run, batch in zip(runs, batches, strict=True):
