@@ -16,7 +16,6 @@ deployments.py         the paper's models and GPUs
 allocator_replay.py    both allocators under a long history
 live_server.py         the same server on a real model: iterations computed, blocks copied by a thread
 live_study.py          whether its answers change, and whether it decodes while blocks move
-pinned_swap.py         real copies to pinned memory, by blocks and by groups, on a GPU
 evaluation.py          one run of one system
 config.py              Config: sizes and switches
 experiment.py          run(): everything the claims in paper.yaml read

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from papers.fastswitch.block_groups import BlockTables, Run
+from papers.fastswitch.block_groups import BlockTables
 
 CAPACITY = 28_000  # blocks: the swap space of the LLaMA-8B deployment
 MEAN_BLOCKS = 40  # of a new request: 640 tokens
@@ -49,22 +49,23 @@ def operations(rng: np.random.Generator, count: int, fill: float = 0.9) -> Itera
 
 def replay(tables: BlockTables, work: list[tuple[int, int]], looks: int = 20) -> Replayed:
     """Run all operations on fresh tables, looking at the runs now and then, then end every request."""
-    owners: set[int] = set()
-    lengths: list[Run] = []
+    alive: set[int] = set()
+    lengths: list[int] = []
     seconds = 0.0
     every = max(1, len(work) // looks)
     for begin in range(0, len(work), every):
+        part = work[begin : begin + every]
         start = time.perf_counter()
-        for owner, blocks in work[begin : begin + every]:
+        for owner, blocks in part:
             if blocks:
                 tables.allocate(owner, blocks)
             else:
                 tables.give_back(tables.detach(owner))
         seconds += time.perf_counter() - start
-        for owner, blocks in work[begin : begin + every]:
-            (owners.add if blocks else owners.discard)(owner)
-        lengths += [run for owner in sorted(owners) for run in tables.runs(owner)]
-    for owner in sorted(owners):
+        for owner, blocks in part:
+            (alive.add if blocks else alive.discard)(owner)
+        lengths += [run.length for owner in alive for run in tables.runs(owner)]
+    for owner in alive:
         tables.give_back(tables.detach(owner))
-    mean = sum(run.length for run in lengths) / len(lengths) if lengths else 0.0
+    mean = sum(lengths) / len(lengths) if lengths else 0.0
     return Replayed(seconds / len(work), mean, tables.capacity - tables.free)

@@ -8,7 +8,8 @@ groups that give it enough.
 
 import math
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
+from functools import cache
 
 from common.hardware.copies import CopyCost, h100
 from papers.fastswitch.block_groups import Piece, Run
@@ -36,12 +37,14 @@ class KVLayout:
         return cost.seconds(self.calls(len(pieces)), self.size(sum(piece.length for piece in pieces)))
 
 
+@cache
 def measured_cost(direction: str) -> CopyCost:
-    """The H100's cost of copies to ten digits: what least squares gives beyond them depends on the processor."""
+    """The H100's cost of copies to ten digits: the last digits of least squares depend on the processor.
+
+    The library that solves it sums in another order where the processor has wider registers.
+    """
     cost = h100(direction)
-    return CopyCost(
-        *(float(f"{one:.10g}") for one in (cost.bandwidth, cost.dispatch, cost.per_call, cost.fixed))
-    )
+    return CopyCost(*(float(f"{one:.10g}") for one in astuple(cost)))
 
 
 @dataclass
@@ -119,11 +122,6 @@ class InFlight:
     def blocks(self) -> int:
         """Blocks that are not free yet."""
         return sum(one.run.length for one in self._leaving)
-
-    @property
-    def last(self) -> float:
-        """When the last of them ends."""
-        return max((one.transfer.end for one in self._leaving), default=0.0)
 
 
 class AdaptiveChoice:

@@ -12,10 +12,7 @@ from typing import NamedTuple, Protocol
 
 INITIAL_TARGET = 60  # blocks of a first group; about what the paper starts with (unverified)
 MOST_TARGET = 4 * INITIAL_TARGET  # however much is free (inferred)
-SCARCE, PLENTY = (
-    0.10,
-    0.30,
-)  # free shares below which groups get half as long, above which twice as long (inferred)
+SCARCE, PLENTY = 0.10, 0.30  # free shares below which groups halve, above which they double (inferred)
 
 
 class Run(NamedTuple):
@@ -68,7 +65,6 @@ class FreeRuns:
         self._length: dict[int, int] = {}  # by start
         self._start: dict[int, int] = {}  # by the block behind the run's last
         self._by_size: list[tuple[int, int]] = []  # (length, start), ascending
-        self.blocks = 0
         if blocks:
             self.add(0, blocks)
 
@@ -80,7 +76,6 @@ class FreeRuns:
 
     def add(self, start: int, length: int) -> None:
         """Free a run, which merges with the free runs before and behind it."""
-        self.blocks += length
         if start in self._start:
             before = self._start[start]
             length += self._length[before]
@@ -108,7 +103,6 @@ class FreeRuns:
         self._drop(start)
         if length > blocks:
             self._keep(start + blocks, length - blocks)
-        self.blocks -= blocks
         return Run(start, blocks)
 
     def _keep(self, start: int, length: int) -> None:
@@ -134,20 +128,19 @@ class Group:
 class BlockGroups:
     """The Dynamic Block Group Manager: each request's blocks in few long runs, the last of them "active".
 
-    target: blocks that a new group asks for beyond its immediate need's; it adapts to how much is free. longest: the
-    longest group; 1 leaves nothing of the idea, a fixed one ends adaptation's reach.
+    target: blocks that a new group asks for at least; it adapts to how much is free. longest: of any group; 1 leaves
+    nothing of the idea.
     """
 
     def __init__(self, capacity: int, target: int = INITIAL_TARGET, longest: int | None = None) -> None:
-        if capacity < 1 or target < 1 or (longest is not None and longest < 1):
+        if min(capacity, target, 1 if longest is None else longest) < 1:
             raise ValueError(
-                f"capacity ({capacity}), target ({target}) and longest ({longest}) must be at least one block"
+                f"capacity ({capacity}), target ({target}), longest ({longest}): at least a block"
             )
         self.capacity = capacity
         self._free = capacity
         self.longest = longest or capacity
         self.target = min(target, self.longest)
-        self.stolen = 0  # blocks taken from reserves
         self._unused = FreeRuns(capacity)
         self._groups: dict[Hashable, list[Group]] = {}
 
@@ -195,12 +188,10 @@ class BlockGroups:
 
     def _steal(self) -> Run:
         """The second half of the longest reserve of any request (the whole of a single block)."""
-        donor = max(
-            (groups[-1] for groups in self._groups.values() if groups), key=lambda g: g.length - g.used
-        )
+        active = (groups[-1] for groups in self._groups.values() if groups)
+        donor = max(active, key=lambda group: group.length - group.used)
         taken = (donor.length - donor.used + 1) // 2
         donor.length -= taken
-        self.stolen += taken
         return Run(donor.start + donor.length, taken)
 
     def runs(self, owner: Hashable) -> list[Run]:
@@ -238,25 +229,6 @@ class BlockGroups:
         if group.length > group.used:
             self._unused.add(group.start + group.used, group.length - group.used)
             group.length = group.used
-
-    def audit(self) -> None:
-        """Every block is in exactly one place, free runs are maximal, and the counts are right; AssertionError else.
-
-        Blocks that are detached and not yet given back are nobody's: give them back first.
-        """
-        held = [Run(g.start, g.length) for groups in self._groups.values() for g in groups]
-        free = list(self._unused)
-        covered = sorted([*held, *free])
-        assert all(run.length > 0 for run in covered)
-        assert all(a.start + a.length <= b.start for a, b in zip(covered, covered[1:], strict=False)), (
-            "overlap"
-        )
-        assert sum(run.length for run in covered) == self.capacity, "lost blocks"
-        assert all(a.start + a.length < b.start for a, b in zip(free, free[1:], strict=False)), "not merged"
-        used = sum(group.used for groups in self._groups.values() for group in groups)
-        assert self.free == self.capacity - used
-        assert self._unused.blocks == sum(run.length for run in free)
-        assert all(g.used == g.length for groups in self._groups.values() for g in groups[:-1])
 
 
 class SingleBlocks:
@@ -301,11 +273,6 @@ class SingleBlocks:
         held = self._blocks.get(owner, [])
         self._stack.extend(held[blocks:])
         del held[blocks:]
-
-    def audit(self) -> None:
-        """Every block is in exactly one place; AssertionError else. Give detached ones back first."""
-        everything = self._stack + [run for held in self._blocks.values() for run in held]
-        assert sorted(everything) == [Run(block, 1) for block in range(self.capacity)]
 
 
 def pieces(source: list[Run], target: list[Run], first: int = 0, blocks: int | None = None) -> list[Piece]:

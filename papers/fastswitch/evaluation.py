@@ -14,7 +14,7 @@ from papers.fastswitch.async_swaps import KVLayout, measured_cost
 from papers.fastswitch.config import Config
 from papers.fastswitch.conversations import Conversations
 from papers.fastswitch.deployments import DEPLOYMENTS
-from papers.fastswitch.ledger import Swap
+from papers.fastswitch.ledger import Swap, granularity, saving
 from papers.fastswitch.priorities import PATTERNS
 from papers.fastswitch.priority_switching import PrioritySwitching
 from papers.fastswitch.server import Setup, SwitchingInstance
@@ -85,71 +85,45 @@ def serve(job: Job) -> dict[str, float]:
 
     trace = simulate(conversations.workload, build, conversations.clients())
     ledger, gaps = built[0].ledger, token_gaps(trace)
-    seen = {name: tail(trace.ttft if "ttft" in name else gaps, quantile) for name, quantile in TAILS.items()}
     begun = float(conversations.workload.arrival[-1])  # from then on the load ebbs
     tokens = sum(int(np.searchsorted(times, begun, side="right")) for times in trace.token_times)
     seconds, stall = ledger.iterations()
     late = seconds >= np.quantile(seconds, STALL_QUANTILE)
-    return (
-        seen
-        | {
-            "tokens_per_s": tokens / begun if begun else 0.0,
-            "tokens": float(len(gaps)),
-            "turns": float(len(trace.ttft)),
-            "turns_per_s": len(trace.ttft) / float(trace.finish.max()),
-            "swapped_share": ledger.swapped_share,
-            "preemptions": float(trace.preemptions.sum()),
-            "recomputed": float(ledger.recomputed),
-            "stall_share": float(stall.sum() / seconds.sum()),
-            "stall_share_p99": 100 * float(stall[late].sum() / seconds[late].sum()),
-            "granularity": granularity(ledger.swaps),
-            "saving": saving(ledger.swaps),
-            "out_blocks": float(sum(swap.blocks for swap in ledger.swaps if swap.out)),
-            "evicted_blocks": float(built[0].host.evicted_blocks),
-        }
-        | {
-            name: switch_gain(ledger.swaps, unit, free_calls=job.config.free_calls)
-            for name, unit in UNITS.items()
-        }
-    )
+    seen = {name: tail(trace.ttft if "ttft" in name else gaps, quantile) for name, quantile in TAILS.items()}
+    for name, unit in UNITS.items():
+        seen[name] = switch_gain(ledger.swaps, unit, free_calls=job.config.free_calls)
+    return seen | {
+        "tokens_per_s": tokens / begun if begun else 0.0,
+        "tokens": float(len(gaps)),
+        "turns": float(len(trace.ttft)),
+        "turns_per_s": len(trace.ttft) / float(trace.finish.max()),
+        "swapped_share": ledger.swapped_share,
+        "preemptions": float(trace.preemptions.sum()),
+        "stall_share": float(stall.sum() / seconds.sum()),
+        "stall_share_p99": 100 * float(stall[late].sum() / seconds[late].sum()),
+        "granularity": granularity(ledger.swaps),
+        "saving": saving(ledger.swaps),
+        "out_blocks": float(sum(swap.blocks for swap in ledger.swaps if swap.out)),
+        "evicted_blocks": float(built[0].host.evicted_blocks),
+    }
 
 
 def pinned_gain(blocks_a_call: float, unit_bytes: int = 32 << 10) -> float:
     """Measured seconds of 64 MiB to the host in calls of `unit_bytes`, over those in calls of so many blocks.
 
-    Read off the table of one H100 as timed; of calls longer than a block the measured size just below is taken.
-    Raises ValueError below one block a call.
+    Read off the table of one H100 as timed, at the measured size just below. Raises ValueError below a block a call.
     """
     if not blocks_a_call >= 1:
         raise ValueError(f"a call moves at least one block, not {blocks_a_call}")
-    table = timed("d2h")
-    rows = sorted(
-        (64 << 20) // int(n) for n, size in zip(table.calls, table.size, strict=True) if size == 64 << 20
-    )
-    fits = max(one for one in rows if one <= unit_bytes * blocks_a_call)
-    seconds = {
-        (64 << 20) // int(n): float(s)
-        for n, size, s in zip(table.calls, table.size, table.seconds, strict=True)
-        if size == 64 << 20
-    }
-    return seconds[unit_bytes] / seconds[fits]
+    table, whole = timed("d2h"), 64 << 20
+    rows = zip(table.calls, table.size, table.seconds, strict=True)
+    seconds = {whole // int(calls): float(took) for calls, size, took in rows if size == whole}
+    return seconds[unit_bytes] / seconds[max(one for one in seconds if one <= unit_bytes * blocks_a_call)]
 
 
 def tail(values: np.ndarray, quantile: float) -> float:
     """A quantile as an order statistic: the smallest value that so many of them do not exceed."""
     return float(np.quantile(values, quantile, method="inverted_cdf")) if len(values) else 0.0
-
-
-def granularity(swaps: list[Swap]) -> float:
-    """Mean blocks that one copy call moves (of a layer, K or V); 1 where nothing was copied."""
-    calls = sum(swap.pieces for swap in swaps)
-    return sum(swap.blocks for swap in swaps) / calls if calls else 1.0
-
-
-def saving(swaps: list[Swap]) -> float:
-    """Share of the blocks of all swap-outs that needed no copy, because the host had them; 0 without a swap-out."""
-    held = sum(swap.held for swap in swaps if swap.out)
-    return 1 - sum(swap.blocks for swap in swaps if swap.out) / held if held else 0.0
 
 
 def switch_gain(swaps: list[Swap], unit_bytes: int, layers: int = 32, free_calls: bool = False) -> float:

@@ -26,30 +26,27 @@ from papers.fastswitch.evaluation import SYSTEMS, Job, pinned_gain, serve
 from papers.fastswitch.live_study import Beside, Swapped, answer_swapped, decode_beside
 
 GAINS = ("ttft_p95", "ttft_p99", "tbt_p999")  # vLLM's over FastSwitch's
-SHARED = (
-    "tokens_per_s",
-    "swapped_share",
-    "stall_share",
+SHOWN = (
+    *GAINS,
     "tbt_p99",
-    "preemptions",
+    "tokens_per_s",
     "tokens",
+    "swapped_share",
+    "preemptions",
+    "stall_share",
     "out_blocks",
-    "recomputed",
-    "evicted_blocks",
 )
+SHOWN += ("evicted_blocks",)
+COUNTED = ("switch_gain_32kib", "switch_gain_128kib", "granularity")  # off the tables of +DBG
 NEEDED = {  # systems whose runs a metric is read off
-    **{f"{name}_gain": ("vLLM", "FastSwitch") for name in GAINS},
-    "ttft_gain": ("vLLM", "FastSwitch"),
-    "tbt_gain": ("vLLM", "FastSwitch"),
-    "throughput_gain": ("vLLM", "FastSwitch"),
+    **dict.fromkeys([f"{name}_gain" for name in GAINS], ("vLLM", "FastSwitch")),
+    **dict.fromkeys(("ttft_gain", "tbt_gain", "throughput_gain"), ("vLLM", "FastSwitch")),
     "stall_share_p99": ("vLLM",),
-    "switch_gain_32kib": ("+DBG",),
-    "switch_gain_128kib": ("+DBG",),
-    "granularity": ("+DBG",),
-    "pinned_switch_gain": ("+DBG",),
+    **dict.fromkeys((*COUNTED, "pinned_switch_gain"), ("+DBG",)),
     "reuse_saving": ("+DBG+Reuse",),
     "asynchronous_tbt_gain": ("+DBG+Reuse", "FastSwitch"),
 }
+Key = tuple[str, float, int, str]  # pattern, frequency, seed, system
 
 
 def run(config: Config, lab: Runtime) -> Observations:
@@ -79,9 +76,6 @@ def run(config: Config, lab: Runtime) -> Observations:
     return seen
 
 
-Key = tuple[str, float, int, str]  # pattern, frequency, seed, system
-
-
 def served(config: Config, lab: Runtime) -> dict[Key, dict[str, float]]:
     """What each run gave; a run that several arms ask for is made once."""
     jobs = chosen_jobs(config, lab)
@@ -95,11 +89,8 @@ def served(config: Config, lab: Runtime) -> dict[Key, dict[str, float]]:
 
 def chosen_jobs(config: Config, lab: Runtime) -> dict[Key, Job]:
     """The runs behind the metrics that are asked for."""
-    systems = [
-        name
-        for name in SYSTEMS
-        if any(lab.wants(metric) and name in needed for metric, needed in NEEDED.items())
-    ]
+    needed = {name for metric, names in NEEDED.items() if lab.wants(metric) for name in names}
+    systems = [name for name in SYSTEMS if name in needed]
     jobs: dict[Key, Job] = {}
     for seed in lab.seeds:
         conversations = draw(config, lab, seed)
@@ -119,67 +110,60 @@ def chosen_jobs(config: Config, lab: Runtime) -> dict[Key, Job]:
 def draw(config: Config, lab: Runtime, seed: int) -> Conversations:
     """Conversations whose turns have the lengths of ShareGPT's first turns, from its table of quantiles."""
     turns = draw_lengths("sharegpt", lab.rng(seed, "turns"), 20_000, lab.data("nanoflow-sharegpt-lengths"))
-    return draw_conversations(
-        lab.rng(seed, "conversations"),
-        config.conversations,
-        config.rate,
-        turns,
-        config.longest,
-        config.mean_turns,
-    )
+    count, rate, rng = config.conversations, config.rate, lab.rng(seed, "conversations")
+    return draw_conversations(rng, count, rate, turns, config.longest, config.mean_turns)
 
 
 def observe(config: Config, lab: Runtime, results: dict[Key, dict[str, float]], seen: Observations) -> None:
-    """What each run gave, and the claims' metrics of the first deployment at its own frequency."""
+    """What each run gave, and the claims' metrics at the config's own frequency."""
     for (pattern, frequency, seed, system), found in results.items():
-        at: dict[str, Any] = {"pattern": pattern, "frequency": frequency, "system": system}
-        for name in (*GAINS, *SHARED):
-            seen.add("tail", found[name], seed, kind=name, **at)
+        for name in SHOWN:
+            at: dict[str, Any] = {"kind": name, "pattern": pattern, "frequency": frequency, "system": system}
+            seen.add("tail", found[name], seed, **at)
     for seed in lab.seeds:
-        by = {
-            (key[0], key[3]): found for key, found in results.items() if key[1:3] == (config.frequency, seed)
-        }
-        if by:
-            for name in ("turns", "turns_per_s", "tokens", "swapped_share"):
-                first = by.get((config.patterns[0], "vLLM"), next(iter(by.values())))
-                seen.add(name, first[name], seed)
-            observe_claims(config, by, seed, seen)
+        ours = {key: found for key, found in results.items() if key[1:3] == (config.frequency, seed)}
+        if ours:
+            by = {(pattern, system): found for (pattern, _, _, system), found in ours.items()}
+            observe_claims(config.patterns, by, seed, seen)
 
 
 def observe_claims(
-    config: Config, by: dict[tuple[str, str], dict[str, float]], seed: int, seen: Observations
+    patterns: list[str], by: dict[tuple[str, str], dict[str, float]], seed: int, seen: Observations
 ) -> None:
     """The claims' metrics of one seed. by: what a run gave, for (pattern, system)."""
 
     def has(*systems: str) -> bool:
-        return all((pattern, system) in by for pattern in config.patterns for system in systems)
+        return all((pattern, system) in by for pattern in patterns for system in systems)
 
     def ratios(name: str, above: str, below: str) -> list[float]:
-        return [by[pattern, above][name] / by[pattern, below][name] for pattern in config.patterns]
+        return [by[pattern, above][name] / by[pattern, below][name] for pattern in patterns]
 
+    def mean(name: str, system: str) -> float:
+        return float(np.mean([by[pattern, system][name] for pattern in patterns]))
+
+    for name in ("turns", "turns_per_s", "tokens"):
+        first = by.get((patterns[0], "vLLM"), next(iter(by.values())))
+        seen.add(name, first[name], seed)
     if has("vLLM", "FastSwitch"):
         for name in GAINS:
-            seen.add(f"{name}_gain", geometric_mean(ratios(name, "vLLM", "FastSwitch")), seed)
-        for pattern in config.patterns:
-            ours, theirs = by[pattern, "FastSwitch"], by[pattern, "vLLM"]
-            for name in GAINS:
-                kind = "ttft_gain" if name.startswith("ttft") else "tbt_gain"
-                seen.add(kind, theirs[name] / ours[name], seed, pattern=pattern, quantile=name)
-            seen.add("throughput_gain", ours["tokens_per_s"] / theirs["tokens_per_s"], seed, pattern=pattern)
+            gains = ratios(name, "vLLM", "FastSwitch")
+            seen.add(f"{name}_gain", geometric_mean(gains), seed)
+            for pattern, gain in zip(patterns, gains, strict=True):
+                seen.add(f"{name[: name.index('_')]}_gain", gain, seed, pattern=pattern, quantile=name)
+        for pattern, gain in zip(patterns, ratios("tokens_per_s", "FastSwitch", "vLLM"), strict=True):
+            seen.add("throughput_gain", gain, seed, pattern=pattern)
     if has("+DBG+Reuse", "FastSwitch"):
         gain = geometric_mean(ratios("tbt_p999", "+DBG+Reuse", "FastSwitch"))
         seen.add("asynchronous_tbt_gain", gain, seed)
     if has("vLLM"):
-        for pattern in config.patterns:
+        for pattern in patterns:
             seen.add("stall_share_p99", by[pattern, "vLLM"]["stall_share_p99"], seed, pattern=pattern)
     if has("+DBG"):
-        for name in ("switch_gain_32kib", "switch_gain_128kib", "granularity"):
-            mean = float(np.mean([by[pattern, "+DBG"][name] for pattern in config.patterns]))
-            seen.add(name, mean, seed)
-        seen.add("pinned_switch_gain", pinned_gain(mean), seed)
+        for name in COUNTED:
+            seen.add(name, mean(name, "+DBG"), seed)
+        seen.add("pinned_switch_gain", pinned_gain(mean("granularity", "+DBG")), seed)
     if has("+DBG+Reuse"):
-        mean = float(np.mean([by[pattern, "+DBG+Reuse"]["saving"] for pattern in config.patterns]))
-        seen.add("reuse_saving", mean, seed)
+        seen.add("reuse_saving", mean("saving", "+DBG+Reuse"), seed)
 
 
 def copies(config: Config, one: tuple[int, np.random.Generator]) -> Beside:

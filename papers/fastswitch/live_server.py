@@ -10,7 +10,7 @@ whatever is read before its copy has ended shows in the answers.
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from common.serving.wall_clock import WallClock
 from papers.fastswitch.async_swaps import KVLayout, Transfer
 from papers.fastswitch.block_groups import Piece, Run
 from papers.fastswitch.conversations import Conversations
+from papers.fastswitch.ledger import Swap
 from papers.fastswitch.priorities import Update
 from papers.fastswitch.priority_switching import PrioritySwitching
 from papers.fastswitch.server import BLOCK_TOKENS, Setup, SwitchingInstance
@@ -39,23 +40,12 @@ SYSTEMS = {
 FREQUENCY = 0.2  # priority updates an iteration: far more than a real server's, so that much is swapped in little time
 
 
-def live_setup(config: DecoderConfig, system: str, gpu_blocks: int, host_blocks: int) -> Setup:
+def live_setup(config: DecoderConfig, system: str, gpu_blocks: int, host_blocks: int, trusts: bool) -> Setup:
     """A server's setup on this machine. KeyError for an unknown system. Costs of copies are never asked for."""
-    ours = SYSTEMS[system]
+    ours, unknown = SYSTEMS[system], CopyCost(1.0, 0.0, 1.0)
     layout = KVLayout(config.layers, BLOCK_TOKENS * config.groups * config.head_dim * 4)
-    unknown = CopyCost(1.0, 0.0, 1.0)
-    return Setup(
-        gpu_blocks,
-        host_blocks,
-        layout,
-        unknown,
-        unknown,
-        1.0,
-        groups=ours,
-        target=4,
-        reuse=ours,
-        asynchronous=ours,
-    )
+    parts = {"groups": ours, "reuse": ours, "asynchronous": ours, "trusts_copies": trusts}
+    return Setup(gpu_blocks, host_blocks, layout, unknown, unknown, 1.0, target=4, **parts)
 
 
 class Unpredicted:
@@ -67,7 +57,7 @@ class Unpredicted:
         raise NotImplementedError("a live iteration is run, not predicted")
 
     def decode_line(self, decodes: int, context: int) -> Line:
-        raise NotImplementedError("a live iteration is run, not predicted")
+        return Line(*self.iteration((), decodes, context))
 
 
 class TabledCache:
@@ -89,9 +79,8 @@ class TabledCache:
         place, offset = self.blocks[new // BLOCK_TOKENS], new % BLOCK_TOKENS
         for kind, added in enumerate((keys, values)):
             self.pool[place, layer, kind, :, offset] = added.transpose(0, 1)
-        held = self.pool[
-            self.blocks[: -(-end // BLOCK_TOKENS)], layer
-        ]  # (blocks, 2, kv_heads, tokens, head_dim)
+        used = self.blocks[: -(-end // BLOCK_TOKENS)]
+        held = self.pool[used, layer]  # (blocks, 2, kv_heads, tokens, head_dim)
         stored = held.permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, :end]
         return stored[0], stored[1]
 
@@ -106,9 +95,8 @@ class TabledCache:
 class RealTransfer(Transfer):
     """A copy under way. over: set by whoever copies; began, ended: seconds when copying itself began and ended."""
 
-    def __init__(self, blocks: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.blocks = blocks
         self.began = self.ended = 0.0
         self.over = threading.Event()
 
@@ -181,11 +169,11 @@ class LiveServer(SwitchingInstance, LiveBatches):
         """See SwitchingInstance; without a worker the copies have ended on return."""
         ordered: list[Transfer] = []
         for batch in batches:
-            copy = RealTransfer(sum(piece.length for piece in batch))
+            copy = RealTransfer()
             self.transfers.append(copy)
             ordered.append(copy)
             if self.worker is None:
-                self._stamped(out, batch, copy)
+                self._copy(out, batch, copy)
                 self._end(copy)
             else:
                 self.wall.outside += 1
@@ -204,22 +192,17 @@ class LiveServer(SwitchingInstance, LiveBatches):
             self._wait(copy)
         return super().freed_at(blocks)
 
-    def _stamped(self, out: bool, batch: list[Piece], copy: RealTransfer) -> None:
+    def _copy(self, out: bool, batch: list[Piece], copy: RealTransfer) -> None:
         copy.began = self.wall.clock()
-        self._copy(out, batch)
-        copy.ended = self.wall.clock()
-
-    def _copy(self, out: bool, batch: list[Piece]) -> None:
-        if self.instant:
-            return
         source, target = (self.gpu, self.cpu) if out else (self.cpu, self.gpu)
-        for start, to, length in batch:
+        for start, to, length in batch if not self.instant else ():
             target[to : to + length] = source[start : start + length]
+        copy.ended = self.wall.clock()
 
     def _copy_beside(self, out: bool, batch: list[Piece], copy: RealTransfer) -> None:
         """On the worker's thread."""
         try:
-            self._stamped(out, batch, copy)
+            self._copy(out, batch, copy)
         finally:
             copy.over.set()
             self.wall.post(self._ended, copy)
@@ -255,17 +238,13 @@ def blocks_in(runs: list[Run]) -> list[int]:
 
 @dataclass(frozen=True)
 class LiveRun:
-    """What a run leaves behind. texts: all tokens of each conversation. copied, held: blocks of swap-outs.
-
-    computed: when each batch was computed, s.
-    """
+    """What a run leaves behind. texts: all tokens of each conversation. computed: when each batch was computed, s."""
 
     trace: Trace
     texts: dict[int, list[int]]
     transfers: list[RealTransfer]
     computed: list[tuple[float, float]]
-    copied: int
-    held: int
+    swaps: list[Swap]
 
     @property
     def copied_beside(self) -> float:
@@ -294,26 +273,18 @@ def serve_live(
 ) -> LiveRun:
     """Let conversations talk to a real model under changing priorities, in real time, until the last has ended."""
     loop = WallClock()
-    setup = replace(live_setup(model.config, system, gpu_blocks, host_blocks), trusts_copies=trusts_copies)
+    setup = live_setup(model.config, system, gpu_blocks, host_blocks, trusts_copies)
     policy = PrioritySwitching(update, FREQUENCY, max_sequences)
     server = LiveServer(loop, model, setup, conversations, prompts, policy, worker, instant)
     model(
         [torch.zeros(2, dtype=torch.int64)], [KVCache(model.config, 2)]
-    )  # the first batch would pay for set-up
+    )  # else the first batch pays for set-up
     try:
         trace = simulate(conversations.workload, lambda _: server, conversations.clients(), loop)
     finally:
         if server.worker is not None:
             server.worker.shutdown()
-    out = [swap for swap in server.ledger.swaps if swap.out]
-    return LiveRun(
-        trace,
-        server.texts,
-        server.transfers,
-        server.computed,
-        sum(one.blocks for one in out),
-        sum(one.held for one in out),
-    )
+    return LiveRun(trace, server.texts, server.transfers, server.computed, server.ledger.swaps)
 
 
 def undisturbed(

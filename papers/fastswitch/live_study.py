@@ -9,6 +9,7 @@ from common.lab.runtime import one_thread
 from common.models.decoder import Decoder, DecoderConfig
 from common.serving.workload import Lengths, Workload
 from papers.fastswitch.conversations import Conversations, draw_conversations
+from papers.fastswitch.ledger import saving
 from papers.fastswitch.live_server import LiveRun, serve_live, undisturbed
 from papers.fastswitch.priorities import random_priorities
 from papers.fastswitch.server import BLOCK_TOKENS
@@ -22,7 +23,7 @@ TURN_UPDATES = 2  # priority updates after which long and short conversations ch
 
 @dataclass(frozen=True)
 class Swapped:
-    """changed: share of tokens that differ from undisturbed answers. saving: of copied-out blocks. tokens: compared."""
+    """changed: share of tokens that differ from undisturbed answers. saving: see ledger. tokens: compared."""
 
     changed: float
     saving: float
@@ -51,8 +52,7 @@ def answer_swapped(
         update = random_priorities(rng, talks.count)
         run = serve_live(model, talks, prompts, update, system, blocks, count * 40, trusts_copies=trust)
     compared = [(a, b) for who, text in truth.items() for a, b in zip(text, run.texts[who], strict=True)]
-    saving = 1 - run.copied / run.held if run.held else 0.0
-    return Swapped(float(np.mean([a != b for a, b in compared])), saving, len(compared))
+    return Swapped(float(np.mean([a != b for a, b in compared])), saving(run.swaps), len(compared))
 
 
 @dataclass(frozen=True)
@@ -89,22 +89,13 @@ def decode_beside(
         talks = Conversations(load, np.arange(count), zeros, np.zeros(count))
         prompts = draw_prompts(rng, talks)
         blocks = count + int(sum(-(-(prompt + answer) // BLOCK_TOKENS)))
-        runs = {
-            beside: serve_live(
-                model,
-                talks,
-                prompts,
-                taking_turns,
-                "FastSwitch",
-                blocks + 8,
-                2 * blocks,
-                worker=beside and worker,
-                instant=instant,
-                max_sequences=SHORT,
-            )
-            for beside in (False, True)
-        }
-    return Beside(tail_gap(runs[False]), tail_gap(runs[True]), runs[True].copied_beside)
+        size = (blocks + 8, 2 * blocks)
+        switches = {"instant": instant, "max_sequences": SHORT}
+        alone, beside = (
+            serve_live(model, talks, prompts, taking_turns, "FastSwitch", *size, worker=thread, **switches)
+            for thread in (False, worker)
+        )
+    return Beside(tail_gap(alone), tail_gap(beside), beside.copied_beside)
 
 
 def taking_turns(k: int) -> np.ndarray:

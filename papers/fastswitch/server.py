@@ -209,7 +209,6 @@ class SwitchingInstance(Instance):
             self.swapped.append(sequence)
             self.tally(swapped=1)
         else:
-            self.ledger.recomputed += 1
             sequence.goal = sequence.context + 1  # the newest token has no KV yet
             sequence.context = 0
             self.waiting.appendleft(sequence)
