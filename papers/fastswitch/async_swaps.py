@@ -10,6 +10,7 @@ import math
 from collections import deque
 from dataclasses import astuple, dataclass, field
 from functools import cache
+from typing import NamedTuple
 
 from common.hardware.copies import CopyCost, h100
 from papers.fastswitch.block_groups import Piece, Run
@@ -75,8 +76,7 @@ class Transfer:
     end: float = math.inf
 
 
-@dataclass
-class Leaving:
+class Leaving(NamedTuple):
     """A run of GPU blocks that is being copied to the host; until that has ended nobody may have it."""
 
     transfer: Transfer

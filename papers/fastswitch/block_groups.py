@@ -1,8 +1,7 @@
 """Which physical KV blocks each request holds: runs of neighbours (FastSwitch), or one block at a time (vLLM).
 
-A copy call moves neighbours together, so the fewer pieces a request's blocks lie in, the fewer calls a swap takes. Both
-allocators count usage a block at a time: what a group holds in reserve, beyond what its request uses, stays free for
-everybody and is taken away when somebody needs it. Admission is therefore the same with both.
+A copy call moves neighbours together. Both allocators count usage a block at a time: what a group holds in reserve
+stays free for everybody and is taken away when somebody needs it, so that admission is the same with both.
 """
 
 from bisect import bisect_left, insort
@@ -138,21 +137,17 @@ class BlockGroups:
                 f"capacity ({capacity}), target ({target}), longest ({longest}): at least a block"
             )
         self.capacity = capacity
-        self._free = capacity
+        self.free = capacity
         self.longest = longest or capacity
         self.target = min(target, self.longest)
         self._unused = FreeRuns(capacity)
         self._groups: dict[Hashable, list[Group]] = {}
 
-    @property
-    def free(self) -> int:
-        return self._free
-
     def allocate(self, owner: Hashable, blocks: int) -> None:
         """See BlockTables: the active group's reserve first, then the run behind it, then new groups."""
         if blocks > self.free:
             raise MemoryError(f"{blocks} blocks asked for, {self.free} free")
-        self._free -= blocks
+        self.free -= blocks
         groups = self._groups.setdefault(owner, [])
         while blocks:
             if not (groups and groups[-1].used < groups[-1].length) and not self._extend(groups, blocks):
@@ -210,7 +205,7 @@ class BlockGroups:
     def give_back(self, runs: Iterable[Run]) -> None:
         for start, length in runs:
             self._unused.add(start, length)
-            self._free += length
+            self.free += length
 
     def truncate(self, owner: Hashable, blocks: int) -> None:
         groups = self._groups.get(owner, [])
@@ -219,7 +214,7 @@ class BlockGroups:
             last = groups[-1]
             freed = min(surplus, last.used)
             last.used -= freed
-            self._free += freed
+            self.free += freed
             surplus -= freed
             self._free_tail(last)
             if not last.used:

@@ -16,9 +16,8 @@ class Config:
     # vLLM's live requests swapped out on average, which 0.45 to 0.55 give.
     rate: Annotated[float, At(0.01, 10)] = 0.5
     mean_turns: Annotated[float, At(1, 20)] = 5.5  # of the paper's Multi-Round ShareGPT
-    longest: Annotated[int, At(512, 16_384)] = (
-        4096  # tokens of a conversation, of which most have 1 to 2 thousand
-    )
+    # Tokens of a conversation, of which most have one to two thousand.
+    longest: Annotated[int, At(512, 16_384)] = 4096
     patterns: Annotated[list[str], Length(1), Choice("random", "markov")] = field(
         default_factory=lambda: ["random", "markov"]
     )
@@ -35,7 +34,6 @@ class Config:
     keep_copies: bool = True  # False: host copies are invalid once they are swapped in
     kept_tokens: Annotated[int, At(0, 1_000_000)] = 1_000_000  # of a copy that stay valid once it was read
     wait_for_all: bool = False  # whoever allocates waits for every copy in flight
-    replayed: Annotated[int, At(0, 2_000_000)] = 100_000  # operations on each allocator; 0 leaves it out
     # Of the long conversations whose KV a live server copies while it decodes; 0: none.
     copied_tokens: Annotated[int, At(0, 1500)] = 800
     copy_worker: bool = True  # a thread that copies; False: the live server does it itself
@@ -70,7 +68,11 @@ def check(config: Config) -> None:
         raise ValueError("kept_tokens: means nothing with keep_copies=false; leave it")
     if config.instant_copies and not config.copied_tokens:
         raise ValueError("instant_copies: means nothing with copied_tokens=0; leave it")
-    if 0 < config.replayed < 100:
-        raise ValueError(f"replayed: {config.replayed} are too few; 100 or more, or 0 for none")
+    if config.free_calls and config.host_seconds:
+        raise ValueError("host_seconds: means nothing with free_calls=true; leave it")
+    if config.trust_copies and not config.answered_turns:
+        raise ValueError("trust_copies: means nothing with answered_turns=0; leave it")
+    if not config.copy_worker and not config.copied_tokens:
+        raise ValueError("copy_worker: means nothing with copied_tokens=0; leave it")
     if "markov" not in config.patterns and (config.kept_priority, config.zipf_exponent) != (0.8, 2.0):
         raise ValueError("kept_priority, zipf_exponent: mean nothing without the pattern markov; leave them")

@@ -40,20 +40,14 @@ class Deployment:
 
     def setup(self, host_seconds: float, free_calls: bool) -> Setup:
         """The GPU's memory and wire. host_seconds: added to every copy call. free_calls: calls cost nothing."""
-        layout = self.layout()
 
         def cost(direction: str) -> CopyCost:
             found = measured_cost(direction).with_host_seconds(host_seconds).over_pcie4()
             return found.without_calls() if free_calls else found
 
-        return Setup(
-            kv_blocks=self.kv_tokens // BLOCK_TOKENS,
-            host_blocks=int(HOST_BYTES // layout.size(1)),
-            layout=layout,
-            to_host=cost("d2h"),
-            to_device=cost("h2d"),
-            memory_bandwidth=self.gpu.bandwidth,
-        )
+        layout, costs = self.layout(), (cost("d2h"), cost("h2d"))
+        blocks = (self.kv_tokens // BLOCK_TOKENS, int(HOST_BYTES // layout.size(1)))
+        return Setup(*blocks, layout, *costs, self.gpu.bandwidth)
 
 
 # KV capacities: what nine tenths of the memory (vLLM's default) leave beside weights and 1 to 1.5 GiB of activations.

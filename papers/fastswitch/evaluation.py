@@ -51,13 +51,10 @@ class Job:
             deployment = replace(deployment, kv_tokens=config.kv_tokens)
         whole = replace(deployment.setup(config.host_seconds, config.free_calls), **SYSTEMS[self.system])
         reuse = whole.reuse and config.keep_copies
-        return replace(
-            whole,
-            longest_group=(config.longest_group or None) if whole.groups else None,
-            reuse=reuse,
-            kept_tokens=config.kept_tokens if reuse else 0,
-            wait_for_all=whole.asynchronous and config.wait_for_all,
-        )
+        longest = (config.longest_group or None) if whole.groups else None
+        waits = whole.asynchronous and config.wait_for_all
+        kept = config.kept_tokens if reuse else 0
+        return replace(whole, longest_group=longest, reuse=reuse, kept_tokens=kept, wait_for_all=waits)
 
     @property
     def decided_by(self) -> Hashable:
@@ -75,9 +72,8 @@ def serve(job: Job) -> dict[str, float]:
     conversations = job.conversations
 
     def build(loop: EventLoop) -> SwitchingInstance:
-        update = PATTERNS[job.pattern](
-            job.priorities, conversations.count, job.config.kept_priority, job.config.zipf_exponent
-        )
+        chain = (job.config.kept_priority, job.config.zipf_exponent)
+        update = PATTERNS[job.pattern](job.priorities, conversations.count, *chain)
         policy = PrioritySwitching(update, job.frequency)
         latency = DEPLOYMENTS[job.config.deployment].latency()
         built.append(SwitchingInstance(loop, latency, job.setup(), conversations, policy))

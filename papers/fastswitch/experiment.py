@@ -1,4 +1,4 @@
-"""What the claims of FastSwitch read: a ladder of systems on the same conversations, and three real mechanisms.
+"""What the claims of FastSwitch read: a ladder of systems on the same conversations, and a server that really copies.
 
     vLLM         priorities by swapping: a block a copy call, waited for, everything copied out every time
     +DBG         block groups: one copy call moves a run of blocks
@@ -10,6 +10,7 @@ Every system sees the same conversations and the same priorities, and admits by 
 
 from collections.abc import Hashable
 from functools import partial
+from itertools import product
 from statistics import geometric_mean
 from typing import Any
 
@@ -18,25 +19,14 @@ import torch
 
 from common.lab.runtime import Observations, Runtime
 from common.serving.workload import draw_lengths
-from papers.fastswitch.allocator_replay import CAPACITY, operations, replay
-from papers.fastswitch.block_groups import BlockGroups, SingleBlocks
 from papers.fastswitch.config import Config
 from papers.fastswitch.conversations import Conversations, draw_conversations
 from papers.fastswitch.evaluation import SYSTEMS, Job, pinned_gain, serve
 from papers.fastswitch.live_study import Beside, Swapped, answer_swapped, decode_beside
 
 GAINS = ("ttft_p95", "ttft_p99", "tbt_p999")  # vLLM's over FastSwitch's
-SHOWN = (
-    *GAINS,
-    "tbt_p99",
-    "tokens_per_s",
-    "tokens",
-    "swapped_share",
-    "preemptions",
-    "stall_share",
-    "out_blocks",
-)
-SHOWN += ("evicted_blocks",)
+TAILS = (*GAINS, "tbt_p99", "stall_share", "swapped_share")
+SHOWN = (*TAILS, "tokens_per_s", "tokens", "preemptions", "out_blocks", "evicted_blocks")
 COUNTED = ("switch_gain_32kib", "switch_gain_128kib", "granularity")  # off the tables of +DBG
 NEEDED = {  # systems whose runs a metric is read off
     **dict.fromkeys([f"{name}_gain" for name in GAINS], ("vLLM", "FastSwitch")),
@@ -50,13 +40,13 @@ Key = tuple[str, float, int, str]  # pattern, frequency, seed, system
 
 
 def run(config: Config, lab: Runtime) -> Observations:
-    """Serve every seed's conversations with every system that somebody asks about, then run the real mechanisms."""
+    """Serve every seed's conversations with every system that somebody asks about, then let a real server talk."""
     seen = Observations()
     observe(config, lab, served(config, lab), seen)
     if config.answered_turns and lab.wants("changed_answers"):
-        rounds = partial(answers, config)
         seeds = [(seed, lab.rng(seed, "answers")) for seed in lab.seeds]
-        for (seed, _), found in zip(seeds, lab.map(rounds, seeds, "answers"), strict=True):
+        rounds = lab.map(partial(answers, config), seeds, "answers")
+        for seed, found in zip(lab.seeds, rounds, strict=True):
             seen.add("changed_answers", found.changed, seed)
             seen.add("answers_saving", found.saving, seed)
             seen.add("answers_compared", found.tokens, seed)
@@ -66,13 +56,6 @@ def run(config: Config, lab: Runtime) -> Observations:
             seen.add("real_gap", gap.waiting, seed, system="waiting")
             seen.add("real_gap", gap.beside, seed, system="beside")
             seen.add("copied_beside", gap.copied_beside, seed)
-    if config.replayed and lab.wants("replay_seconds"):
-        work = list(operations(lab.rng(0, "replay"), config.replayed))
-        for name, tables in (("groups", BlockGroups(CAPACITY)), ("blocks", SingleBlocks(CAPACITY))):
-            replayed = replay(tables, work)
-            seen.add("replay_seconds", replayed.seconds, None, allocator=name)
-            seen.add("replay_run", replayed.mean_run, None, allocator=name)
-            seen.add("replay_leaked", replayed.leaked, None, allocator=name)
     return seen
 
 
@@ -98,12 +81,11 @@ def chosen_jobs(config: Config, lab: Runtime) -> dict[Key, Job]:
         if lab.wants("tail") and seed in lab.seeds[: config.sweep_seeds]:
             frequencies += [f for f in config.sweep if f != config.frequency]
         for frequency in frequencies:
-            for pattern in config.patterns:
-                for system in systems:
+            for pattern, system in product(config.patterns, systems):
+                if frequency == config.frequency or system in ("vLLM", "FastSwitch"):
                     chances = lab.rng(seed, "priorities", pattern)
-                    jobs[pattern, frequency, seed, system] = Job(
-                        config, system, pattern, frequency, seed, conversations, chances
-                    )
+                    job = Job(config, system, pattern, frequency, seed, conversations, chances)
+                    jobs[pattern, frequency, seed, system] = job
     return jobs
 
 
@@ -168,13 +150,11 @@ def observe_claims(
 
 def copies(config: Config, one: tuple[int, np.random.Generator]) -> Beside:
     """A live server that decodes while it copies, or does not."""
-    seed, rng = one
-    generator = torch.Generator().manual_seed(seed)
+    generator, rng = torch.Generator().manual_seed(one[0]), one[1]
     return decode_beside(generator, rng, config.copied_tokens, 20, config.copy_worker, config.instant_copies)
 
 
 def answers(config: Config, one: tuple[int, np.random.Generator]) -> Swapped:
     """A live server's conversations of one seed."""
-    seed, rng = one
-    generator = torch.Generator().manual_seed(seed)
+    generator, rng = torch.Generator().manual_seed(one[0]), one[1]
     return answer_swapped(generator, rng, config.answered_turns, trust=config.trust_copies)

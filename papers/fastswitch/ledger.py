@@ -16,7 +16,6 @@ class Swap:
     blocks: int
     pieces: int
     held: int
-    turn_ended: bool = False  # not a preemption: an answer is complete, and its KV leaves for the next turn
 
 
 @dataclass

@@ -1,10 +1,9 @@
 """The server on a real model: iterations are computed and blocks copied on this machine, nothing is predicted.
 
-Policy, block tables, host copies and the rules of who waits for what are the simulator's own objects (server.py,
-priority_switching.py). Here a decoder runs the batches, keys and values lie in the blocks of a tensor that stands for
-the GPU's memory, and copies go to and from a second one, by a worker thread (FastSwitch) or by the loop itself, which
-waits (vLLM). A copy has ended when the worker says so. A block is filled with NaN when it changes hands, so that
-whatever is read before its copy has ended shows in the answers.
+Policy, tables, host copies and rules are the simulator's own objects (server.py, priority_switching.py). A decoder runs
+the batches, keys and values lie in the blocks of a tensor that stands for the GPU's memory, and copies go to and from
+a second one, by a worker thread (FastSwitch) or by the loop itself, which waits (vLLM). A block is filled with NaN when
+it changes hands, so that whatever is read before its copy has ended shows in the answers.
 """
 
 import threading
@@ -49,7 +48,7 @@ def live_setup(config: DecoderConfig, system: str, gpu_blocks: int, host_blocks:
 
 
 class Unpredicted:
-    """The latency model of a server that runs its iterations."""
+    """The latency model of a server that runs its iterations and is never asked."""
 
     stages = 1
 
@@ -57,7 +56,7 @@ class Unpredicted:
         raise NotImplementedError("a live iteration is run, not predicted")
 
     def decode_line(self, decodes: int, context: int) -> Line:
-        return Line(*self.iteration((), decodes, context))
+        raise NotImplementedError("a live iteration is run, not predicted")
 
 
 class TabledCache:
@@ -93,7 +92,7 @@ class TabledCache:
 
 
 class RealTransfer(Transfer):
-    """A copy under way. over: set by whoever copies; began, ended: seconds when copying itself began and ended."""
+    """A copy under way. over: set by whoever copies; began, ended: when the copying itself did, s."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,6 +1,7 @@
 """What the live server is asked: whether swapping changes an answer, and whether decoding goes on while blocks move."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -89,12 +90,9 @@ def decode_beside(
         talks = Conversations(load, np.arange(count), zeros, np.zeros(count))
         prompts = draw_prompts(rng, talks)
         blocks = count + int(sum(-(-(prompt + answer) // BLOCK_TOKENS)))
-        size = (blocks + 8, 2 * blocks)
-        switches = {"instant": instant, "max_sequences": SHORT}
-        alone, beside = (
-            serve_live(model, talks, prompts, taking_turns, "FastSwitch", *size, worker=thread, **switches)
-            for thread in (False, worker)
-        )
+        serve = partial(serve_live, model, talks, prompts, taking_turns, "FastSwitch", blocks + 8, 2 * blocks)
+        alone = serve(worker=False, instant=instant, max_sequences=SHORT)
+        beside = serve(worker=worker, instant=instant, max_sequences=SHORT)
     return Beside(tail_gap(alone), tail_gap(beside), beside.copied_beside)
 
 

@@ -35,9 +35,6 @@ def markov_priorities(
     return _remembered(following)
 
 
-PATTERNS = {"random": random_priorities, "markov": markov_priorities}
-
-
 def _remembered(following: Callable[[np.ndarray | None], np.ndarray]) -> Update:
     """Updates 0, 1, ... of a chain, each drawn once, in order, and kept."""
     drawn: list[np.ndarray] = []
@@ -48,3 +45,6 @@ def _remembered(following: Callable[[np.ndarray | None], np.ndarray]) -> Update:
         return drawn[k]
 
     return update
+
+
+PATTERNS = {"random": random_priorities, "markov": markov_priorities}
