@@ -4,6 +4,7 @@ A copy call moves neighbours together. Both allocators count usage a block at a 
 stays free for everybody and is taken away when somebody needs it, so that admission is the same with both.
 """
 
+import math
 from bisect import bisect_left, insort
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class BlockTables(Protocol):
         """Blocks that nobody uses, reserved or not."""
 
     def allocate(self, owner: Hashable, blocks: int) -> None:
-        """Give `owner` so many more blocks. Raises MemoryError where fewer are free."""
+        """Give `owner` so many more blocks. Raises MemoryError where fewer are free, ValueError below 0."""
 
     def runs(self, owner: Hashable) -> list[Run]:
         """The used blocks of an owner, as the runs that are copied as one."""
@@ -51,10 +52,17 @@ class BlockTables(Protocol):
         """Take all from an owner, without freeing it: the used runs, which somebody may still read."""
 
     def give_back(self, runs: Iterable[Run]) -> None:
-        """Free runs that were detached."""
+        """Free runs that were detached. Raises ValueError for more blocks than were."""
 
     def truncate(self, owner: Hashable, blocks: int) -> None:
-        """Free an owner's blocks beyond its first `blocks`."""
+        """Free an owner's blocks beyond its first `blocks`. Raises ValueError below 0."""
+
+
+def _check(blocks: int, most: float, error: type[Exception] = MemoryError) -> None:
+    if blocks < 0:
+        raise ValueError(f"{blocks} blocks are fewer than none")
+    if blocks > most:
+        raise error(f"{blocks} blocks asked for or given back, at most {most} can be")
 
 
 class FreeRuns:
@@ -138,6 +146,7 @@ class BlockGroups:
             )
         self.capacity = capacity
         self.free = capacity
+        self._away = 0  # blocks detached, and not given back yet
         self.longest = longest or capacity
         self.target = min(target, self.longest)
         self._unused = FreeRuns(capacity)
@@ -145,8 +154,7 @@ class BlockGroups:
 
     def allocate(self, owner: Hashable, blocks: int) -> None:
         """See BlockTables: the active group's reserve first, then the run behind it, then new groups."""
-        if blocks > self.free:
-            raise MemoryError(f"{blocks} blocks asked for, {self.free} free")
+        _check(blocks, self.free)
         self.free -= blocks
         groups = self._groups.setdefault(owner, [])
         while blocks:
@@ -200,14 +208,18 @@ class BlockGroups:
         held = self._groups.pop(owner, [])
         for group in held:
             self._free_tail(group)
+            self._away += group.used
         return [Run(group.start, group.used) for group in held if group.used]
 
     def give_back(self, runs: Iterable[Run]) -> None:
         for start, length in runs:
+            _check(length, self._away, ValueError)
+            self._away -= length
             self._unused.add(start, length)
             self.free += length
 
     def truncate(self, owner: Hashable, blocks: int) -> None:
+        _check(blocks, math.inf)
         groups = self._groups.get(owner, [])
         surplus = self.used(owner) - blocks
         while surplus > 0:
@@ -238,6 +250,7 @@ class SingleBlocks:
             raise ValueError(f"capacity must be at least one block, not {capacity}")
         self.capacity = capacity
         self._stack = [Run(block, 1) for block in range(capacity)]
+        self._away = 0  # blocks detached, and not given back yet
         self._blocks: dict[Hashable, list[Run]] = {}
 
     @property
@@ -245,8 +258,7 @@ class SingleBlocks:
         return len(self._stack)
 
     def allocate(self, owner: Hashable, blocks: int) -> None:
-        if blocks > len(self._stack):
-            raise MemoryError(f"{blocks} blocks asked for, {len(self._stack)} free")
+        _check(blocks, len(self._stack))
         if blocks:
             self._blocks.setdefault(owner, []).extend(self._stack[: -blocks - 1 : -1])
             del self._stack[-blocks:]
@@ -259,12 +271,18 @@ class SingleBlocks:
         return len(self._blocks.get(owner, ()))
 
     def detach(self, owner: Hashable) -> list[Run]:
-        return self._blocks.pop(owner, [])
+        held = self._blocks.pop(owner, [])
+        self._away += len(held)
+        return held
 
     def give_back(self, runs: Iterable[Run]) -> None:
-        self._stack.extend(runs)
+        back = list(runs)
+        _check(len(back), self._away, ValueError)
+        self._away -= len(back)
+        self._stack.extend(back)
 
     def truncate(self, owner: Hashable, blocks: int) -> None:
+        _check(blocks, math.inf)
         held = self._blocks.get(owner, [])
         self._stack.extend(held[blocks:])
         del held[blocks:]

@@ -1,5 +1,6 @@
 """Multi-turn conversations: who asks when, how much, and what each turn must still know."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,13 +43,14 @@ def draw_conversations(
     mean_turns: float = MEAN_TURNS,
     mean_think: float = MEAN_THINK,
 ) -> Conversations:
-    """`count` conversations that begin as a Poisson process of `rate` a second.
+    """`count` conversations that begin as a Poisson process of `rate` a second. Raises ValueError where none can.
 
     turns: prompt and output tokens of single exchanges, drawn with replacement. The number of turns is geometric,
     `mean_turns` on average (1: always one); a conversation ends before a turn that would bring it above `longest`.
     """
-    if not mean_turns >= 1 or not rate > 0 or count < 1:
-        raise ValueError(f"need at least one conversation ({count}), turn ({mean_turns}) and a rate ({rate})")
+    if not (mean_turns >= 1 and 0 < rate < math.inf and count >= 1 and 0 <= mean_think < math.inf):
+        known = f"{count} conversations of {mean_turns} turns at {rate} a second, {mean_think} s of thought"
+        raise ValueError(f"{known}: need one conversation and turn, a rate, and no time below zero")
     drawn = rng.geometric(1 / mean_turns, count) if mean_turns > 1 else np.ones(count, dtype=np.int64)
     arrivals = poisson(rng, count) / rate
     exchanges = turns.within(longest).sample(rng, int(drawn.sum()))

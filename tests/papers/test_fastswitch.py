@@ -349,6 +349,15 @@ def test_conversations_know_their_past_and_end_at_the_limit():
     assert not single.history.any() and single.last.all()
 
 
+@pytest.mark.parametrize("odd", [
+    {"rate": float("nan")}, {"rate": float("inf")}, {"rate": 0.0}, {"count": 0}, {"mean_turns": 0.5},
+    {"think": float("nan")}, {"think": -1.0},
+])  # fmt: skip
+def test_conversations_that_cannot_be_are_refused(odd):
+    with pytest.raises(ValueError, match="need one conversation"):
+        conversations(0, **odd)
+
+
 def test_random_priorities_are_drawn_anew_and_markov_ones_mostly_stay():
     drawn = random_priorities(np.random.default_rng(0), 5000)
     chain = markov_priorities(np.random.default_rng(0), 5000)
@@ -408,7 +417,7 @@ def test_the_ladder_counts_blocks_alike(seed=3):
     [
         "paper.frequency=2", "paper.frequency=0.7", "paper.host_seconds=-1", "paper.conversations=1",
         "paper.patterns=[zipf]", "paper.patterns=[]", "paper.copied_tokens=5000", "paper.copied_tokens=1",
-        "paper.longest=1", "paper.zipf_exponent=1", "paper.kv_tokens=100",
+        "paper.longest=1", "paper.zipf_exponent=1", "paper.kv_tokens=100", "paper.kept_priority=nan",
     ],
 )  # fmt: skip
 def test_what_cannot_run_is_refused_in_one_line_that_names_the_field(odd):

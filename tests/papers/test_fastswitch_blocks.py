@@ -177,6 +177,23 @@ def test_pieces_move_each_block_to_its_place_and_are_as_few_as_the_runs_allow(le
     assert len(found) == (breaks + 1 if moved else 0)
 
 
+@pytest.mark.parametrize("make", [BlockGroups, SingleBlocks])
+def test_blocks_below_none_and_blocks_given_back_twice_are_refused_and_change_nothing(make):
+    tables = make(20)
+    tables.allocate("a", 5)
+    for odd in (lambda: tables.allocate("a", -1), lambda: tables.truncate("a", -1)):
+        with pytest.raises(ValueError, match="fewer than none"):
+            odd()
+    with pytest.raises(MemoryError):
+        tables.allocate("b", 16)
+    away = tables.detach("a")
+    tables.give_back(away)
+    with pytest.raises(ValueError, match="given back"):
+        tables.give_back(away)
+    assert tables.free == 20 and tables.used("b") == 0
+    audit(tables)
+
+
 def test_a_call_never_crosses_the_border_of_neighbouring_groups():
     assert pieces([Run(0, 1), Run(1, 1)], [Run(5, 2)]) == [Piece(0, 5, 1), Piece(1, 6, 1)]
 
