@@ -13,10 +13,9 @@ server.py              the mechanism in the serving engine; priority_switching.p
 ledger.py              what a run counts
 conversations.py       multi-turn workloads
 deployments.py         the paper's models and GPUs
-allocator_replay.py    both allocators under a long history
+allocator_history.py   requests that come, grow and leave, for both allocators
 live_server.py         the same server on a real model: iterations computed, blocks copied by a thread
 live_study.py          whether its answers change, and whether it decodes while blocks move
-pinned_swap.py         real copies to pinned memory, by blocks and by groups, on a GPU
 evaluation.py          one run of one system
 config.py              Config: sizes and switches
 experiment.py          run(): everything the claims in paper.yaml read

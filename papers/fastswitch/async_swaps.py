@@ -8,9 +8,11 @@ groups that give it enough.
 
 import math
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
+from functools import cache
+from typing import NamedTuple
 
-from common.hardware.copies import CopyCost
+from common.hardware.copies import CopyCost, h100
 from papers.fastswitch.block_groups import Piece, Run
 
 HISTORY = 8  # swap-ins whose batch size and seconds the adaptive choice looks back on (inferred)
@@ -36,6 +38,16 @@ class KVLayout:
         return cost.seconds(self.calls(len(pieces)), self.size(sum(piece.length for piece in pieces)))
 
 
+@cache
+def measured_cost(direction: str) -> CopyCost:
+    """The H100's cost of copies to ten digits: the last digits of least squares depend on the processor.
+
+    The library that solves it sums in another order where the processor has wider registers.
+    """
+    cost = h100(direction)
+    return CopyCost(*(float(f"{one:.10g}") for one in astuple(cost)))
+
+
 @dataclass
 class Stream:
     """One direction of the wire: copies follow one another."""
@@ -48,10 +60,11 @@ class Stream:
         """When each batch of pieces has arrived, seconds; the batches are one swap, one after another."""
         start = max(now, self._free)
         ends = []
-        together: list[Piece] = []
+        calls = blocks = 0
         for batch in batches:
-            together = together + batch
-            ends.append(start + self.layout.seconds(self.cost, together))
+            calls += len(batch)
+            blocks += sum(piece.length for piece in batch)
+            ends.append(start + self.cost.seconds(self.layout.calls(calls), self.layout.size(blocks)))
         self._free = ends[-1] if ends else self._free
         return ends
 
@@ -63,8 +76,7 @@ class Transfer:
     end: float = math.inf
 
 
-@dataclass
-class Leaving:
+class Leaving(NamedTuple):
     """A run of GPU blocks that is being copied to the host; until that has ended nobody may have it."""
 
     transfer: Transfer
@@ -110,11 +122,6 @@ class InFlight:
     def blocks(self) -> int:
         """Blocks that are not free yet."""
         return sum(one.run.length for one in self._leaving)
-
-    @property
-    def last(self) -> float:
-        """When the last of them ends."""
-        return max((one.transfer.end for one in self._leaving), default=0.0)
 
 
 class AdaptiveChoice:

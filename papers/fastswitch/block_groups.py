@@ -1,10 +1,10 @@
 """Which physical KV blocks each request holds: runs of neighbours (FastSwitch), or one block at a time (vLLM).
 
-A copy call moves neighbours together, so the fewer pieces a request's blocks lie in, the fewer calls a swap takes. Both
-allocators count usage a block at a time: what a group holds in reserve, beyond what its request uses, stays free for
-everybody and is taken away when somebody needs it. Admission is therefore the same with both.
+A copy call moves neighbours together. Both allocators count usage a block at a time: what a group holds in reserve
+stays free for everybody and is taken away when somebody needs it, so that admission is the same with both.
 """
 
+import math
 from bisect import bisect_left, insort
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
@@ -12,10 +12,7 @@ from typing import NamedTuple, Protocol
 
 INITIAL_TARGET = 60  # blocks of a first group; about what the paper starts with (unverified)
 MOST_TARGET = 4 * INITIAL_TARGET  # however much is free (inferred)
-SCARCE, PLENTY = (
-    0.10,
-    0.30,
-)  # free shares below which groups get half as long, above which twice as long (inferred)
+SCARCE, PLENTY = 0.10, 0.30  # free shares below which groups halve, above which they double (inferred)
 
 
 class Run(NamedTuple):
@@ -43,7 +40,7 @@ class BlockTables(Protocol):
         """Blocks that nobody uses, reserved or not."""
 
     def allocate(self, owner: Hashable, blocks: int) -> None:
-        """Give `owner` so many more blocks. Raises MemoryError where fewer are free."""
+        """Give `owner` so many more blocks. Raises MemoryError where fewer are free, ValueError below 0."""
 
     def runs(self, owner: Hashable) -> list[Run]:
         """The used blocks of an owner, as the runs that are copied as one."""
@@ -55,10 +52,17 @@ class BlockTables(Protocol):
         """Take all from an owner, without freeing it: the used runs, which somebody may still read."""
 
     def give_back(self, runs: Iterable[Run]) -> None:
-        """Free runs that were detached."""
+        """Free runs that were detached. Raises ValueError for more blocks than were."""
 
     def truncate(self, owner: Hashable, blocks: int) -> None:
-        """Free an owner's blocks beyond its first `blocks`."""
+        """Free an owner's blocks beyond its first `blocks`. Raises ValueError below 0."""
+
+
+def _check(blocks: int, most: float, error: type[Exception] = MemoryError) -> None:
+    if blocks < 0:
+        raise ValueError(f"{blocks} blocks are fewer than none")
+    if blocks > most:
+        raise error(f"{blocks} blocks asked for or given back, at most {most} can be")
 
 
 class FreeRuns:
@@ -68,7 +72,6 @@ class FreeRuns:
         self._length: dict[int, int] = {}  # by start
         self._start: dict[int, int] = {}  # by the block behind the run's last
         self._by_size: list[tuple[int, int]] = []  # (length, start), ascending
-        self.blocks = 0
         if blocks:
             self.add(0, blocks)
 
@@ -80,7 +83,6 @@ class FreeRuns:
 
     def add(self, start: int, length: int) -> None:
         """Free a run, which merges with the free runs before and behind it."""
-        self.blocks += length
         if start in self._start:
             before = self._start[start]
             length += self._length[before]
@@ -108,7 +110,6 @@ class FreeRuns:
         self._drop(start)
         if length > blocks:
             self._keep(start + blocks, length - blocks)
-        self.blocks -= blocks
         return Run(start, blocks)
 
     def _keep(self, start: int, length: int) -> None:
@@ -134,32 +135,27 @@ class Group:
 class BlockGroups:
     """The Dynamic Block Group Manager: each request's blocks in few long runs, the last of them "active".
 
-    target: blocks that a new group asks for beyond its immediate need's; it adapts to how much is free. longest: the
-    longest group; 1 leaves nothing of the idea, a fixed one ends adaptation's reach.
+    target: blocks that a new group asks for at least; it adapts to how much is free. longest: of any group; 1 leaves
+    nothing of the idea.
     """
 
     def __init__(self, capacity: int, target: int = INITIAL_TARGET, longest: int | None = None) -> None:
-        if capacity < 1 or target < 1 or (longest is not None and longest < 1):
+        if min(capacity, target, 1 if longest is None else longest) < 1:
             raise ValueError(
-                f"capacity ({capacity}), target ({target}) and longest ({longest}) must be at least one block"
+                f"capacity ({capacity}), target ({target}), longest ({longest}): at least a block"
             )
         self.capacity = capacity
-        self._free = capacity
+        self.free = capacity
+        self._away = 0  # blocks detached, and not given back yet
         self.longest = longest or capacity
         self.target = min(target, self.longest)
-        self.stolen = 0  # blocks taken from reserves
         self._unused = FreeRuns(capacity)
         self._groups: dict[Hashable, list[Group]] = {}
 
-    @property
-    def free(self) -> int:
-        return self._free
-
     def allocate(self, owner: Hashable, blocks: int) -> None:
         """See BlockTables: the active group's reserve first, then the run behind it, then new groups."""
-        if blocks > self.free:
-            raise MemoryError(f"{blocks} blocks asked for, {self.free} free")
-        self._free -= blocks
+        _check(blocks, self.free)
+        self.free -= blocks
         groups = self._groups.setdefault(owner, [])
         while blocks:
             if not (groups and groups[-1].used < groups[-1].length) and not self._extend(groups, blocks):
@@ -195,12 +191,10 @@ class BlockGroups:
 
     def _steal(self) -> Run:
         """The second half of the longest reserve of any request (the whole of a single block)."""
-        donor = max(
-            (groups[-1] for groups in self._groups.values() if groups), key=lambda g: g.length - g.used
-        )
+        active = (groups[-1] for groups in self._groups.values() if groups)
+        donor = max(active, key=lambda group: group.length - group.used)
         taken = (donor.length - donor.used + 1) // 2
         donor.length -= taken
-        self.stolen += taken
         return Run(donor.start + donor.length, taken)
 
     def runs(self, owner: Hashable) -> list[Run]:
@@ -214,21 +208,25 @@ class BlockGroups:
         held = self._groups.pop(owner, [])
         for group in held:
             self._free_tail(group)
+            self._away += group.used
         return [Run(group.start, group.used) for group in held if group.used]
 
     def give_back(self, runs: Iterable[Run]) -> None:
         for start, length in runs:
+            _check(length, self._away, ValueError)
+            self._away -= length
             self._unused.add(start, length)
-            self._free += length
+            self.free += length
 
     def truncate(self, owner: Hashable, blocks: int) -> None:
+        _check(blocks, math.inf)
         groups = self._groups.get(owner, [])
         surplus = self.used(owner) - blocks
         while surplus > 0:
             last = groups[-1]
             freed = min(surplus, last.used)
             last.used -= freed
-            self._free += freed
+            self.free += freed
             surplus -= freed
             self._free_tail(last)
             if not last.used:
@@ -238,25 +236,6 @@ class BlockGroups:
         if group.length > group.used:
             self._unused.add(group.start + group.used, group.length - group.used)
             group.length = group.used
-
-    def audit(self) -> None:
-        """Every block is in exactly one place, free runs are maximal, and the counts are right; AssertionError else.
-
-        Blocks that are detached and not yet given back are nobody's: give them back first.
-        """
-        held = [Run(g.start, g.length) for groups in self._groups.values() for g in groups]
-        free = list(self._unused)
-        covered = sorted([*held, *free])
-        assert all(run.length > 0 for run in covered)
-        assert all(a.start + a.length <= b.start for a, b in zip(covered, covered[1:], strict=False)), (
-            "overlap"
-        )
-        assert sum(run.length for run in covered) == self.capacity, "lost blocks"
-        assert all(a.start + a.length < b.start for a, b in zip(free, free[1:], strict=False)), "not merged"
-        used = sum(group.used for groups in self._groups.values() for group in groups)
-        assert self.free == self.capacity - used
-        assert self._unused.blocks == sum(run.length for run in free)
-        assert all(g.used == g.length for groups in self._groups.values() for g in groups[:-1])
 
 
 class SingleBlocks:
@@ -271,6 +250,7 @@ class SingleBlocks:
             raise ValueError(f"capacity must be at least one block, not {capacity}")
         self.capacity = capacity
         self._stack = [Run(block, 1) for block in range(capacity)]
+        self._away = 0  # blocks detached, and not given back yet
         self._blocks: dict[Hashable, list[Run]] = {}
 
     @property
@@ -278,8 +258,7 @@ class SingleBlocks:
         return len(self._stack)
 
     def allocate(self, owner: Hashable, blocks: int) -> None:
-        if blocks > len(self._stack):
-            raise MemoryError(f"{blocks} blocks asked for, {len(self._stack)} free")
+        _check(blocks, len(self._stack))
         if blocks:
             self._blocks.setdefault(owner, []).extend(self._stack[: -blocks - 1 : -1])
             del self._stack[-blocks:]
@@ -292,20 +271,21 @@ class SingleBlocks:
         return len(self._blocks.get(owner, ()))
 
     def detach(self, owner: Hashable) -> list[Run]:
-        return self._blocks.pop(owner, [])
+        held = self._blocks.pop(owner, [])
+        self._away += len(held)
+        return held
 
     def give_back(self, runs: Iterable[Run]) -> None:
-        self._stack.extend(runs)
+        back = list(runs)
+        _check(len(back), self._away, ValueError)
+        self._away -= len(back)
+        self._stack.extend(back)
 
     def truncate(self, owner: Hashable, blocks: int) -> None:
+        _check(blocks, math.inf)
         held = self._blocks.get(owner, [])
         self._stack.extend(held[blocks:])
         del held[blocks:]
-
-    def audit(self) -> None:
-        """Every block is in exactly one place; AssertionError else. Give detached ones back first."""
-        everything = self._stack + [run for held in self._blocks.values() for run in held]
-        assert sorted(everything) == [Run(block, 1) for block in range(self.capacity)]
 
 
 def pieces(source: list[Run], target: list[Run], first: int = 0, blocks: int | None = None) -> list[Piece]:
@@ -314,9 +294,13 @@ def pieces(source: list[Run], target: list[Run], first: int = 0, blocks: int | N
     Both sides are the runs of one request from its first block on; they are copied up to the shorter side's end, or to
     `blocks`. A call never reaches over the end of a run on either side.
     """
+    held = sum(run.length for run in source)
+    end = held if blocks is None else blocks
+    if held == len(source) and all(run.length == 1 for run in target):  # block by block: one pass
+        pairs = zip(source[first:end], target[first:end], strict=False)
+        return [Piece(one.start, other.start, 1) for one, other in pairs]
     found: list[Piece] = []
-    left = sum(run.length for run in source) if blocks is None else blocks
-    left -= first
+    left = end - first
     i, x = _at(source, first)  # run, and blocks of it that are done
     j, y = _at(target, first)
     while left > 0 and i < len(source) and j < len(target):

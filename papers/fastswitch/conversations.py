@@ -1,5 +1,6 @@
 """Multi-turn conversations: who asks when, how much, and what each turn must still know."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,16 +14,12 @@ MEAN_THINK = 30.0  # s between an answer and the next question, exponential (inf
 
 @dataclass(frozen=True)
 class Conversations:
-    """Turns in order of their conversation's arrival.
+    """Turns in order of their conversation's arrival; arrays of shape (turns,)."""
 
-    workload: what each turn adds. session: whose turn it is, shape (turns,). history: tokens of the turns before it,
-    prompts and answers, shape (turns,). think: seconds from the answer before to this turn, shape (turns,).
-    """
-
-    workload: Workload
-    session: np.ndarray
-    history: np.ndarray
-    think: np.ndarray
+    workload: Workload  # what each turn adds
+    session: np.ndarray  # whose turn it is
+    history: np.ndarray  # tokens of the turns before it, prompts and answers
+    think: np.ndarray  # seconds from the answer before to this turn
 
     @property
     def count(self) -> int:
@@ -46,27 +43,23 @@ def draw_conversations(
     mean_turns: float = MEAN_TURNS,
     mean_think: float = MEAN_THINK,
 ) -> Conversations:
-    """`count` conversations that begin as a Poisson process of `rate` a second.
+    """`count` conversations that begin as a Poisson process of `rate` a second. Raises ValueError where none can.
 
     turns: prompt and output tokens of single exchanges, drawn with replacement. The number of turns is geometric,
     `mean_turns` on average (1: always one); a conversation ends before a turn that would bring it above `longest`.
     """
-    if not mean_turns >= 1 or not rate > 0 or count < 1:
-        raise ValueError(f"need at least one conversation ({count}), turn ({mean_turns}) and a rate ({rate})")
+    if not (mean_turns >= 1 and 0 < rate < math.inf and count >= 1 and 0 <= mean_think < math.inf):
+        known = f"{count} conversations of {mean_turns} turns at {rate} a second, {mean_think} s of thought"
+        raise ValueError(f"{known}: need one conversation and turn, a rate, and no time below zero")
     drawn = rng.geometric(1 / mean_turns, count) if mean_turns > 1 else np.ones(count, dtype=np.int64)
     arrivals = poisson(rng, count) / rate
-    total = int(drawn.sum())
-    exchanges = turns.within(longest).sample(rng, total)
-    think = rng.exponential(mean_think, total)
+    exchanges = turns.within(longest).sample(rng, int(drawn.sum()))
+    think = rng.exponential(mean_think, int(drawn.sum()))
     whose = np.repeat(np.arange(count), drawn)
     added = exchanges.prompt + exchanges.output
     before = np.cumsum(added) - added
     first = np.cumsum(drawn) - drawn
     history = before - before[first][whose]
     keep = history + added <= longest  # history only grows, so what is cut is the end of a conversation
-    return Conversations(
-        Workload(arrivals[whose][keep], exchanges.prompt[keep], exchanges.output[keep]),
-        whose[keep],
-        history[keep],
-        np.where(history == 0, 0.0, think)[keep],
-    )
+    load = Workload(arrivals[whose][keep], exchanges.prompt[keep], exchanges.output[keep])
+    return Conversations(load, whose[keep], history[keep], np.where(history == 0, 0.0, think)[keep])

@@ -2,82 +2,57 @@
 
 from dataclasses import dataclass
 
-from common.hardware.copies import CopyCost, h100
+from common.hardware.copies import CopyCost
 from common.hardware.specs import GIB, GPU, gpu
 from common.serving.models import ModelShape, model
 from common.serving.roofline import RooflineLatency
-from papers.fastswitch.async_swaps import KVLayout
+from papers.fastswitch.async_swaps import KVLayout, measured_cost
 from papers.fastswitch.server import BLOCK_TOKENS, Setup
 
 KV_BYTES = 2  # of an element
 HOST_BYTES = 60e9  # of swap space a GPU (paper)
 
-A10 = GPU(
-    "a10", 125e12, 600e9, 24 * GIB, 72, "pcie-4", "pcie-4", "NVIDIA A10 Tensor Core GPU data sheet"
-)  # dense bf16; 250 TFLOP/s with sparsity
+SHEET = "NVIDIA A10 Tensor Core GPU data sheet"  # 125 TFLOP/s of dense bf16, 250 with sparsity
+A10 = GPU("a10", 125e12, 600e9, 24 * GIB, 72, "pcie-4", "pcie-4", SHEET)
 
 
 def _qwen(kv_heads: int) -> ModelShape:
     """Qwen1.5-32B (Qwen/Qwen1.5-32B, config.json: 40 query heads), with as many KV heads as asked for."""
-    return ModelShape(
-        f"qwen-32b-{kv_heads}-kv-heads",
-        64,
-        5120,
-        40,
-        kv_heads,
-        128,
-        27392,
-        gated=True,
-        vocab=152064,
-        tied=False,
-    )
+    name, vocab = f"qwen-32b-{kv_heads}-kv-heads", 152064
+    return ModelShape(name, 64, 5120, 40, kv_heads, 128, 27392, gated=True, vocab=vocab, tied=False)
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """A model on a GPU.
-
-    kv_tokens: what the GPU's memory holds. frequency: of priority updates, 1 / iterations (paper). rate:
-    conversations/s at which vLLM has 10 to 30% of the live requests swapped out, on average (brief).
-    """
+    """A model on a GPU. kv_tokens: what the GPU's memory holds. frequency: priority updates an iteration (paper)."""
 
     shape: ModelShape
     gpu: GPU
     kv_tokens: int
     frequency: float
-    rate: float
-    pcie4: bool = True
 
     def latency(self) -> RooflineLatency:
         return RooflineLatency(self.gpu, self.shape)
 
     def layout(self) -> KVLayout:
-        return KVLayout(
-            self.shape.layers, BLOCK_TOKENS * self.shape.kv_heads * self.shape.head_dim * KV_BYTES
-        )
+        shape = self.shape
+        return KVLayout(shape.layers, BLOCK_TOKENS * shape.kv_heads * shape.head_dim * KV_BYTES)
 
     def setup(self, host_seconds: float, free_calls: bool) -> Setup:
         """The GPU's memory and wire. host_seconds: added to every copy call. free_calls: calls cost nothing."""
-        layout = self.layout()
 
         def cost(direction: str) -> CopyCost:
-            found = h100(direction).with_host_seconds(host_seconds)
-            found = found.over_pcie4() if self.pcie4 else found
+            found = measured_cost(direction).with_host_seconds(host_seconds).over_pcie4()
             return found.without_calls() if free_calls else found
 
-        return Setup(
-            kv_blocks=self.kv_tokens // BLOCK_TOKENS,
-            host_blocks=int(HOST_BYTES // layout.size(1)),
-            layout=layout,
-            to_host=cost("d2h"),
-            to_device=cost("h2d"),
-            memory_bandwidth=self.gpu.bandwidth,
-        )
+        layout, costs = self.layout(), (cost("d2h"), cost("h2d"))
+        blocks = (self.kv_tokens // BLOCK_TOKENS, int(HOST_BYTES // layout.size(1)))
+        return Setup(*blocks, layout, *costs, self.gpu.bandwidth)
 
 
 # KV capacities: what nine tenths of the memory (vLLM's default) leave beside weights and 1 to 1.5 GiB of activations.
 DEPLOYMENTS = {
-    "llama-3-8b": Deployment(model("llama-3-8b"), A10, 42_000, 0.04, 0.40),
-    "qwen-32b": Deployment(_qwen(8), gpu("a100-80gb-pcie"), 42_000, 0.02, 0.40),
-    "qwen-32b-40": Deployment(_qwen(40), gpu("a100-80gb-pcie"), 4_400, 0.02, 0.018),
+    "llama-3-8b": Deployment(model("llama-3-8b"), A10, 42_000, 0.04),
+    "qwen-32b": Deployment(_qwen(8), gpu("a100-80gb-pcie"), 42_000, 0.02),
+    "qwen-32b-40": Deployment(_qwen(40), gpu("a100-80gb-pcie"), 4_400, 0.02),
 }

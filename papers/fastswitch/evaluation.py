@@ -1,18 +1,20 @@
 """One simulated run of one system, and what is read off it."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from common.hardware.copies import h100
+from common.hardware.copies import timed
 from common.serving.engine import simulate
 from common.serving.loop import EventLoop
 from common.serving.metrics import token_gaps
-from papers.fastswitch.async_swaps import KVLayout
+from papers.fastswitch.async_swaps import KVLayout, measured_cost
+from papers.fastswitch.config import Config
 from papers.fastswitch.conversations import Conversations
 from papers.fastswitch.deployments import DEPLOYMENTS
-from papers.fastswitch.ledger import Swap
+from papers.fastswitch.ledger import Swap, granularity, saving
 from papers.fastswitch.priorities import PATTERNS
 from papers.fastswitch.priority_switching import PrioritySwitching
 from papers.fastswitch.server import Setup, SwitchingInstance
@@ -24,7 +26,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "+DBG+Reuse": {"groups": True, "reuse": True, "asynchronous": False},
     "FastSwitch": {"groups": True, "reuse": True, "asynchronous": True},
 }
-TAILS = {"ttft_p95": 0.95, "ttft_p99": 0.99, "ttft_p999": 0.999, "tbt_p99": 0.99, "tbt_p999": 0.999}
+TAILS = {"ttft_p95": 0.95, "ttft_p99": 0.99, "tbt_p99": 0.99, "tbt_p999": 0.999}
 STALL_QUANTILE = 0.99
 UNITS = {"switch_gain_32kib": 32 << 10, "switch_gain_128kib": 128 << 10}  # bytes of a copy call of one block
 
@@ -33,31 +35,35 @@ UNITS = {"switch_gain_32kib": 32 << 10, "switch_gain_128kib": 128 << 10}  # byte
 class Job:
     """A system on one seed's conversations under one pattern of priorities."""
 
-    deployment: str
+    config: Config
     system: str
     pattern: str
     frequency: float
     seed: int
     conversations: Conversations
     priorities: np.random.Generator
-    kv_tokens: int = 0  # of the GPU; 0: as many as the deployment has
-    host_seconds: float = 0.0
-    free_calls: bool = False
-    longest_group: int | None = None  # of systems with groups
-    keep_copies: bool = True  # of systems with reuse
-    wait_for_all: bool = False
 
     def setup(self) -> Setup:
-        deployment = DEPLOYMENTS[self.deployment]
-        if self.kv_tokens:
-            deployment = replace(deployment, kv_tokens=self.kv_tokens)
-        setup = replace(deployment.setup(self.host_seconds, self.free_calls), **SYSTEMS[self.system])
-        return replace(
-            setup,
-            longest_group=self.longest_group if setup.groups else None,
-            reuse=setup.reuse and self.keep_copies,
-            wait_for_all=setup.asynchronous and self.wait_for_all,
-        )
+        """The system's own switches, and the config's where they mean something to it."""
+        config = self.config
+        deployment = DEPLOYMENTS[config.deployment]
+        if config.kv_tokens:
+            deployment = replace(deployment, kv_tokens=config.kv_tokens)
+        whole = replace(deployment.setup(config.host_seconds, config.free_calls), **SYSTEMS[self.system])
+        reuse = whole.reuse and config.keep_copies
+        longest = (config.longest_group or None) if whole.groups else None
+        waits = whole.asynchronous and config.wait_for_all
+        kept = config.kept_tokens if reuse else 0
+        return replace(whole, longest_group=longest, reuse=reuse, kept_tokens=kept, wait_for_all=waits)
+
+    @property
+    def decided_by(self) -> Hashable:
+        """All that decides what `serve` gives: what means nothing to a system leaves its run the same."""
+        config = self.config
+        drawn = (self.seed, config.conversations, config.rate, config.mean_turns, config.longest)
+        chain = (config.kept_priority, config.zipf_exponent) if self.pattern == "markov" else ()
+        priorities = (self.pattern, self.frequency, *chain)
+        return config.deployment, self.setup(), drawn, priorities, config.free_calls
 
 
 def serve(job: Job) -> dict[str, float]:
@@ -66,53 +72,54 @@ def serve(job: Job) -> dict[str, float]:
     conversations = job.conversations
 
     def build(loop: EventLoop) -> SwitchingInstance:
-        update = PATTERNS[job.pattern](job.priorities, conversations.count)
+        chain = (job.config.kept_priority, job.config.zipf_exponent)
+        update = PATTERNS[job.pattern](job.priorities, conversations.count, *chain)
         policy = PrioritySwitching(update, job.frequency)
-        latency = DEPLOYMENTS[job.deployment].latency()
+        latency = DEPLOYMENTS[job.config.deployment].latency()
         built.append(SwitchingInstance(loop, latency, job.setup(), conversations, policy))
         return built[0]
 
     trace = simulate(conversations.workload, build, conversations.clients())
     ledger, gaps = built[0].ledger, token_gaps(trace)
-    seen = {name: tail(trace.ttft if "ttft" in name else gaps, quantile) for name, quantile in TAILS.items()}
     begun = float(conversations.workload.arrival[-1])  # from then on the load ebbs
     tokens = sum(int(np.searchsorted(times, begun, side="right")) for times in trace.token_times)
     seconds, stall = ledger.iterations()
     late = seconds >= np.quantile(seconds, STALL_QUANTILE)
-    return (
-        seen
-        | {
-            "tokens_per_s": tokens / begun if begun else 0.0,
-            "tokens": float(len(gaps)),
-            "swapped_share": ledger.swapped_share,
-            "preemptions": float(trace.preemptions.sum()),
-            "recomputed": float(ledger.recomputed),
-            "stall_share": float(stall.sum() / seconds.sum()),
-            "stall_share_p99": 100 * float(stall[late].sum() / seconds[late].sum()),
-            "granularity": granularity(ledger.swaps),
-            "saving": saving(ledger.swaps),
-            "out_blocks": float(sum(swap.blocks for swap in ledger.swaps if swap.out)),
-            "evicted_blocks": float(built[0].host.evicted_blocks),
-        }
-        | {name: switch_gain(ledger.swaps, unit, free_calls=job.free_calls) for name, unit in UNITS.items()}
-    )
+    seen = {name: tail(trace.ttft if "ttft" in name else gaps, quantile) for name, quantile in TAILS.items()}
+    for name, unit in UNITS.items():
+        seen[name] = switch_gain(ledger.swaps, unit, free_calls=job.config.free_calls)
+    return seen | {
+        "tokens_per_s": tokens / begun if begun else 0.0,
+        "tokens": float(len(gaps)),
+        "turns": float(len(trace.ttft)),
+        "turns_per_s": len(trace.ttft) / float(trace.finish.max()),
+        "swapped_share": ledger.swapped_share,
+        "preemptions": float(trace.preemptions.sum()),
+        "stall_share": float(stall.sum() / seconds.sum()),
+        "stall_share_p99": 100 * float(stall[late].sum() / seconds[late].sum()),
+        "granularity": granularity(ledger.swaps),
+        "saving": saving(ledger.swaps),
+        "out_blocks": float(sum(swap.blocks for swap in ledger.swaps if swap.out)),
+        "evicted_blocks": float(built[0].host.evicted_blocks),
+    }
+
+
+def pinned_gain(blocks_a_call: float, unit_bytes: int = 32 << 10) -> float:
+    """Measured seconds of 64 MiB to the host in calls of `unit_bytes`, over those in calls of so many blocks.
+
+    Read off the table of one H100 as timed, at the measured size just below. Raises ValueError below a block a call.
+    """
+    if not blocks_a_call >= 1:
+        raise ValueError(f"a call moves at least one block, not {blocks_a_call}")
+    table, whole = timed("d2h"), 64 << 20
+    rows = zip(table.calls, table.size, table.seconds, strict=True)
+    seconds = {whole // int(calls): float(took) for calls, size, took in rows if size == whole}
+    return seconds[unit_bytes] / seconds[max(one for one in seconds if one <= unit_bytes * blocks_a_call)]
 
 
 def tail(values: np.ndarray, quantile: float) -> float:
     """A quantile as an order statistic: the smallest value that so many of them do not exceed."""
     return float(np.quantile(values, quantile, method="inverted_cdf")) if len(values) else 0.0
-
-
-def granularity(swaps: list[Swap]) -> float:
-    """Mean blocks that one copy call moves (of a layer, K or V); 1 where nothing was copied."""
-    calls = sum(swap.pieces for swap in swaps)
-    return sum(swap.blocks for swap in swaps) / calls if calls else 1.0
-
-
-def saving(swaps: list[Swap]) -> float:
-    """Share of the blocks of all swap-outs that needed no copy, because the host had them; 0 without a swap-out."""
-    held = sum(swap.held for swap in swaps if swap.out)
-    return 1 - sum(swap.blocks for swap in swaps if swap.out) / held if held else 0.0
 
 
 def switch_gain(swaps: list[Swap], unit_bytes: int, layers: int = 32, free_calls: bool = False) -> float:
@@ -123,7 +130,7 @@ def switch_gain(swaps: list[Swap], unit_bytes: int, layers: int = 32, free_calls
     layout = KVLayout(layers, unit_bytes)
     by_block = by_piece = 0.0
     for swap in swaps:
-        cost, size = h100("d2h" if swap.out else "h2d"), layout.size(swap.blocks)
+        cost, size = measured_cost("d2h" if swap.out else "h2d"), layout.size(swap.blocks)
         if free_calls:
             cost = cost.without_calls()
         by_block += cost.seconds(layout.calls(swap.blocks), size)

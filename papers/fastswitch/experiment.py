@@ -1,4 +1,4 @@
-"""What the claims of FastSwitch read: a ladder of systems on the same conversations, and three real mechanisms.
+"""What the claims of FastSwitch read: a ladder of systems on the same conversations, and a server that really copies.
 
     vLLM         priorities by swapping: a block a copy call, waited for, everything copied out every time
     +DBG         block groups: one copy call moves a run of blocks
@@ -8,7 +8,9 @@
 Every system sees the same conversations and the same priorities, and admits by the same count of blocks.
 """
 
+from collections.abc import Hashable
 from functools import partial
+from itertools import product
 from statistics import geometric_mean
 from typing import Any
 
@@ -17,191 +19,142 @@ import torch
 
 from common.lab.runtime import Observations, Runtime
 from common.serving.workload import draw_lengths
-from papers.fastswitch.allocator_replay import CAPACITY, operations, replay
-from papers.fastswitch.block_groups import BlockGroups, BlockTables, SingleBlocks
 from papers.fastswitch.config import Config
 from papers.fastswitch.conversations import Conversations, draw_conversations
-from papers.fastswitch.deployments import DEPLOYMENTS
-from papers.fastswitch.evaluation import SYSTEMS, Job, serve
+from papers.fastswitch.evaluation import SYSTEMS, Job, pinned_gain, serve
 from papers.fastswitch.live_study import Beside, Swapped, answer_swapped, decode_beside
-from papers.fastswitch.pinned_swap import time_swap
 
-GAINS = ("ttft_p95", "ttft_p99", "ttft_p999", "tbt_p999")  # vLLM's over FastSwitch's
-SHARED = ("tokens_per_s", "swapped_share", "stall_share", "tbt_p99", "preemptions", "tokens", "out_blocks")
+GAINS = ("ttft_p95", "ttft_p99", "tbt_p999")  # vLLM's over FastSwitch's
+TAILS = (*GAINS, "tbt_p99", "stall_share", "swapped_share")
+SHOWN = (*TAILS, "tokens_per_s", "tokens", "preemptions", "out_blocks", "evicted_blocks")
+COUNTED = ("switch_gain_32kib", "switch_gain_128kib", "granularity")  # off the tables of +DBG
 NEEDED = {  # systems whose runs a metric is read off
-    **{f"{name}_gain": ("vLLM", "FastSwitch") for name in GAINS},
-    "ttft_gain": ("vLLM", "FastSwitch"),
-    "tbt_gain": ("vLLM", "FastSwitch"),
-    "throughput_gain": ("vLLM", "FastSwitch"),
+    **dict.fromkeys([f"{name}_gain" for name in GAINS], ("vLLM", "FastSwitch")),
+    **dict.fromkeys(("ttft_gain", "tbt_gain", "throughput_gain"), ("vLLM", "FastSwitch")),
     "stall_share_p99": ("vLLM",),
-    "switch_gain_32kib": ("+DBG",),
-    "switch_gain_128kib": ("+DBG",),
-    "granularity": ("+DBG",),
+    **dict.fromkeys((*COUNTED, "pinned_switch_gain"), ("+DBG",)),
     "reuse_saving": ("+DBG+Reuse",),
     "asynchronous_tbt_gain": ("+DBG+Reuse", "FastSwitch"),
 }
+Key = tuple[str, float, int, str]  # pattern, frequency, seed, system
 
 
 def run(config: Config, lab: Runtime) -> Observations:
-    """Serve every seed's conversations with every system that somebody asks about, then run the real mechanisms."""
+    """Serve every seed's conversations with every system that somebody asks about, then let a real server talk."""
     seen = Observations()
-    jobs = chosen_jobs(config, lab)
-    results = dict(zip(jobs, lab.map(serve, jobs.values(), "servers"), strict=True))
-    observe(config, lab, results, seen)
+    observe(config, lab, served(config, lab), seen)
     if config.answered_turns and lab.wants("changed_answers"):
-        rounds = partial(answers, config)
         seeds = [(seed, lab.rng(seed, "answers")) for seed in lab.seeds]
-        for (seed, _), found in zip(seeds, lab.map(rounds, seeds, "answers"), strict=True):
+        rounds = lab.map(partial(answers, config), seeds, "answers")
+        for seed, found in zip(lab.seeds, rounds, strict=True):
             seen.add("changed_answers", found.changed, seed)
             seen.add("answers_saving", found.saving, seed)
             seen.add("answers_compared", found.tokens, seed)
-    if config.copied_tokens and lab.wants("iterations_meanwhile"):
+    if config.copied_tokens and lab.wants("copied_beside"):
         for seed in lab.seeds:  # one at a time: two would time each other
             (gap,) = lab.map(partial(copies, config), [(seed, lab.rng(seed, "copies"))], "copies")
-            seen.add("real_gap_gain", gap.waiting / gap.beside, seed)
             seen.add("real_gap", gap.waiting, seed, system="waiting")
             seen.add("real_gap", gap.beside, seed, system="beside")
-            seen.add("iterations_meanwhile", gap.meanwhile, seed)
-    if config.pinned_blocks and lab.wants("pinned_switch_gain"):
-        for seed in lab.seeds:
-            longest = config.longest_group or None
-            swap = time_swap(lab.rng(seed, "pinned"), lab.device, config.pinned_blocks, longest=longest)
-            seen.add("pinned_switch_gain", swap.gain, seed)
-            seen.add("pinned_hidden", swap.hidden, seed)
-    if config.replayed and lab.wants("replay_seconds"):
-        work = list(operations(lab.rng(0, "replay"), config.replayed))
-        allocators: dict[str, BlockTables] = {
-            "groups": BlockGroups(CAPACITY),
-            "blocks": SingleBlocks(CAPACITY),
-        }
-        for name, tables in allocators.items():
-            replayed = replay(tables, work)
-            seen.add("replay_seconds", replayed.seconds, None, allocator=name)
-            seen.add("replay_run", replayed.mean_run, None, allocator=name)
-            seen.add("replay_leaked", replayed.leaked, None, allocator=name)
+            seen.add("copied_beside", gap.copied_beside, seed)
     return seen
 
 
-Key = tuple[str, str, float, float, int, str]  # deployment, pattern, frequency, host seconds, seed, system
+def served(config: Config, lab: Runtime) -> dict[Key, dict[str, float]]:
+    """What each run gave; a run that several arms ask for is made once."""
+    jobs = chosen_jobs(config, lab)
+    known: dict[Hashable, dict[str, float]] = lab.once("fastswitch: servers", dict)
+    keys = {at: job.decided_by for at, job in jobs.items()}
+    missing = {key: jobs[at] for at, key in keys.items() if key not in known}
+    for key, found in zip(missing, lab.map(serve, missing.values(), "servers"), strict=True):
+        known[key] = found
+    return {at: known[key] for at, key in keys.items()}
 
 
 def chosen_jobs(config: Config, lab: Runtime) -> dict[Key, Job]:
     """The runs behind the metrics that are asked for."""
-    systems = [
-        name
-        for name in SYSTEMS
-        if any(lab.wants(metric) and name in needed for metric, needed in NEEDED.items())
-    ]
+    needed = {name for metric, names in NEEDED.items() if lab.wants(metric) for name in names}
+    systems = [name for name in SYSTEMS if name in needed]
     jobs: dict[Key, Job] = {}
-    for deployment in config.deployments if lab.wants("tail") else config.deployments[:1]:
-        own = DEPLOYMENTS[deployment].frequency if config.frequency < 0 else config.frequency
-        for seed in lab.seeds:
-            conversations = draw(config, lab, seed, DEPLOYMENTS[deployment].rate)
-            frequencies = [own]
-            if lab.wants("tail") and seed in lab.seeds[: config.sweep_seeds]:
-                frequencies += [f for f in config.sweep if f != own]
-            for frequency in frequencies:
-                for host_seconds in config.host_seconds if lab.wants("tail") else config.host_seconds[:1]:
-                    for pattern in config.patterns:
-                        for system in systems:
-                            key = (deployment, pattern, frequency, host_seconds, seed, system)
-                            jobs[key] = Job(
-                                deployment,
-                                system,
-                                pattern,
-                                frequency,
-                                seed,
-                                conversations,
-                                lab.rng(seed, "priorities", pattern),
-                                config.kv_tokens,
-                                host_seconds,
-                                config.free_calls,
-                                config.longest_group or None,
-                                config.keep_copies,
-                                config.wait_for_all,
-                            )
+    for seed in lab.seeds:
+        conversations = draw(config, lab, seed)
+        frequencies = [config.frequency]
+        if lab.wants("tail") and seed in lab.seeds[: config.sweep_seeds]:
+            frequencies += [f for f in config.sweep if f != config.frequency]
+        for frequency in frequencies:
+            for pattern, system in product(config.patterns, systems):
+                if frequency == config.frequency or system in ("vLLM", "FastSwitch"):
+                    chances = lab.rng(seed, "priorities", pattern)
+                    job = Job(config, system, pattern, frequency, seed, conversations, chances)
+                    jobs[pattern, frequency, seed, system] = job
     return jobs
 
 
-def draw(config: Config, lab: Runtime, seed: int, rate: float) -> Conversations:
+def draw(config: Config, lab: Runtime, seed: int) -> Conversations:
     """Conversations whose turns have the lengths of ShareGPT's first turns, from its table of quantiles."""
     turns = draw_lengths("sharegpt", lab.rng(seed, "turns"), 20_000, lab.data("nanoflow-sharegpt-lengths"))
-    return draw_conversations(
-        lab.rng(seed, "conversations"),
-        config.conversations,
-        rate if config.rate < 0 else config.rate,
-        turns,
-        config.longest,
-        config.mean_turns,
-    )
+    count, rate, rng = config.conversations, config.rate, lab.rng(seed, "conversations")
+    return draw_conversations(rng, count, rate, turns, config.longest, config.mean_turns)
 
 
 def observe(config: Config, lab: Runtime, results: dict[Key, dict[str, float]], seen: Observations) -> None:
-    """What each run gave, and the claims' metrics of the first deployment at its own frequency."""
-    for (deployment, pattern, frequency, host, seed, system), found in results.items():
-        at: dict[str, Any] = {
-            "deployment": deployment, "pattern": pattern, "frequency": frequency, "host_seconds": host,
-            "system": system,
-        }  # fmt: skip
-        for name in (*GAINS, *SHARED):
-            seen.add("tail", found[name], seed, kind=name, **at)
-    if not results:
-        return
-    first = config.deployments[0]
-    own = DEPLOYMENTS[first].frequency if config.frequency < 0 else config.frequency
+    """What each run gave, and the claims' metrics at the config's own frequency."""
+    for (pattern, frequency, seed, system), found in results.items():
+        for name in SHOWN:
+            at: dict[str, Any] = {"kind": name, "pattern": pattern, "frequency": frequency, "system": system}
+            seen.add("tail", found[name], seed, **at)
     for seed in lab.seeds:
-        by = {
-            (key[1], key[5]): found
-            for key, found in results.items()
-            if key[0] == first and key[2:5] == (own, config.host_seconds[0], seed)
-        }
-        observe_claims(config, by, seed, seen)
+        ours = {key: found for key, found in results.items() if key[1:3] == (config.frequency, seed)}
+        if ours:
+            by = {(pattern, system): found for (pattern, _, _, system), found in ours.items()}
+            observe_claims(config.patterns, by, seed, seen)
 
 
 def observe_claims(
-    config: Config, by: dict[tuple[str, str], dict[str, float]], seed: int, seen: Observations
+    patterns: list[str], by: dict[tuple[str, str], dict[str, float]], seed: int, seen: Observations
 ) -> None:
     """The claims' metrics of one seed. by: what a run gave, for (pattern, system)."""
 
     def has(*systems: str) -> bool:
-        return all((pattern, system) in by for pattern in config.patterns for system in systems)
+        return all((pattern, system) in by for pattern in patterns for system in systems)
 
     def ratios(name: str, above: str, below: str) -> list[float]:
-        return [by[pattern, above][name] / by[pattern, below][name] for pattern in config.patterns]
+        return [by[pattern, above][name] / by[pattern, below][name] for pattern in patterns]
 
+    def mean(name: str, system: str) -> float:
+        return float(np.mean([by[pattern, system][name] for pattern in patterns]))
+
+    for name in ("turns", "turns_per_s", "tokens"):
+        first = by.get((patterns[0], "vLLM"), next(iter(by.values())))
+        seen.add(name, first[name], seed)
     if has("vLLM", "FastSwitch"):
         for name in GAINS:
-            seen.add(f"{name}_gain", geometric_mean(ratios(name, "vLLM", "FastSwitch")), seed)
-        for pattern in config.patterns:
-            ours, theirs = by[pattern, "FastSwitch"], by[pattern, "vLLM"]
-            for name in GAINS:
-                kind = "ttft_gain" if name.startswith("ttft") else "tbt_gain"
-                seen.add(kind, theirs[name] / ours[name], seed, pattern=pattern, quantile=name)
-            seen.add("throughput_gain", ours["tokens_per_s"] / theirs["tokens_per_s"], seed, pattern=pattern)
+            gains = ratios(name, "vLLM", "FastSwitch")
+            seen.add(f"{name}_gain", geometric_mean(gains), seed)
+            for pattern, gain in zip(patterns, gains, strict=True):
+                seen.add(f"{name[: name.index('_')]}_gain", gain, seed, pattern=pattern, quantile=name)
+        for pattern, gain in zip(patterns, ratios("tokens_per_s", "FastSwitch", "vLLM"), strict=True):
+            seen.add("throughput_gain", gain, seed, pattern=pattern)
     if has("+DBG+Reuse", "FastSwitch"):
         gain = geometric_mean(ratios("tbt_p999", "+DBG+Reuse", "FastSwitch"))
         seen.add("asynchronous_tbt_gain", gain, seed)
     if has("vLLM"):
-        for pattern in config.patterns:
+        for pattern in patterns:
             seen.add("stall_share_p99", by[pattern, "vLLM"]["stall_share_p99"], seed, pattern=pattern)
     if has("+DBG"):
-        for name in ("switch_gain_32kib", "switch_gain_128kib", "granularity"):
-            mean = float(np.mean([by[pattern, "+DBG"][name] for pattern in config.patterns]))
-            seen.add(name, mean, seed)
+        for name in COUNTED:
+            seen.add(name, mean(name, "+DBG"), seed)
+        seen.add("pinned_switch_gain", pinned_gain(mean("granularity", "+DBG")), seed)
     if has("+DBG+Reuse"):
-        mean = float(np.mean([by[pattern, "+DBG+Reuse"]["saving"] for pattern in config.patterns]))
-        seen.add("reuse_saving", mean, seed)
+        seen.add("reuse_saving", mean("saving", "+DBG+Reuse"), seed)
 
 
 def copies(config: Config, one: tuple[int, np.random.Generator]) -> Beside:
     """A live server that decodes while it copies, or does not."""
-    seed, rng = one
-    generator = torch.Generator().manual_seed(seed)
-    return decode_beside(generator, rng, config.copied_tokens, 30, config.copy_worker)
+    generator, rng = torch.Generator().manual_seed(one[0]), one[1]
+    return decode_beside(generator, rng, config.copied_tokens, 20, config.copy_worker, config.instant_copies)
 
 
 def answers(config: Config, one: tuple[int, np.random.Generator]) -> Swapped:
     """A live server's conversations of one seed."""
-    seed, rng = one
-    generator = torch.Generator().manual_seed(seed)
+    generator, rng = torch.Generator().manual_seed(one[0]), one[1]
     return answer_swapped(generator, rng, config.answered_turns, trust=config.trust_copies)

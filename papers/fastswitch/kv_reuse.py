@@ -24,15 +24,22 @@ class HostCopy:
 class HostCopies:
     """Host copies by conversation, in `tables`, blocks of `block_tokens` tokens.
 
-    keep: leave copies valid when they are swapped in (reuse). priority: of a conversation, the lowest is evicted first.
+    keep: leave copies valid when they are swapped in (reuse), their first `kept_tokens` tokens.
+    priority: of a conversation, the lowest is evicted first.
     """
 
     def __init__(
-        self, tables: BlockTables, block_tokens: int, keep: bool, priority: Callable[[Hashable], float]
+        self,
+        tables: BlockTables,
+        block_tokens: int,
+        keep: bool,
+        priority: Callable[[Hashable], float],
+        kept_tokens: int = 1_000_000,
     ) -> None:
         self.tables = tables
         self.block_tokens = block_tokens
         self.keep = keep
+        self.kept_tokens = kept_tokens
         self.priority = priority
         self.evicted_blocks = 0
         self._copies: dict[Hashable, HostCopy] = {}
@@ -86,7 +93,9 @@ class HostCopies:
     def read(self, key: Hashable) -> None:
         """The copy has been brought back to the GPU: kept as a valid copy with reuse, freed without."""
         if self.keep:
-            self._copies[key].needed = False
+            copy = self._copies[key]
+            copy.needed = False
+            copy.valid = min(copy.valid, self.kept_tokens)
         else:
             self.drop(key)
 

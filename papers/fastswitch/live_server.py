@@ -1,16 +1,15 @@
 """The server on a real model: iterations are computed and blocks copied on this machine, nothing is predicted.
 
-Policy, block tables, host copies and the rules of who waits for what are the simulator's own objects (server.py,
-priority_switching.py). Here a decoder runs the batches, keys and values lie in the blocks of a tensor that stands for
-the GPU's memory, and copies go to and from a second one, by a worker thread (FastSwitch) or by the loop itself, which
-waits (vLLM). A copy has ended when the worker says so. A block is filled with NaN when it changes hands, so that
-whatever is read before its copy has ended shows in the answers.
+Policy, tables, host copies and rules are the simulator's own objects (server.py, priority_switching.py). A decoder runs
+the batches, keys and values lie in the blocks of a tensor that stands for the GPU's memory, and copies go to and from
+a second one, by a worker thread (FastSwitch) or by the loop itself, which waits (vLLM). A block is filled with NaN when
+it changes hands, so that whatever is read before its copy has ended shows in the answers.
 """
 
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -28,6 +27,7 @@ from common.serving.wall_clock import WallClock
 from papers.fastswitch.async_swaps import KVLayout, Transfer
 from papers.fastswitch.block_groups import Piece, Run
 from papers.fastswitch.conversations import Conversations
+from papers.fastswitch.ledger import Swap
 from papers.fastswitch.priorities import Update
 from papers.fastswitch.priority_switching import PrioritySwitching
 from papers.fastswitch.server import BLOCK_TOKENS, Setup, SwitchingInstance
@@ -39,27 +39,16 @@ SYSTEMS = {
 FREQUENCY = 0.2  # priority updates an iteration: far more than a real server's, so that much is swapped in little time
 
 
-def live_setup(config: DecoderConfig, system: str, gpu_blocks: int, host_blocks: int) -> Setup:
+def live_setup(config: DecoderConfig, system: str, gpu_blocks: int, host_blocks: int, trusts: bool) -> Setup:
     """A server's setup on this machine. KeyError for an unknown system. Costs of copies are never asked for."""
-    ours = SYSTEMS[system]
+    ours, unknown = SYSTEMS[system], CopyCost(1.0, 0.0, 1.0)
     layout = KVLayout(config.layers, BLOCK_TOKENS * config.groups * config.head_dim * 4)
-    unknown = CopyCost(1.0, 0.0, 1.0)
-    return Setup(
-        gpu_blocks,
-        host_blocks,
-        layout,
-        unknown,
-        unknown,
-        1.0,
-        groups=ours,
-        target=4,
-        reuse=ours,
-        asynchronous=ours,
-    )
+    parts = {"groups": ours, "reuse": ours, "asynchronous": ours, "trusts_copies": trusts}
+    return Setup(gpu_blocks, host_blocks, layout, unknown, unknown, 1.0, target=4, **parts)
 
 
 class Unpredicted:
-    """The latency model of a server that runs its iterations."""
+    """The latency model of a server that runs its iterations and is never asked."""
 
     stages = 1
 
@@ -89,9 +78,8 @@ class TabledCache:
         place, offset = self.blocks[new // BLOCK_TOKENS], new % BLOCK_TOKENS
         for kind, added in enumerate((keys, values)):
             self.pool[place, layer, kind, :, offset] = added.transpose(0, 1)
-        held = self.pool[
-            self.blocks[: -(-end // BLOCK_TOKENS)], layer
-        ]  # (blocks, 2, kv_heads, tokens, head_dim)
+        used = self.blocks[: -(-end // BLOCK_TOKENS)]
+        held = self.pool[used, layer]  # (blocks, 2, kv_heads, tokens, head_dim)
         stored = held.permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, :end]
         return stored[0], stored[1]
 
@@ -104,13 +92,11 @@ class TabledCache:
 
 
 class RealTransfer(Transfer):
-    """A copy under way. over: set by whoever copies; ordered, ended: iterations of the server by then."""
+    """A copy under way. over: set by whoever copies; began, ended: when the copying itself did, s."""
 
-    def __init__(self, blocks: int, ordered: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.blocks = blocks
-        self.ordered = ordered
-        self.ended = ordered
+        self.began = self.ended = 0.0
         self.over = threading.Event()
 
 
@@ -126,9 +112,11 @@ class LiveServer(SwitchingInstance, LiveBatches):
         prompts: list[list[int]],
         policy: PrioritySwitching,
         worker: bool = True,
+        instant: bool = False,
     ) -> None:
         super().__init__(loop, Unpredicted(), setup, conversations, policy)
         self.wall, self.model, self.prompts = loop, model, prompts
+        self.instant = instant  # copies move nothing, which ruins the answers
         self.log: list[Iteration] = []
         self.texts: dict[int, list[int]] = {}  # of each conversation, answers included
         config = model.config
@@ -136,6 +124,7 @@ class LiveServer(SwitchingInstance, LiveBatches):
         self.gpu = torch.full((setup.kv_blocks, *shape), torch.nan)
         self.cpu = torch.full((setup.host_blocks, *shape), torch.nan)
         self.transfers: list[RealTransfer] = []
+        self.computed: list[tuple[float, float]] = []  # when each batch was computed, s
         self.worker = ThreadPoolExecutor(1) if setup.asynchronous and worker else None
 
     # What the engine asks for
@@ -164,7 +153,9 @@ class LiveServer(SwitchingInstance, LiveBatches):
         for sequence in decoding:
             if (sequence.base + step) % BLOCK_TOKENS == 0:
                 self.grow(sequence)
+        begun = self.wall.clock()
         super()._compute(plan, decoding)
+        self.computed.append((begun, self.wall.clock()))
 
     # What the mechanism asks for
 
@@ -177,11 +168,11 @@ class LiveServer(SwitchingInstance, LiveBatches):
         """See SwitchingInstance; without a worker the copies have ended on return."""
         ordered: list[Transfer] = []
         for batch in batches:
-            copy = RealTransfer(sum(piece.length for piece in batch), self.iterations)
+            copy = RealTransfer()
             self.transfers.append(copy)
             ordered.append(copy)
             if self.worker is None:
-                self._copy(out, batch)
+                self._copy(out, batch, copy)
                 self._end(copy)
             else:
                 self.wall.outside += 1
@@ -200,15 +191,17 @@ class LiveServer(SwitchingInstance, LiveBatches):
             self._wait(copy)
         return super().freed_at(blocks)
 
-    def _copy(self, out: bool, batch: list[Piece]) -> None:
+    def _copy(self, out: bool, batch: list[Piece], copy: RealTransfer) -> None:
+        copy.began = self.wall.clock()
         source, target = (self.gpu, self.cpu) if out else (self.cpu, self.gpu)
-        for start, to, length in batch:
+        for start, to, length in batch if not self.instant else ():
             target[to : to + length] = source[start : start + length]
+        copy.ended = self.wall.clock()
 
     def _copy_beside(self, out: bool, batch: list[Piece], copy: RealTransfer) -> None:
         """On the worker's thread."""
         try:
-            self._copy(out, batch)
+            self._copy(out, batch, copy)
         finally:
             copy.over.set()
             self.wall.post(self._ended, copy)
@@ -221,7 +214,6 @@ class LiveServer(SwitchingInstance, LiveBatches):
     def _end(self, copy: RealTransfer) -> None:
         if copy.end == float("inf"):
             copy.end = self.loop.now  # as of the event under way, in which it is noticed
-            copy.ended = self.iterations
 
     def _wait(self, copy: Transfer) -> None:
         if isinstance(copy, RealTransfer) and self.worker is not None:
@@ -245,21 +237,23 @@ def blocks_in(runs: list[Run]) -> list[int]:
 
 @dataclass(frozen=True)
 class LiveRun:
-    """What a run leaves behind. texts: all tokens of each conversation. copied, held: blocks of swap-outs."""
+    """What a run leaves behind. texts: all tokens of each conversation. computed: when each batch was computed, s."""
 
     trace: Trace
     texts: dict[int, list[int]]
     transfers: list[RealTransfer]
-    copied: int
-    held: int
+    computed: list[tuple[float, float]]
+    swaps: list[Swap]
 
     @property
-    def meanwhile(self) -> float:
-        """Iterations that ended while a copy was under way, mean over the larger half of the copies; 0 without any."""
-        if not self.transfers:
-            return 0.0
-        median = float(np.median([copy.blocks for copy in self.transfers]))
-        return float(np.mean([copy.ended - copy.ordered for copy in self.transfers if copy.blocks >= median]))
+    def copied_beside(self) -> float:
+        """Share of the seconds of computing in which a copy was under way; 0 where copies take no time."""
+        begun, ended = np.array(self.computed).reshape(-1, 2).T
+        overlaps = [
+            np.maximum(np.minimum(ended, copy.ended) - np.maximum(begun, copy.began), 0).sum()
+            for copy in self.transfers
+        ]
+        return float(sum(overlaps) / (ended - begun).sum()) if len(begun) else 0.0
 
 
 def serve_live(
@@ -273,25 +267,23 @@ def serve_live(
     *,
     trusts_copies: bool = False,
     worker: bool = True,
+    instant: bool = False,
     max_sequences: int = 256,
 ) -> LiveRun:
     """Let conversations talk to a real model under changing priorities, in real time, until the last has ended."""
     loop = WallClock()
-    setup = replace(live_setup(model.config, system, gpu_blocks, host_blocks), trusts_copies=trusts_copies)
+    setup = live_setup(model.config, system, gpu_blocks, host_blocks, trusts_copies)
     policy = PrioritySwitching(update, FREQUENCY, max_sequences)
-    server = LiveServer(loop, model, setup, conversations, prompts, policy, worker)
+    server = LiveServer(loop, model, setup, conversations, prompts, policy, worker, instant)
     model(
         [torch.zeros(2, dtype=torch.int64)], [KVCache(model.config, 2)]
-    )  # the first batch would pay for set-up
+    )  # else the first batch pays for set-up
     try:
         trace = simulate(conversations.workload, lambda _: server, conversations.clients(), loop)
     finally:
         if server.worker is not None:
             server.worker.shutdown()
-    out = [swap for swap in server.ledger.swaps if swap.out]
-    return LiveRun(
-        trace, server.texts, server.transfers, sum(one.blocks for one in out), sum(one.held for one in out)
-    )
+    return LiveRun(trace, server.texts, server.transfers, server.computed, server.ledger.swaps)
 
 
 def undisturbed(

@@ -1,6 +1,7 @@
 """What the live server is asked: whether swapping changes an answer, and whether decoding goes on while blocks move."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from common.lab.runtime import one_thread
 from common.models.decoder import Decoder, DecoderConfig
 from common.serving.workload import Lengths, Workload
 from papers.fastswitch.conversations import Conversations, draw_conversations
+from papers.fastswitch.ledger import saving
 from papers.fastswitch.live_server import LiveRun, serve_live, undisturbed
 from papers.fastswitch.priorities import random_priorities
 from papers.fastswitch.server import BLOCK_TOKENS
@@ -22,7 +24,7 @@ TURN_UPDATES = 2  # priority updates after which long and short conversations ch
 
 @dataclass(frozen=True)
 class Swapped:
-    """changed: share of tokens that differ from undisturbed answers. saving: of copied-out blocks. tokens: compared."""
+    """changed: share of tokens that differ from undisturbed answers. saving: see ledger. tokens: compared."""
 
     changed: float
     saving: float
@@ -51,24 +53,28 @@ def answer_swapped(
         update = random_priorities(rng, talks.count)
         run = serve_live(model, talks, prompts, update, system, blocks, count * 40, trusts_copies=trust)
     compared = [(a, b) for who, text in truth.items() for a, b in zip(text, run.texts[who], strict=True)]
-    saving = 1 - run.copied / run.held if run.held else 0.0
-    return Swapped(float(np.mean([a != b for a, b in compared])), saving, len(compared))
+    return Swapped(float(np.mean([a != b for a, b in compared])), saving(run.swaps), len(compared))
 
 
 @dataclass(frozen=True)
 class Beside:
     """waiting, beside: P99 of gaps between tokens, s, of a server that copies itself and of one with a thread for it.
 
-    meanwhile: iterations that ended while a copy was under way, with the thread.
+    copied_beside: share of the seconds of computing in which a copy was under way, with the thread.
     """
 
     waiting: float
     beside: float
-    meanwhile: float
+    copied_beside: float
 
 
 def decode_beside(
-    generator: torch.Generator, rng: np.random.Generator, tokens: int, output: int, worker: bool
+    generator: torch.Generator,
+    rng: np.random.Generator,
+    tokens: int,
+    output: int,
+    worker: bool,
+    instant: bool = False,
 ) -> Beside:
     """Long conversations (prompts of `tokens`) and short ones take turns on the GPU; all of them swap at a time.
 
@@ -84,21 +90,10 @@ def decode_beside(
         talks = Conversations(load, np.arange(count), zeros, np.zeros(count))
         prompts = draw_prompts(rng, talks)
         blocks = count + int(sum(-(-(prompt + answer) // BLOCK_TOKENS)))
-        runs = {
-            beside: serve_live(
-                model,
-                talks,
-                prompts,
-                taking_turns,
-                "FastSwitch",
-                blocks + 8,
-                2 * blocks,
-                worker=beside and worker,
-                max_sequences=SHORT,
-            )
-            for beside in (False, True)
-        }
-    return Beside(tail_gap(runs[False]), tail_gap(runs[True]), runs[True].meanwhile)
+        serve = partial(serve_live, model, talks, prompts, taking_turns, "FastSwitch", blocks + 8, 2 * blocks)
+        alone = serve(worker=False, instant=instant, max_sequences=SHORT)
+        beside = serve(worker=worker, instant=instant, max_sequences=SHORT)
+    return Beside(tail_gap(alone), tail_gap(beside), beside.copied_beside)
 
 
 def taking_turns(k: int) -> np.ndarray:

@@ -22,6 +22,8 @@ class PrioritySwitching:
     def __init__(
         self, update: Update, frequency: float, max_sequences: int = 256, max_tokens: int = 2560
     ) -> None:
+        if frequency and not 0 < frequency <= 1:
+            raise ValueError(f"frequency ({frequency}) is 0, or above it and at most 1 update an iteration")
         self.update = update
         self.every = round(1 / frequency) if frequency else 0
         self.max_sequences = max_sequences

@@ -5,6 +5,7 @@ blocks are free again. Who runs is the policy's affair (priority_switching.py), 
 of systems (vLLM, + block groups, + reuse, + asynchronous copies) differs in `Setup` alone.
 """
 
+from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Protocol
@@ -22,6 +23,7 @@ from papers.fastswitch.block_groups import (
     BlockGroups,
     BlockTables,
     Piece,
+    Run,
     SingleBlocks,
     pieces,
 )
@@ -46,6 +48,7 @@ class Setup:
     target: int = INITIAL_TARGET  # blocks of a first group
     longest_group: int | None = None
     reuse: bool = True  # keep host copies valid
+    kept_tokens: int = 1_000_000  # of each, at most
     asynchronous: bool = True  # copy beside computing
     wait_for_all: bool = False  # whoever allocates while copies are in flight waits for every one of them
     trusts_copies: bool = False  # take any host copy for complete, which is wrong
@@ -70,14 +73,13 @@ class TabledGroup(DecodeGroup):
         self.take = take
 
     def advance(self, steps: int) -> list[Sequence]:
-        block, step = self.block_tokens, self.step
+        block = self.block_tokens
         needed = [
-            (later, order, member)
-            for order, member in enumerate(self.members)
-            for later in range(-(member.base + step) % block, steps, block)
+            (later, member)
+            for member in self.members
+            for later in range(-(member.base + self.step) % block, steps, block)
         ]
-        needed.sort(key=lambda one: one[:2])
-        for _, _, member in needed:
+        for _, member in sorted(needed, key=lambda one: one[0]):  # of one step, in the members' order
             self.take(member)
         return super().advance(steps)
 
@@ -106,16 +108,17 @@ class SwitchingInstance(Instance):
         self.session: list[int] = conversations.session.tolist()
         self.history: list[int] = conversations.history.tolist()
         self.ends: list[bool] = conversations.last.tolist()
-        self.host = HostCopies(setup.tables(setup.host_blocks), BLOCK_TOKENS, setup.reuse, policy.priority)
+        self.host = HostCopies(
+            setup.tables(setup.host_blocks), BLOCK_TOKENS, setup.reuse, policy.priority, setup.kept_tokens
+        )
         self.to_host = Stream(setup.to_host, setup.layout)
         self.to_device = Stream(setup.to_device, setup.layout)
         self.leaving = InFlight()
         self.choice = AdaptiveChoice()
         self.ledger = Ledger()
         self.arriving: dict[Sequence, Transfer] = {}  # being copied in
-        self._read: list[tuple[Transfer, int]] = []  # copies in, with their conversation
-        # copies out, with their conversation, tokens, and whether somebody needs them
-        self._written: list[tuple[Transfer, int, int, bool]] = []
+        self._read: list[tuple[Transfer, int]] = []  # copies in, and whose
+        self._written: list[tuple[Transfer, int, int, bool]] = []  # copies out: whose, tokens, whether needed
         self._busy_until = 0.0  # an idle server's last wait
         self._live = 0
         self._since = 0.0
@@ -133,10 +136,9 @@ class SwitchingInstance(Instance):
         """Queue a turn, which must know its conversation so far. Raises ValueError if that could never fit."""
         sequence.goal = self.history[sequence.index] + sequence.prompt
         tokens = sequence.goal + sequence.stop
-        if blocks_of(tokens, BLOCK_TOKENS) + self.reserve + 1 > self.memory.capacity:
-            raise ValueError(
-                f"a conversation of {tokens} tokens never fits into {self.memory.capacity} KV blocks"
-            )
+        most = self.memory.capacity
+        if blocks_of(tokens, BLOCK_TOKENS) + self.reserve + 1 > most:
+            raise ValueError(f"a conversation of {tokens} tokens never fits into {most} KV blocks")
         self.tally(live=1)
         self.host.need(self.key(sequence))
         self.enqueue(sequence)
@@ -177,9 +179,7 @@ class SwitchingInstance(Instance):
     def settle(self, slot: Slot, now: float) -> None:
         """Poll the copies: blocks of those that ended by `now` are free, requests copied in join the batch."""
         slot.copy_seconds = max(slot.copy_seconds, self._busy_until - self.loop.now)
-        for run in self.leaving.ended(now):
-            self.tables.give_back([run])
-            self.memory.free += run.length
+        self._take_back(self.leaving.ended(now))
         self._end_reads(now)
         for record in [record for record in self._written if record[0].end <= now]:
             self._written.remove(record)
@@ -189,6 +189,10 @@ class SwitchingInstance(Instance):
         for sequence in [sequence for sequence, copy in self.arriving.items() if copy.end <= now]:
             del self.arriving[sequence]
             self._join(slot, sequence)
+
+    def _take_back(self, runs: list[Run]) -> None:
+        self.tables.give_back(runs)
+        self.memory.free += sum(run.length for run in runs)
 
     def _end_reads(self, now: float) -> None:
         for done in [done for done in self._read if done[0].end <= now]:
@@ -205,8 +209,7 @@ class SwitchingInstance(Instance):
             self.swapped.append(sequence)
             self.tally(swapped=1)
         else:
-            self.ledger.recomputed += 1
-            sequence.goal = sequence.context + 1  # the newest token has no KV yet
+            sequence.goal = sequence.context + 1  # computed anew; the newest token has no KV yet
             sequence.context = 0
             self.waiting.appendleft(sequence)
 
@@ -258,9 +261,7 @@ class SwitchingInstance(Instance):
             return False
         end = self.freed_at(blocks)
         self._stall(slot, Transfer(end))
-        for run in self.leaving.ended(end):
-            self.tables.give_back([run])
-            self.memory.free += run.length
+        self._take_back(self.leaving.ended(end))
         return True
 
     def wait_for_all(self, slot: Slot) -> None:
@@ -303,13 +304,10 @@ class SwitchingInstance(Instance):
         """A copy of these pieces has been ordered; for tests that move real contents."""
 
     def tally(self, live: int = 0, swapped: int = 0) -> None:
-        """Integrate the counts up to now, then change them."""
-        now, ledger = self.loop.now, self.ledger
-        ledger.live_seconds += self._live * (now - self._since)
-        ledger.swapped_seconds += (len(self.swapped) - max(swapped, 0) + max(-swapped, 0)) * (
-            now - self._since
-        )
-        self._since = now
+        """Integrate the counts up to now. live: to be added; swapped: has been added to the queue already."""
+        elapsed, self._since = self.loop.now - self._since, self.loop.now
+        self.ledger.live_seconds += self._live * elapsed
+        self.ledger.swapped_seconds += (len(self.swapped) - swapped) * elapsed
         self._live += live
 
     def _copy_out(self, slot: Slot, key: int, tokens: int, turn_ended: bool) -> bool:
@@ -323,9 +321,7 @@ class SwitchingInstance(Instance):
             self.host.drop(key)
             return False
         moved = pieces(self.tables.runs(key), self.host.runs(key), first)
-        self.ledger.swaps.append(
-            Swap(True, sum(piece.length for piece in moved), len(moved), held, turn_ended)
-        )
+        self.ledger.swaps.append(Swap(True, sum(piece.length for piece in moved), len(moved), held))
         self.copied(key, moved, out=True)
         if not moved or not self.setup.asynchronous:
             if moved:
@@ -334,9 +330,12 @@ class SwitchingInstance(Instance):
             self.host.written(key, tokens, needed=not turn_ended)
             return True
         runs = self.tables.detach(key)
-        batches = [
-            [piece for piece in moved if run.start <= piece.source < run.start + run.length] for run in runs
-        ]
+        rest = deque(moved)  # in the order of the runs, and none reaches over a run's end
+        batches: list[list[Piece]] = []
+        for run in runs:
+            batches.append([])
+            while rest and run.start <= rest[0].source < run.start + run.length:
+                batches[-1].append(rest.popleft())
         ordered = iter(self.order(True, self.loop.now, [batch for batch in batches if batch]))
         last = Transfer(self.loop.now)
         for run, batch in zip(runs, batches, strict=True):
@@ -345,8 +344,7 @@ class SwitchingInstance(Instance):
                 self.leaving.add(last, run)
                 self._poll_at(last)
             else:  # valid on the host already: nobody reads these blocks
-                self.tables.give_back([run])
-                self.memory.free += run.length
+                self._take_back([run])
         self.host.begin(key)
         self._written.append((last, key, tokens, not turn_ended))
         self._share_memory(slot, moved)
@@ -357,10 +355,8 @@ class SwitchingInstance(Instance):
 
     def _join(self, slot: Slot, sequence: Sequence) -> None:
         """Its KV is on the GPU, as far as it exists: decode, or prefill the rest."""
-        if (
-            sequence.generated
-            and sequence.context == sequence.prompt + self.history[sequence.index] + sequence.generated - 1
-        ):
+        stored = self.history[sequence.index] + sequence.prompt + sequence.generated - 1
+        if sequence.generated and sequence.context == stored:
             slot.start_decoding(sequence)
         else:
             slot.prefilling.append(sequence)

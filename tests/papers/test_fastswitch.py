@@ -1,31 +1,37 @@
 """The server of FastSwitch against the step-by-step engine, real contents of its blocks, and cases done by hand."""
 
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.hardware.copies import CopyCost
+from common.hardware.copies import CopyCost, h100
+from common.lab.config import compose
+from common.lab.errors import LabError
+from common.lab.project import Project
 from common.lab.runtime import Runtime
 from common.serving.engine import simulate
 from common.serving.latency import FittedLatency
 from common.serving.loop import ARRIVAL
 from common.serving.workload import Lengths, Workload
-from papers.fastswitch.async_swaps import AdaptiveChoice, InFlight, KVLayout, Stream, Transfer
+from papers.fastswitch import async_swaps
+from papers.fastswitch.async_swaps import AdaptiveChoice, InFlight, KVLayout, Stream, Transfer, measured_cost
 from papers.fastswitch.block_groups import Piece, Run
 from papers.fastswitch.config import Config
 from papers.fastswitch.conversations import Conversations, draw_conversations
-from papers.fastswitch.evaluation import SYSTEMS, granularity, saving, switch_gain, tail
+from papers.fastswitch.evaluation import SYSTEMS, Job, pinned_gain, switch_gain, tail
 from papers.fastswitch.experiment import run
 from papers.fastswitch.kv_reuse import HostCopies
-from papers.fastswitch.ledger import Swap
-from papers.fastswitch.priorities import KEPT, PATTERNS, markov_priorities, random_priorities
+from papers.fastswitch.ledger import Swap, granularity, saving
+from papers.fastswitch.live_server import LiveRun, RealTransfer
+from papers.fastswitch.priorities import PATTERNS, markov_priorities, random_priorities
 from papers.fastswitch.priority_switching import PrioritySwitching
 from papers.fastswitch.server import BLOCK_TOKENS, Setup, SwitchingInstance, TabledGroup
 from tests.common.serving.reference import SteppedGroup
 from tests.common.serving.test_engine import assert_same
+from tests.papers.test_fastswitch_blocks import audit
 
 # an iteration of decode takes one second, a prompt two seconds and one a token; no host work
 PLAIN = FittedLatency((2.0, 1.0, 0.0), (1.0, 0.0, 0.0), (1.0, 0.0, 0.0), 10**9, 1, 0.0, 0.0, 0.0)
@@ -85,8 +91,8 @@ class Audited(SwitchingInstance):
         if now == self.loop.now:
             assert self.memory.free == self.tables.free, "engine and tables disagree"
             if not self.copying and isinstance(self.setup.groups, bool) and self.setup.groups:
-                self.tables.audit()
-                self.host.tables.audit()
+                audit(self.tables)
+                audit(self.host.tables)
 
     def bring_in(self, slot, sequence):
         self.brought[self.key(sequence)] = 0
@@ -236,7 +242,7 @@ def test_blocks_under_copy_are_nobodys_until_their_own_copy_ends():
     assert flight.until(2) == 1.0 and flight.until(3) == 2.0 and flight.until(11) == 3.0
     assert flight.until(12) is None
     assert flight.ended(0.5) == [] and flight.ended(2.0) == [Run(8, 2), Run(20, 5)]
-    assert flight.blocks == 4 and flight.last == 3.0
+    assert flight.blocks == 4 and flight.until(4) == 3.0
 
 
 def test_a_stream_carries_one_swap_after_another_and_its_groups_in_order():
@@ -343,19 +349,28 @@ def test_conversations_know_their_past_and_end_at_the_limit():
     assert not single.history.any() and single.last.all()
 
 
+@pytest.mark.parametrize("odd", [
+    {"rate": float("nan")}, {"rate": float("inf")}, {"rate": 0.0}, {"count": 0}, {"mean_turns": 0.5},
+    {"think": float("nan")}, {"think": -1.0},
+])  # fmt: skip
+def test_conversations_that_cannot_be_are_refused(odd):
+    with pytest.raises(ValueError, match="need one conversation"):
+        conversations(0, **odd)
+
+
 def test_random_priorities_are_drawn_anew_and_markov_ones_mostly_stay():
     drawn = random_priorities(np.random.default_rng(0), 5000)
     chain = markov_priorities(np.random.default_rng(0), 5000)
     assert np.mean(drawn(3) == drawn(4)) == 0
     # a fresh Zipf(2) draw repeats the value before with probability sum of p(k)^2 = zeta(4) / zeta(2)^2 = 0.4
-    assert np.mean(chain(3) == chain(4)) == pytest.approx(KEPT + (1 - KEPT) * 0.4, abs=0.02)
+    assert np.mean(chain(3) == chain(4)) == pytest.approx(0.8 + 0.2 * 0.4, abs=0.02)
     assert np.array_equal(chain(1), chain(1))
     again = markov_priorities(np.random.default_rng(0), 5000)
     assert np.array_equal(again(4), chain(4)), "an update must not depend on who asked before"
 
 
 SMALL = Config(
-    conversations=15, rate=1.0, patterns=["random"], sweep=[], replayed=0, copied_tokens=0, answered_turns=0,
+    conversations=15, rate=1.0, patterns=["random"], sweep=[], copied_tokens=0, answered_turns=0,
     kv_tokens=8000,
 )  # fmt: skip
 
@@ -395,3 +410,73 @@ def test_the_ladder_counts_blocks_alike(seed=3):
         for system in SYSTEMS.values()
     ]
     assert free == [SETUP.kv_blocks] * len(SYSTEMS)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "paper.frequency=2", "paper.frequency=0.7", "paper.host_seconds=-1", "paper.conversations=1",
+        "paper.patterns=[zipf]", "paper.patterns=[]", "paper.copied_tokens=5000", "paper.copied_tokens=1",
+        "paper.longest=1", "paper.zipf_exponent=1", "paper.kv_tokens=100", "paper.kept_priority=nan",
+    ],
+)  # fmt: skip
+def test_what_cannot_run_is_refused_in_one_line_that_names_the_field(odd):
+    with pytest.raises(LabError) as refused:
+        compose(Project.current(), "fastswitch", "smoke", [odd])
+    assert "\n" not in str(refused.value) and odd.split("=")[0].split(".")[1] in str(refused.value)
+
+
+def test_time_beside_is_what_copies_and_batches_have_in_common():
+    copy = RealTransfer()
+    copy.began, copy.ended = 1.5, 4.0  # half a second of the first batch, one of the second
+    run_ = LiveRun(None, {}, [copy], [(0.0, 2.0), (3.0, 6.0)], [])
+    assert run_.copied_beside == pytest.approx(1.5 / 5)
+    assert LiveRun(None, {}, [], [], []).copied_beside == 0
+
+
+def test_arms_share_a_run_exactly_where_nothing_that_decides_it_differs():
+    def key(system, pattern="random", **changes):
+        config = replace(SMALL, **changes)
+        return Job(config, system, pattern, 0.04, 0, conversations(0), np.random.default_rng(0)).decided_by
+
+    off = {"longest_group": 2, "kept_tokens": 0, "wait_for_all": True}
+    assert key("vLLM", **off) == key("vLLM") and key("FastSwitch", **off) != key("FastSwitch")
+    assert key("+DBG+Reuse", keep_copies=False) == key("+DBG"), "without kept copies nothing is left of reuse"
+    assert key("vLLM", kept_priority=0.5) == key("vLLM"), "Markov's alone"
+    assert key("vLLM", "markov", kept_priority=0.5) != key("vLLM", "markov")
+    for changed in ({"rate": 0.7}, {"conversations": 20}, {"host_seconds": 1e-6}, {"free_calls": True}):
+        assert key("vLLM", **changed) != key("vLLM")
+
+
+@pytest.mark.parametrize("direction", ["d2h", "h2d"])
+def test_the_cost_of_a_copy_holds_no_digit_that_depends_on_the_processor(direction, monkeypatch):
+    """Least squares end in other bits with 256-bit than with 512-bit registers; both must give one cost."""
+    cost = measured_cost(direction)
+    for error in (-1e-14, 1e-14):
+        other = CopyCost(*(one * (1 + error) for one in astuple(h100(direction))))
+        monkeypatch.setattr(async_swaps, "h100", lambda _, other=other: other)
+        assert measured_cost.__wrapped__(direction) == cost
+
+
+def test_pinned_gain_is_read_off_the_measured_table():
+    assert pinned_gain(1.0) == 1.0
+    # tables/h100/copies.csv, to the host: 64 MiB in 2,048 calls over 128 calls of 512 KiB, 16 blocks
+    assert pinned_gain(17.0) == pinned_gain(16.0) > 3
+    with pytest.raises(ValueError, match="at least one block"):
+        pinned_gain(float("nan"))
+
+
+def test_a_read_copy_stays_valid_up_to_its_limit():
+    from papers.fastswitch.block_groups import BlockGroups
+
+    host = HostCopies(BlockGroups(100), 16, True, lambda key: 0.0, kept_tokens=64)
+    host.make_room("a", 200)
+    host.written("a", 200, needed=True)
+    host.read("a")
+    assert host.valid("a") == 64
+
+
+@pytest.mark.parametrize("kept, exponent", [(-0.1, 2.0), (1.1, 2.0), (0.5, 1.0), (0.5, float("nan"))])
+def test_markov_refuses_what_is_no_chain(kept, exponent):
+    with pytest.raises(ValueError):
+        markov_priorities(np.random.default_rng(0), 3, kept, exponent)
