@@ -90,9 +90,7 @@ def order_of(steps: int, interval: int, backwards: bool = False) -> tuple[str, .
 
 def side_of(config: Config) -> str:
     """The side that this config's own engine is."""
-    return next(
-        side for side, how in SIDES.items() if how == {"lazy": config.lazy, "stream": config.stream}
-    )
+    return next(side for side, how in SIDES.items() if how == {"lazy": config.lazy, "stream": config.stream})
 
 
 def check(config: Config) -> None:

@@ -92,7 +92,9 @@ def timed_engines(config: Config, lab: Runtime, seen: Observations, prefix: str 
         for engine in ("sync", "snapshot"):
             one = measure(bench, engine, text, lab.seeds[0], config.steps, interval)
             seen.add(prefix + "blocked_seconds", one.blocked, lab.seeds[0], engine=engine)
-        small = Shape(min(SMALL, config.hidden), config.layers, min(SMALL, config.hidden) // 64, config.context)
+        small = Shape(
+            min(SMALL, config.hidden), config.layers, min(SMALL, config.hidden) // 64, config.context
+        )
         with_less = Bench(small, 1, 0, 0).nbytes / bench.nbytes
         every_interval(config, lab, seen, bench_of(small, config.compute_seconds * with_less), text, prefix)
 
@@ -124,7 +126,11 @@ def read_back(config: Config, lab: Runtime, seen: Observations) -> None:
         with tempfile.TemporaryDirectory() as folder:
             found = saved_and_read_back(Path(folder), text, seed, config.versions, config.wait)
         seen.add("versions_read", len(found), seed)
-        seen.add("differing_tensors", mean([version != one.version for one in found for version in one.found]), seed)
+        seen.add(
+            "differing_tensors",
+            mean([version != one.version for one in found for version in one.found]),
+            seed,
+        )
 
 
 def kill_and_resume(config: Config, lab: Runtime, seen: Observations) -> None:

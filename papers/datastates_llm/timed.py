@@ -96,7 +96,13 @@ class Outcome:
 
 
 def measure(
-    bench: Bench, name: EngineName, text: Tensor, seed: int, steps: int, interval: int, read_back: bool = False
+    bench: Bench,
+    name: EngineName,
+    text: Tensor,
+    seed: int,
+    steps: int,
+    interval: int,
+    read_back: bool = False,
 ) -> Outcome:
     """A run of `train` with one engine."""
     with tempfile.TemporaryDirectory() as made:
@@ -195,11 +201,18 @@ def in_turn(bench: Bench, text: Tensor, seed: int, steps: int, interval: int) ->
         folder = Path(made)
         copier, storage = bench.copier(folder), bench.storage(folder)
         training = Training(bench.shape, text, seed, bench.rows, bench.device)
-        with bench.engine("datastates", copier, storage) as ours, bench.engine("async", copier, storage) as rival:
+        with (
+            bench.engine("datastates", copier, storage) as ours,
+            bench.engine("async", copier, storage) as rival,
+        ):
             sides = {side: (ours, switches) if switches else (rival, {}) for side, switches in SIDES.items()}
             engines = InTurn(sides, order, copier, storage)
             timed = train(
-                training, engines, lambda version: folder / f"{version}.ds", interval * len(order) + 1, interval
+                training,
+                engines,
+                lambda version: folder / f"{version}.ds",
+                interval * len(order) + 1,
+                interval,
             )
         return engines.turns(timed.compute, interval)
 

@@ -32,6 +32,7 @@ class Restored:
     version: int
     found: tuple[int | None, ...]
 
+
 def saved_and_read_back(
     folder: Path, text: Tensor, seed: int, versions: int, wait: bool = True
 ) -> list[Restored]:
