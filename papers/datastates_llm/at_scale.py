@@ -40,7 +40,7 @@ def run_of(
     one_writer = config.through_rank_zero and engine == "datastates"
     kinds = ranks(MODELS[name], share, replicas, one_writer, config.enqueue_seconds)
     every = 0 if config.never else gap
-    switches = Switches(config.lazy, config.pool)
+    switches = Switches(config.lazy, config.pool, config.background)
     return simulate(engine, kinds, MODELS[name].phases, steps or config.iterations, every, switches)
 
 
@@ -120,12 +120,10 @@ def more_replicas(config: Config, lab: Runtime, seen: Observations) -> None:
 
 
 def on_an_h100(config: Config, seen: Observations) -> None:
-    """4 GiB of device state: what blocks with the ring alone, its copy not hidden, beside torch.save and pinning anew.
+    """4 GiB of device state: what blocks with the ring alone, its copy not hidden, beside torch.save.
 
     From h100_checkpoint.csv; how much of the copy forward and backward hide is not in it.
     """
-    nbytes, seconds = measured_seconds()
+    _, seconds = measured_seconds()
     ours = seconds["d2h_pinned"] + (0.0 if config.pool else seconds["pin_alloc"])
-    seen.add("h100_bytes", nbytes)
     seen.add("h100_gain_sync", seconds["torch.save_sync"] / ours)
-    seen.add("h100_gain_async", (seconds["pin_alloc"] + seconds["d2h_pinned"]) / ours)

@@ -46,10 +46,14 @@ class Rank:
 
 @dataclass(frozen=True)
 class Switches:
-    """For controls: lazy False copies within `save`; pool False allocates and pins for each checkpoint."""
+    """For controls. lazy False: copies within `save`. background False: writes within it too.
+
+    pool False: allocates and pins for each checkpoint as a whole, and frees it when all of it is written.
+    """
 
     lazy: bool = True
     pool: bool = True
+    background: bool = True
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,13 @@ def _save(
         elif engine == "snapshot":
             ends.append(buffer.take(now, rank.pageable))
         else:
-            begun = now + rank.enqueue + (0.0 if switches.pool else rank.nbytes / rank.pin)
+            begun = now + rank.enqueue
+            if not switches.pool:
+                buffer.at(begun)
+                fits = buffer.level + rank.nbytes <= rank.buffer
+                begun = (begun if fits else buffer.empty_at()) + rank.nbytes / rank.pin
             copied.append(buffer.take(begun, rank.copy))
             ends.append(begun if switches.lazy else copied[-1])
+            if not switches.background:
+                ends.append(buffer.empty_at())
     return max(ends), max(copied)

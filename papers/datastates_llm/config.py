@@ -7,6 +7,13 @@ from common.lab.bounds import At, Choice, Inferred, Length
 from papers.datastates_llm.polaris import MODELS
 
 STATE_BYTES = 14  # a parameter
+# The sides of one training, and the switches of the engine for each; the rival has none.
+SIDES: dict[str, dict[str, bool]] = {
+    "datastates": {"lazy": True, "stream": True},
+    "async": {},
+    "eager": {"lazy": False, "stream": True},
+    "whole": {"lazy": True, "stream": False},
+}
 MOST_SECONDS = 60.0  # that one run's copies and writes may take by their rates
 
 
@@ -20,6 +27,7 @@ class Config:
     wait: bool = True  # False: update beside unfinished copies
     commit: bool = True  # False: each rank restarts from its own newest file
     pool: bool = True  # False: allocate and pin host memory for each checkpoint
+    background: bool = True  # False: a checkpoint is on the storage before training goes on
     never: bool = False  # True: no checkpoint is ever taken
     through_rank_zero: bool = False  # True: one rank writes the file of all
 
@@ -31,9 +39,9 @@ class Config:
     compute_seconds: Annotated[float, At(0.01, 10)] = 0.5
     copy_rate: Annotated[float, At(0, 1e12)] = 2.0e9  # bytes/s of the copy engine; 0: a GPU's own
     storage_rate: Annotated[float, At(0, 1e12)] = 0.4e9  # bytes/s of the storage; 0: the disk's own
-    steps: Annotated[int, At(3, 200)] = 10
+    steps: Annotated[int, At(3, 200)] = 10  # of each engine
     # Updates from one checkpoint to the next; claims read the last, at which storage keeps up.
-    intervals: Annotated[list[int], Length(1, 6), At(1, 100)] = field(default_factory=lambda: [1, 3])
+    intervals: Annotated[list[int], Length(1, 6), At(1, 100)] = field(default_factory=lambda: [1, 2, 3])
 
     # Read back, kill and restart.
     versions: Annotated[int, At(2, 50)] = 6
@@ -53,8 +61,8 @@ class Config:
         float,
         Inferred(
             0.5e9,
-            16e9,
-            "what a job gets of Lustre is not published; 0.5 to 4 GB/s is swept, in its middle by ratio",
+            32e9,
+            "what a job gets of Lustre is not published; 0.5 to 4 GB/s is swept, in its middle by ratio; the whole, 20 nodes: 32",
         ),
     ] = 1.4e9  # bytes/s of storage that a node gets
     shares: Annotated[list[float], Length(2), At(0.1e9, 25e9)] = field(
@@ -71,6 +79,20 @@ class Config:
     ] = 20e-6
 
 
+def order_of(steps: int, interval: int, backwards: bool = False) -> tuple[str, ...]:
+    """Whose turn each checkpoint is: there and back (A B B A) until a side has its steps, at last once unstreamed.
+
+    A turn lasts `interval` steps.
+    """
+    there = ("datastates", "async", "eager")[:: -1 if backwards else 1]
+    return (*(there + there[::-1]) * -(-steps // (2 * interval)), "whole")
+
+
+def side_of(config: Config) -> str:
+    """The side that this config's own engine is."""
+    return next(side for side, how in SIDES.items() if how == {"lazy": config.lazy, "stream": config.stream})
+
+
 def check(config: Config) -> None:
     """ValueError in one line for combinations that cannot run, or of which a run would ignore a part."""
     if config.hidden % 64:
@@ -84,7 +106,7 @@ def check(config: Config) -> None:
                 f"{name}: every {max(getattr(config, name))} updates is never within {end} steps"
             )
     nbytes = STATE_BYTES * config.layers * 12 * config.hidden**2
-    checkpoints = (config.steps - 1) // config.intervals[0]
+    checkpoints = len(order_of(config.steps, config.intervals[-1]))
     for name in ("copy_rate", "storage_rate"):
         rate = getattr(config, name)
         if rate and checkpoints * nbytes / rate > MOST_SECONDS:
@@ -92,6 +114,8 @@ def check(config: Config) -> None:
                 f"{name}: {rate:g} bytes/s are too few for {checkpoints} checkpoints of {nbytes / 1e6:.0f} MB in "
                 f"{MOST_SECONDS:.0f} s; raise it, or make the state smaller"
             )
+    if not (config.lazy or config.stream):
+        raise ValueError("lazy, stream: one of them can be switched off, not both")
     if config.killed_at >= config.crash_steps:
         raise ValueError(
             f"killed_at: version {config.killed_at} has no step after it; crash_steps is {config.crash_steps}"

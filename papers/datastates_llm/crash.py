@@ -6,9 +6,9 @@ has to come back too, and must go on exactly as a run that nothing happened to.
 """
 
 import contextlib
+import shutil
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,10 @@ SECONDS = 60.0  # after which a run counts as hung
 
 @dataclass(frozen=True)
 class Job:
-    """What the ranks train. text: tokens. folder: of the checkpoints (None: none are taken). killed_at: a version."""
+    """What the ranks train. text: tokens. folder: of the checkpoints (None: none are taken). killed_at: a version.
+
+    commit False: ranks go on from their own newest files.
+    """
 
     layout: Layout
     shape: Shape
@@ -71,12 +74,12 @@ class Resumed:
     finished: tuple[int, ...]  # newest version of which each rank's file was whole
     loss_gap: float  # largest difference of a loss, nats
     differing: int  # tensors of all ranks that are not the same at the end
-    tensors: int
 
 
-def killed_and_resumed(jobs: Sequence[Job], folder: Path, killed_at: int) -> list[Resumed]:
-    """Each job twice: with a checkpoint a step, a kill at a version and a restart; and without interruption.
+def killed_and_resumed(jobs: Sequence[Job], folder: Path, killed_at: int) -> dict[bool, list[Resumed]]:
+    """Each job with a checkpoint a step, a kill at a version and a restart; and without interruption.
 
+    It restarts from the version that counts (True) and, from the same files, from each rank's newest (False).
     ValueError for a version that has none before it or no step after it.
     """
     if any(not 1 < killed_at < job.steps for job in jobs):
@@ -92,15 +95,19 @@ def killed_and_resumed(jobs: Sequence[Job], folder: Path, killed_at: int) -> lis
             with the_victim_dies():
                 fleet.run(train, world, (attempt,), SECONDS)
             finished.append(tuple(newest_file(place, rank) or 0 for rank in range(world)))
-            again.append(replace(attempt, killed_at=0, resume=True))
+            other = shutil.copytree(place, folder / f"run-{index}-newest")
+            again += [
+                replace(attempt, folder=where, killed_at=0, resume=True, commit=commit)
+                for commit, where in ((True, place), (False, other))
+            ]
         by_rank = fleet.run(train_all, world, ([*jobs, *again],), SECONDS)
-    found = []
-    for index, whole in enumerate(finished):
-        pairs = [(one[len(jobs) + index], one[index]) for one in by_rank]  # resumed, uninterrupted
+    found: dict[bool, list[Resumed]] = {True: [], False: []}
+    for index, attempt in enumerate(again):
+        pairs = [(one[len(jobs) + index], one[index // 2]) for one in by_rank]  # resumed, uninterrupted
         gaps = [abs(a.losses[step] - b.losses[step]) for a, b in pairs for step in a.losses]
-        differing = [not same_bits(a.state[key], b.state[key]) for a, b in pairs for key in b.state]
+        differing = sum(not same_bits(a.state[key], b.state[key]) for a, b in pairs for key in b.state)
         begun = tuple(a.begun for a, _ in pairs)
-        found.append(Resumed(begun, whole, max(gaps), sum(differing), len(differing)))
+        found[attempt.commit].append(Resumed(begun, finished[index // 2], max(gaps), differing))
     return found
 
 
@@ -148,7 +155,7 @@ def train(rank: int, world: int, job: Job) -> Trained:
         Storage(job.storage),
         sum(t.numel() * t.element_size() for t in tensors_of(as_state(trainer)).values()),
         finished=commit.written if commit else lambda path: None,
-        reached=Killer(rank, world, job),
+        reached=killer(rank, world, job),
     )
     losses = {}
     for step in range(begun, begun + todo):
@@ -161,27 +168,22 @@ def train(rank: int, world: int, job: Job) -> Trained:
     return Trained(begun, losses, owned(trainer))
 
 
-class Killer:
+def killer(rank: int, world: int, job: Job) -> Callable[[str, Path], None]:
     """Kills the victim within its file of a version, when all others have finished theirs and the one before counts."""
+    place = "tensor written"
+    plan = Plan((Fault(VICTIM, place, "kill", TENSORS_WRITTEN),))
 
-    def __init__(self, rank: int, world: int, job: Job) -> None:
-        self.rank, self.world, self.job = rank, world, job
-        self.place = f"within version {job.killed_at}"
-        self.plan = Plan((Fault(VICTIM, self.place, "kill"),)) if job.killed_at else Plan()
-        self.written: Counter[Path] = Counter()
-
-    def __call__(self, place: str, path: Path) -> None:
-        """Called after each tensor that was written."""
-        self.written[path] += 1
-        folder = self.job.folder
-        if folder is None or not self.job.killed_at or self.rank != VICTIM:
+    def reached(_: str, path: Path) -> None:
+        folder, version = job.folder, job.killed_at
+        if folder is None or not version or rank != VICTIM or path != file_of(folder, version, rank):
             return
-        if path == file_of(folder, self.job.killed_at, self.rank) and self.written[path] == TENSORS_WRITTEN:
-            others = [file_of(folder, self.job.killed_at, r) for r in range(self.world) if r != VICTIM]
-            agreed = self.job.killed_at - 1 if self.job.commit else 0
-            while not all(other.exists() for other in others) or (latest(folder) or 0) < agreed:
+        others = [file_of(folder, version, other) for other in range(world) if other != VICTIM]
+        if plan.turns[rank, place] == TENSORS_WRITTEN - 1:
+            while not all(other.exists() for other in others) or (latest(folder) or 0) < version - 1:
                 time.sleep(0.001)
-            self.plan.reached(self.rank, self.place)
+        plan.reached(rank, place)
+
+    return reached
 
 
 def batch_at(job: Job, step: int) -> Tensor:

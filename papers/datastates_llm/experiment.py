@@ -4,18 +4,20 @@ import contextlib
 import tempfile
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from statistics import fmean as mean
+from typing import TYPE_CHECKING
 
 from common.lab.runtime import Observations, Runtime, one_thread
 from papers.datastates_llm.at_scale import simulated
-from papers.datastates_llm.cluster import ENGINES, EngineName
-from papers.datastates_llm.config import Config
+from papers.datastates_llm.cluster import ENGINES
+from papers.datastates_llm.config import Config, side_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from papers.datastates_llm.timed import Outcome
+    from papers.datastates_llm.timed import Bench
 
+SMALL = 256  # hidden size of the sweep over intervals
 TEXT = "tiny-shakespeare"
 
 
@@ -30,7 +32,7 @@ def run(config: Config, lab: Runtime) -> Observations:
     with one_thread():
         if lab.wants("exposed_copy_share", "first_write_share"):
             timed_engines(config, lab, seen)
-        if lab.wants("differing_versions"):
+        if lab.wants("differing_tensors"):
             read_back(config, lab, seen)
         if lab.wants("resume_loss_gap"):
             kill_and_resume(config, lab, seen)
@@ -39,7 +41,7 @@ def run(config: Config, lab: Runtime) -> Observations:
 
 SIMULATED = (
     "blocking_gain_30B", "least_blocking_gain", "run_gain_sync_7B", "run_gain_snapshot_7B", "run_gain_async_13B",
-    "frequency_fast", "frequency_slow", "replicas_share", "h100_gain_sync", "h100_gain_async",
+    "frequency_fast", "frequency_slow", "replicas_share", "h100_gain_sync",
 )  # fmt: skip
 
 
@@ -58,74 +60,61 @@ def text_of(lab: Runtime) -> "Tensor":
 
 
 def timed_engines(config: Config, lab: Runtime, seen: Observations, prefix: str = "") -> None:
-    """Each engine on the same steps: what claims read at the last interval, the others once, for the figures."""
-    from papers.datastates_llm.timed import Bench, disagreeing, exposed_share, first_write_shares, measure
+    """Engines in turn on the same training, for the claims; all four one after another, for the figures."""
+    from papers.datastates_llm.timed import Bench, in_turn, measure
     from papers.datastates_llm.training import Shape, rows_for
 
     text = text_of(lab)
-    shape = Shape(config.hidden, config.layers, max(1, config.hidden // 64), config.context)
-    size = (prefix, config.hidden, config.layers, config.context, config.compute_seconds)
-    rows = lab.once(("rows", *size), lambda: rows_for(shape, text, config.compute_seconds, lab.device))
-    bench = Bench(shape, rows, config.copy_rate, config.storage_rate, device=lab.device)
+    shape = Shape(config.hidden, config.layers, config.hidden // 64, config.context)
+    devices = (config.copy_rate, config.storage_rate, lab.device)
+
+    def bench_of(shape: Shape, seconds: float) -> Bench:
+        rows = lab.once(("rows", shape, seconds), lambda: rows_for(shape, text, seconds, lab.device))
+        return Bench(shape, rows, config.copy_rate, config.storage_rate, device=lab.device)
+
+    bench = bench_of(shape, config.compute_seconds)
+    mine, interval = side_of(config), config.intervals[-1]
     seen.add(prefix + "checkpoint_bytes", bench.nbytes)
-    seen.add(prefix + "timed_steps", config.steps)
-    figures = lab.wants(prefix + "blocked_seconds")
-    share, streams = prefix + "exposed_copy_share", prefix + "first_write_share"
-
-    def outcome(engine: EngineName, seed: int, interval: int, read_back: bool = False) -> "Outcome":
-        switches = (config.lazy, config.stream) if engine == "datastates" else (True, True)
-        key = (
-            *size,
-            config.copy_rate,
-            config.storage_rate,
-            config.steps,
-            engine,
-            seed,
-            interval,
-            *switches,
-            read_back,
+    for seed in lab.seeds:
+        key = ("in turn", shape, config.compute_seconds, devices, config.steps, interval, seed)
+        turns = lab.once(key, lambda seed=seed: in_turn(bench, text, seed, config.steps, interval))
+        for side, engine in ((mine, "datastates"), ("async", "async")):
+            own = [turn for turn in turns if turn.side == side]
+            compute = [seconds for turn in own for seconds in turn.compute]
+            seen.add(prefix + "timed_steps", len(compute), seed, engine=engine)
+            seen.add(prefix + "compute_seconds", mean(compute), seed, engine=engine)
+            seen.add(prefix + "blocked_seconds", mean([turn.blocked for turn in own]), seed, engine=engine)
+            rival = "_async" if engine == "async" else ""
+            seen.add(prefix + "exposed_copy_share" + rival, mean([turn.exposed for turn in own]), seed)
+            if engine == "datastates":
+                seen.add(prefix + "first_write_share", mean([turn.first_write for turn in own]), seed)
+    if lab.wants(prefix + "run_seconds"):
+        for engine in ("sync", "snapshot"):
+            one = measure(bench, engine, text, lab.seeds[0], config.steps, interval)
+            seen.add(prefix + "blocked_seconds", one.blocked, lab.seeds[0], engine=engine)
+        small = Shape(
+            min(SMALL, config.hidden), config.layers, min(SMALL, config.hidden) // 64, config.context
         )
-        return lab.once(
-            ("timed", *key),
-            lambda: measure(
-                bench, engine, text, seed, config.steps, interval, lazy=switches[0], stream=switches[1],
-                read_back=read_back,
-            ),
-        )  # fmt: skip
-
-    quiet = config.intervals[-1]
-    for number, seed in enumerate(lab.seeds):
-        claimed: tuple[EngineName, ...] = ("datastates", "async") if lab.wants(share) else ("datastates",)
-        found = {one: outcome(one, seed, quiet) for one in (claimed if number % 2 else claimed[::-1])}
-        for engine, one in found.items():
-            note(seen, prefix, seed, engine, quiet, one)
-        ours = found["datastates"]
-        if "async" in found:
-            seen.add(share, exposed_share(ours), seed)
-            seen.add(share + "_async", exposed_share(found["async"]), seed)
-        if lab.wants(streams):
-            shares = first_write_shares(ours)
-            seen.add(streams, sum(shares) / len(shares), seed)
-    if figures:
-        seed = lab.seeds[0]
-        last = []
-        for interval in config.intervals:
-            for engine in ENGINES:
-                one = outcome(engine, seed, interval, interval == quiet)
-                if interval != quiet or engine not in ("datastates", "async"):
-                    note(seen, prefix, seed, engine, interval, one)
-                if interval == quiet:
-                    last.append(one.last)
-        seen.add(prefix + "disagreeing_tensors", disagreeing(last))
+        with_less = Bench(small, 1, 0, 0).nbytes / bench.nbytes
+        every_interval(config, lab, seen, bench_of(small, config.compute_seconds * with_less), text, prefix)
 
 
-def note(seen: Observations, prefix: str, seed: int, engine: str, interval: int, outcome: "Outcome") -> None:
-    """The seconds of one run."""
-    timed = outcome.timed
-    at: dict[str, Any] = {"engine": engine, "interval": interval}
-    seen.add(prefix + "run_seconds", timed.total, seed, **at)
-    seen.add(prefix + "compute_seconds", sum(timed.compute) / len(timed.compute), seed, **at)
-    seen.add(prefix + "blocked_seconds", outcome.blocked, seed, **at)
+def every_interval(
+    config: Config, lab: Runtime, seen: Observations, bench: "Bench", text: "Tensor", prefix: str
+) -> None:
+    """Whole runs of the four engines on a smaller state, with computing in proportion; one seed."""
+    from papers.datastates_llm.timed import disagreeing, measure
+
+    seed, quiet = lab.seeds[0], config.intervals[-1]
+    seen.add(prefix + "swept_bytes", bench.nbytes)
+    last = []
+    for interval in config.intervals:
+        for engine in ENGINES:
+            one = measure(bench, engine, text, seed, config.steps, interval, read_back=interval == quiet)
+            seen.add(prefix + "run_seconds", one.timed.total, seed, engine=engine, interval=interval)
+            if interval == quiet:
+                last.append(one.last)
+    seen.add(prefix + "disagreeing_tensors", disagreeing(last))
 
 
 def read_back(config: Config, lab: Runtime, seen: Observations) -> None:
@@ -137,26 +126,33 @@ def read_back(config: Config, lab: Runtime, seen: Observations) -> None:
         with tempfile.TemporaryDirectory() as folder:
             found = saved_and_read_back(Path(folder), text, seed, config.versions, config.wait)
         seen.add("versions_read", len(found), seed)
-        seen.add("differing_versions", sum(one.differs for one in found) / len(found), seed)
-        seen.add("torn_versions", sum(one.torn for one in found) / len(found), seed)
+        seen.add(
+            "differing_tensors",
+            mean([version != one.version for one in found for version in one.found]),
+            seed,
+        )
 
 
 def kill_and_resume(config: Config, lab: Runtime, seen: Observations) -> None:
     """Ranks train, one is killed between two ranks' writes, all go on from what counts."""
     from common.training.sharded.layout import Layout
     from common.training.sharded.parameters import Shape
-    from papers.datastates_llm.crash import Job, killed_and_resumed
+    from papers.datastates_llm.crash import Job, Resumed, killed_and_resumed
 
     layout = Layout(data=config.data, tensor=config.tensor, zero=1)
     shape = Shape(vocab=256, hidden=64, layers=2, heads=4, kv_heads=2, mlp=128, context=32)
     text = text_of(lab)[: 1 << 17].clone()
-    jobs = [Job(layout, shape, text, seed, config.crash_steps, commit=config.commit) for seed in lab.seeds]
-    with tempfile.TemporaryDirectory() as folder:
-        resumed = killed_and_resumed(jobs, Path(folder), config.killed_at)
+    size = (layout, config.crash_steps, config.killed_at, tuple(lab.seeds))
+    jobs = [Job(layout, shape, text, seed, config.crash_steps) for seed in lab.seeds]
+
+    def both() -> dict[bool, list[Resumed]]:
+        with tempfile.TemporaryDirectory() as folder:
+            return killed_and_resumed(jobs, Path(folder), config.killed_at)
+
+    resumed = lab.once(("killed", *size), both)[config.commit]
     for seed, found in zip(lab.seeds, resumed, strict=True):
         seen.add("steps_after", config.crash_steps - config.killed_at, seed)
         seen.add("resume_loss_gap", found.loss_gap, seed)
-        seen.add("resume_differing", found.differing / found.tensors, seed)
         for rank, (begun, finished) in enumerate(zip(found.begun, found.finished, strict=True)):
             seen.add("resumed_version", begun, seed, rank=rank)
             seen.add("finished_version", finished, seed, rank=rank)

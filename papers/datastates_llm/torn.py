@@ -32,15 +32,6 @@ class Restored:
     version: int
     found: tuple[int | None, ...]
 
-    @property
-    def differs(self) -> bool:
-        return any(found != self.version for found in self.found)
-
-    @property
-    def torn(self) -> bool:
-        """Values of more than one version in one file."""
-        return None in self.found or len(set(self.found)) > 1
-
 
 def saved_and_read_back(
     folder: Path, text: Tensor, seed: int, versions: int, wait: bool = True
