@@ -62,7 +62,8 @@ class Config:
         Inferred(
             0.5e9,
             32e9,
-            "what a job gets of Lustre is not published; 0.5 to 4 GB/s is swept, in its middle by ratio; the whole, 20 nodes: 32",
+            "what a job gets of Lustre is not published; 0.5 to 4 GB/s is swept, in its middle by ratio; the whole "
+            "over 20 nodes is 32",
         ),
     ] = 1.4e9  # bytes/s of storage that a node gets
     shares: Annotated[list[float], Length(2), At(0.1e9, 25e9)] = field(
