@@ -77,7 +77,10 @@ def timed_engines(config: Config, lab: Runtime, seen: Observations, prefix: str 
     seen.add(prefix + "checkpoint_bytes", bench.nbytes)
     for seed in lab.seeds:
         key = ("in turn", shape, config.compute_seconds, devices, config.steps, interval, seed)
-        turns = lab.once(key, lambda seed=seed: in_turn(bench, text, seed, config.steps, interval))
+        turns = lab.once(
+            key,
+            lambda seed=seed: in_turn(bench, text, seed, config.steps, interval),  # type: ignore[misc]
+        )
         for side, engine in ((mine, "datastates"), ("async", "async")):
             own = [turn for turn in turns if turn.side == side]
             compute = [seconds for turn in own for seconds in turn.compute]
@@ -90,7 +93,7 @@ def timed_engines(config: Config, lab: Runtime, seen: Observations, prefix: str 
                 seen.add(prefix + "first_write_share", mean([turn.first_write for turn in own]), seed)
     if lab.wants(prefix + "run_seconds"):
         for engine in ("sync", "snapshot"):
-            one = measure(bench, engine, text, lab.seeds[0], config.steps, interval)
+            one = measure(bench, engine, text, lab.seeds[0], config.steps, interval)  # type: ignore[arg-type]
             seen.add(prefix + "blocked_seconds", one.blocked, lab.seeds[0], engine=engine)
         small = Shape(
             min(SMALL, config.hidden), config.layers, min(SMALL, config.hidden) // 64, config.context
