@@ -116,7 +116,8 @@ def run_arms(
     run = project.experiment(card.slug).run
     kept = {} if kept is None else kept
     made = {}
-    for arm in arms_of(card, seen, kinds):
+    arms = arms_of(card, seen, kinds)
+    for arm in arms if progress is None else progress(arms, "arms", len(arms)):
         changed = arm.composed(composed)
         runtime = Runtime(changed.seeds, changed.device, progress, wanted=arm.metrics, kept=kept)
         try:

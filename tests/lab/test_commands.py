@@ -7,7 +7,9 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,6 +79,21 @@ def test_falsify_says_how_many_upheld_claims_break(tmp_path: Path) -> None:
     ended = lab(root, "falsify", "toy", "--profile", "smoke")
     assert ended.returncode == 0, ended.stderr
     assert "3 of 3 upheld claims break under a control or a placebo" in ended.stdout
+
+
+def test_arms_tell_how_far_they_are(toy: Project) -> None:
+    card, composed = Card.load(toy.card("toy")), compose(toy, "toy", "smoke")
+    told: list[tuple[str, int | None, int]] = []
+
+    def watch(items: Iterable[Any], label: str, total: int | None) -> Iterator[Any]:
+        for done, item in enumerate(items):
+            told.append((label, total, done))
+            yield item
+
+    arms = run_arms(toy, card, composed, measure(toy, composed).seen, ALL, watch)
+    assert [line for line in told if line[0] == "arms"] == [
+        ("arms", len(arms), done) for done in range(len(arms))
+    ]
 
 
 def test_falsify_fails_where_a_control_that_broke_its_claim_no_longer_does(toy: Project) -> None:
