@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 Coordinate = str | float | int | bool
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Key = TypeVar("Key", bound=Hashable)
 Progress = Callable[[Iterable[Any], str, int | None], Iterable[Any]]
 
 
@@ -205,6 +206,19 @@ class Runtime:
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+
+    def map_once(
+        self, name: str, function: Callable[[Key], Result], items: Iterable[Key], label: str
+    ) -> dict[Key, Result]:
+        """`{item: function(item)}` by `map`; what another arm of this command has had under this name is not run again.
+
+        An item holds all that decides its result, but for what `name` says.
+        """
+        known: dict[Key, Result] = self.once(("map_once", name), dict)
+        asked = list(dict.fromkeys(items))
+        missing = [item for item in asked if item not in known]
+        known.update(zip(missing, self.map(function, missing, label), strict=True))
+        return {item: known[item] for item in asked}
 
     def data(self, name: str) -> Path | None:
         """The verified file of a registered data set, or None where it can't be had; the record names what was used."""
