@@ -35,11 +35,11 @@ class Speed:
 
 
 def choose(speeds: Mapping[Point, Speed], kept: Iterable[Point]) -> Point:
-    """The fastest of the kept points, the baseline always among them; of equally fast ones the one that fills more.
+    """The fastest of the kept points, of equally fast ones the one that fills more; the baseline where none is kept.
 
-    ValueError for a baseline or a kept point without a speed.
+    ValueError for a point without a speed.
     """
-    candidates = {BASELINE, *kept}
+    candidates = set(kept) or {BASELINE}
     if missing := sorted(candidates - speeds.keys()):
         raise ValueError(f"no speed is known of {', '.join(map(str, missing))}")
     return min(candidates, key=lambda p: (speeds[p].cycles, -speeds[p].utilization, p))

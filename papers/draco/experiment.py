@@ -57,7 +57,7 @@ def trained(config: Config, lab: Runtime, seen: Observations) -> None:
         chosen(config, lab, seen, grid, gains, "energy", "")
         narrowing(config, lab, seen, grid, gains)
     if lab.wants(*CHOSEN_ALONE):
-        chosen(config, lab, seen, widest, gains, "time", "_alone")
+        chosen(config, lab, seen, [point for point in widest if point != BASELINE], gains, "time", "_alone")
     if lab.wants("accuracy_gain"):
         for seed in lab.seeds:
             seen.add("accuracy_gain", gains[larger][seed], seed)
@@ -73,7 +73,7 @@ def chosen(
     suffix: str,
 ) -> None:
     """What each seed's choice among the candidates does to latency, utilisation and accuracy on its own images."""
-    speeds = {point: speed(config, point, goal) for point in candidates}
+    speeds = {point: speed(config, point, goal) for point in (BASELINE, *candidates)}
     was = speeds[BASELINE]
     for seed in lab.seeds:
         best = pick(config, lab, seed, speeds, gains, candidates)

@@ -5,8 +5,10 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Hashable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -208,3 +210,20 @@ def test_a_stopwatch_stands_still_after_its_block() -> None:
     first = watch.seconds
     time.sleep(0.01)
     assert watch.seconds == first >= 0.01
+
+
+def test_map_once_computes_each_item_once_for_all_arms_of_a_command() -> None:
+    kept: dict[Hashable, Any] = {}
+    done: list[int] = []
+
+    def squared(item: int) -> int:
+        done.append(item)
+        return square(item)
+
+    first = Runtime((0,), workers=1, kept=kept).map_once("squares", squared, [2, 3, 2], "squares")
+    second = Runtime((0,), workers=1, kept=kept).map_once("squares", squared, [3, 4], "squares")
+    assert (first, second) == ({2: 4, 3: 9}, {3: 9, 4: 16})
+    assert done == [2, 3, 4]
+    Runtime((0,), workers=1, kept=kept).map_once("other squares", squared, [2], "squares")
+    Runtime((0,), workers=1).map_once("squares", squared, [2], "squares")
+    assert done == [2, 3, 4, 2, 2]
