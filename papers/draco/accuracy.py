@@ -4,7 +4,7 @@ Each seed leaves out another fold, draws other weights and another order of imag
 image once. The baseline and every other network of a seed see the same folds and the same order.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from common.models.grouped_mobilenet import SMALL_BLOCKS, new_grouped_mobilenet
 from common.training.loop import Batch, train, warmup_cosine
 from papers.draco.cooptimization import FOLDS
-from papers.draco.images import Images, cifar10, digits, mnist_5k
+from papers.draco.images import Images, load
 
 # Blocks for 8 x 8 digits: two stages of 8 x 8 and 4 x 4. The MNIST network's first layer halves 28 x 28.
 DIGIT_BLOCKS = ((16, 1), (32, 2), (32, 1))
@@ -29,7 +29,6 @@ class Training:
     width: float
     seed: int
     data: str  # mnist-5k, digits or cifar10
-    paths: tuple[Path, ...]
     epochs: int
     batch: int
     learning_rate: float
@@ -37,20 +36,13 @@ class Training:
     device: str = "cpu"
 
 
-def load(training: Training) -> Images:
-    """The images of a training. ValueError for data that nobody knows."""
-    if training.data == "mnist-5k":
-        return mnist_5k(*training.paths)
-    if training.data == "digits":
-        return digits()
-    if training.data == "cifar10":
-        return cifar10(training.paths)
-    raise ValueError(f"data is mnist-5k, digits or cifar10, not {training.data!r}")
+def accuracy(training: Training, paths: tuple[Path, ...] = ()) -> float:
+    """Train on the images of these files and test: percent of the left-out fold's images that are classified right."""
+    return accuracy_on(load(training.data, paths), training)
 
 
-def accuracy(training: Training) -> float:
-    """Train and test: percent of the left-out fold's images that are classified right."""
-    images = load(training)
+def accuracy_on(images: Images, training: Training) -> float:
+    """The same on images at hand."""
     order = torch.randperm(len(images.labels), generator=torch.Generator().manual_seed(0))
     fold = order.chunk(FOLDS)[training.seed % FOLDS]
     rest = order[~torch.isin(order, fold)]
@@ -106,21 +98,3 @@ def batches(pixels: Tensor, labels: Tensor, rest: Tensor, rows: int, seed: int) 
 def _loss(model: nn.Module, batch: Batch) -> Tensor:
     images, labels = batch
     return F.cross_entropy(model(images), labels)
-
-
-TRAINED: dict[
-    Training, float
-] = {}  # accuracies of this process: what the array looks like changes none of them
-
-
-def accuracies(
-    wanted: Sequence[Training], each: Callable[[Callable[[Training], float], Sequence[Training]], list[float]]
-) -> dict[Training, float]:
-    """The accuracy of every training; those that this process has seen before are not trained again.
-
-    each(function, items): a map, such as one over processes. Runs that differ in the array alone, as most negative
-    controls do, share their networks, which are the same to the last bit.
-    """
-    missing = [training for training in dict.fromkeys(wanted) if training not in TRAINED]
-    TRAINED.update(zip(missing, each(accuracy, missing) if missing else [], strict=True))
-    return {training: TRAINED[training] for training in wanted}

@@ -4,7 +4,6 @@ import gzip
 import io
 import zipfile
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,17 @@ class Images:
     labels: Tensor
 
 
-@cache
+def load(data: str, paths: tuple[Path, ...] = ()) -> Images:
+    """The images of a data set in these files. ValueError for data that nobody knows, or another number of files."""
+    if data == "digits" and not paths:
+        return digits()
+    if data == "mnist-5k" and len(paths) == 1:
+        return mnist_5k(paths[0])
+    if data == "cifar10" and paths:
+        return cifar10(paths)
+    raise ValueError(f"data is digits, mnist-5k or cifar10 with its files, not {data!r} with {len(paths)}")
+
+
 def mnist_5k(path: Path) -> Images:
     """5,000 images of 28 x 28: 784 pixels from 0 to 255 and the label on each line."""
     with gzip.open(path, "rt") as lines:
@@ -28,7 +37,6 @@ def mnist_5k(path: Path) -> Images:
     return _images(table[:, :-1].reshape(-1, 1, 28, 28), table[:, -1])
 
 
-@cache
 def digits() -> Images:
     """1,797 images of 8 x 8, part of scikit-learn."""
     from sklearn.datasets import load_digits
@@ -37,7 +45,6 @@ def digits() -> Images:
     return _images(found.images[:, None].astype(np.float32), found.target)
 
 
-@cache
 def cifar10(paths: tuple[Path, ...]) -> Images:
     """Colour images of 32 x 32 from zips of <class>/<number>.jpg; classes in alphabetical order."""
     from PIL import Image
