@@ -20,7 +20,6 @@ BLOCKS = (
 )  # fmt: skip
 SCALINGS = ((1.0, 0.0), (1.0, 1.0), (0.5, 0.5), (2.0, 0.0))  # alpha, beta
 CUTLASS_TILE = (128, 128)  # of cutlass_simt_sgemm_128x128_8x2_*_align1
-NOISE = 0.02  # relative, of a measured time and of a power reading (brief)
 IDLE_WATT = 30.0  # of the authors' board, from their prediction figure (brief)
 
 
@@ -117,6 +116,6 @@ def measurements(flop: np.ndarray, seconds: np.ndarray, watts: np.ndarray) -> Me
     return Measurements(milliseconds, watts, watts * milliseconds / 1e3, flop / seconds / 1e9)
 
 
-def noisy(values: np.ndarray, rng: np.random.Generator, share: float = NOISE) -> np.ndarray:
-    """Values with multiplicative (log-normal) noise."""
+def noisy(values: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """Values with multiplicative (log-normal) noise, `share` of each."""
     return values * np.exp(share * rng.standard_normal(len(values)))

@@ -12,7 +12,6 @@ from papers.gemm_perf.config import Config
 from papers.gemm_perf.tile_sweep import (
     BEST,
     LARGE,
-    SMALLER,
     Size,
     TileSweep,
     authors_sweep,
@@ -45,34 +44,36 @@ def ada(config: Config, lab: Runtime, seen: Observations) -> None:
     """The authors' RTX 4070 tables where they can be had, and the model of that board in any case."""
     sizes: tuple[Size, ...] = ADA_SIZES
     tiles: tuple[int, ...] = ADA_TILES
-    if lab.wants("best_tile", *readings("tile_speedup"), *readings("tile_power_cut")):
+    if lab.wants("best_tile", "tile_speedup", "tile_power_gain"):
         paths = [authors_table(lab, name) for name in AUTHORS_DATA]
         if paths[0] is not None and paths[1] is not None:
             measured = authors_sweep(paths[0], paths[1])
             sizes, tiles = measured.sizes, measured.tiles
-            observe(measured, "measured", config, seen)
-            used = through_one_path(measured, config)
-            seen.add("best_tile", used.modal_best())
-            observe_shares(used, "rtx-4070", seen)
-            for over, speedup, cut in zip(
-                SMALLER, readings("tile_speedup"), readings("tile_power_cut"), strict=True
-            ):
-                for row, size in enumerate(used.sizes):
-                    at = dict(zip("mnk", size, strict=True))
-                    seen.add(speedup, used.speedup(BEST, over)[row], **at)
-                    seen.add(cut, used.power_cut(BEST, over)[row], **at)
-    if lab.wants("best_tile_simulated", "tile_speedup_simulated"):
+            observe(measured, "measured", seen)
+            seen.add("authors_sizes", len(sizes))
+            for seed, used in as_told(measured, config, lab):
+                seen.add("best_tile", used.modal_best(), seed)
+                observe_shares(used, "rtx-4070", seen, seed)
+                for row, at in places(used):
+                    seen.add("tile_speedup", used.speedup(BEST, config.baseline_tile)[row], seed, **at)
+                    seen.add("tile_power_gain", used.power_gain(BEST, config.baseline_tile)[row], seed, **at)
+    if lab.wants("best_tile_simulated"):
         modelled = modelled_sweep(board("rtx-4070"), sizes, tiles, config.one_tile)
-        observe(modelled, "modelled", config, seen)
+        observe(modelled, "modelled", seen)
         seen.add("best_tile_simulated", modelled.modal_best())
-        for row, size in enumerate(modelled.sizes):
-            at = dict(zip("mnk", size, strict=True))
-            seen.add("tile_speedup_simulated", modelled.speedup(BEST, SMALLER[0])[row], **at)
+        seen.add("modelled_sizes", len(sizes))
 
 
-def readings(metric: str) -> tuple[str, str]:
-    """The metric's names against tile 8 (the next smaller one) and against tile 4."""
-    return metric, f"{metric}_vs_4"
+def as_told(sweep: TileSweep, config: Config, lab: Runtime) -> list[tuple[int | None, TileSweep]]:
+    """The sweep, once; under the control by one code path; under the placebo shuffled, once a seed."""
+    if config.shuffled_tiles:
+        return [(seed, sweep.shuffled(lab.rng(seed, "gemm_perf", "tiles"))) for seed in lab.seeds]
+    return [(None, sweep.with_one_code_path(config.one_tile) if config.one_tile else sweep)]
+
+
+def places(sweep: TileSweep) -> list[tuple[int, dict[str, int]]]:
+    """Row and coordinates of each size."""
+    return [(row, dict(zip("mnk", size, strict=True))) for row, size in enumerate(sweep.sizes)]
 
 
 def authors_table(lab: Runtime, name: str) -> Path | None:
@@ -86,12 +87,7 @@ def authors_table(lab: Runtime, name: str) -> Path | None:
     return lab.data(name)
 
 
-def through_one_path(sweep: TileSweep, config: Config) -> TileSweep:
-    """The sweep; under the control every tile reads the one code path's measurement."""
-    return sweep.with_one_code_path(config.one_tile) if config.one_tile else sweep
-
-
-def observe(sweep: TileSweep, kind: str, config: Config, seen: Observations) -> None:
+def observe(sweep: TileSweep, kind: str, seen: Observations) -> None:
     """The times and powers behind the figures."""
     for row, (m, n, k) in enumerate(sweep.sizes):
         for column, tile in enumerate(sweep.tiles):
@@ -102,23 +98,27 @@ def observe(sweep: TileSweep, kind: str, config: Config, seen: Observations) -> 
 
 
 def hopper(config: Config, lab: Runtime, seen: Observations) -> None:
-    """The H100 sweep: sustained runs with power from the energy counter."""
-    if not lab.wants("tile_lead_h100", "tile_speedup_h100", "tile_power_cut_h100"):
+    """The H100 sweep: sustained runs with power from the energy counter. A size takes a seed's place."""
+    if not lab.wants("tile_lead_h100", "tile_speedup_h100", "tile_power_gain_h100"):
         return
     table = tiled_gemm()
     lab.used("h100-tiled-gemm", digest(TILED))
     seen.add("zero_energy_rows", table.dropped, table=TILED)
     measured = measured_sweep(table, tuple(config.h100_tiles))
-    observe(measured, "measured", config, seen)
-    modelled = modelled_sweep(board("h100-sxm"), measured.sizes, measured.tiles, config.one_tile)
-    observe(modelled, "modelled", config, seen)
-    used = through_one_path(measured, config)
+    observe(measured, "measured", seen)
+    observe(
+        modelled_sweep(board("h100-sxm"), measured.sizes, measured.tiles, config.one_tile), "modelled", seen
+    )
+    used = measured
+    if config.one_tile:
+        used = measured.with_one_code_path(config.one_tile)
+    elif config.shuffled_tiles:
+        used = measured.shuffled(lab.rng(0, "gemm_perf", "h100 tiles"))
     observe_shares(used, "h100", seen)
-    for row, size in enumerate(used.sizes):  # a size takes a seed's place: the interval is over sizes
-        at = dict(zip("mnk", size, strict=True))
+    for row, at in places(used):
         seen.add("tile_lead_h100", used.lead(BEST)[row], row, **at)
-        seen.add("tile_power_cut_h100", used.power_cut(BEST, SMALLER[0])[row], row, **at)
-        seen.add("tile_speedup_h100", used.speedup(BEST, SMALLER[0])[row], **at)
+        seen.add("tile_speedup_h100", used.speedup(BEST, config.baseline_tile)[row], row, **at)
+        seen.add("tile_power_gain_h100", used.power_gain(BEST, config.baseline_tile)[row], row, **at)
 
 
 def forests(config: Config, lab: Runtime, seen: Observations) -> None:
@@ -138,7 +138,7 @@ def forests(config: Config, lab: Runtime, seen: Observations) -> None:
 
 def own_gpu(config: Config, lab: Runtime, seen: Observations) -> None:
     """The same kernel on this machine's GPU, warmed up, with power while it runs."""
-    if not lab.wants("tile_lead_gpu", "tile_speedup_gpu", "tile_power_cut_gpu"):
+    if not lab.wants("tile_lead_gpu", "tile_speedup_gpu", "tile_power_gain_gpu"):
         return
     from papers.gemm_perf import devices, gpu_sweep
 

@@ -15,7 +15,7 @@ from common.lab.runtime import Observations
 from papers.gemm_perf.config import Config
 from papers.gemm_perf.devices import Device, exact_float32
 from papers.gemm_perf.energy_meter import LEAST_SECONDS, Sustained, sustain
-from papers.gemm_perf.tile_sweep import BEST, SMALLER, Size, TileSweep, observe_shares
+from papers.gemm_perf.tile_sweep import BEST, LEAST, Size, TileSweep, observe_shares
 
 WARM_UP, LAUNCHES = 3, 10
 BURST_SECONDS = 0.02  # of launches between two looks at the meter: short beside a step of its counter
@@ -168,17 +168,15 @@ def observe(
         seen.add("gpu_relative_error", row.relative_error, seed, **at)
     seen.add("gpu_rows_without_energy", len(found.without_energy), seed)
     seen.add("gpu_rows_disagreeing", len(found.disagreeing), seed)
-    tiles = tuple(tile for tile in config.gpu_tiles if tile >= min(SMALLER))
-    if BEST in tiles and SMALLER[0] in tiles:
-        used = as_sweep(found, tiles, device.name)
-        observe_shares(used, "gpu", seen, seed)
-        seen.add("tile_lead_gpu", float(used.lead(BEST).mean()), seed)
-        for number, (m, n, k) in enumerate(used.sizes):
-            seen.add("tile_speedup_gpu", used.speedup(BEST, SMALLER[0])[number], seed, m=m, n=n, k=k)
-        cuts = used.power_cut(BEST, SMALLER[0])
-        known = cuts[np.isfinite(cuts)]  # where both power instruments agreed
-        if len(known):
-            seen.add("tile_power_cut_gpu", float(known.mean()), seed)
+    used = as_sweep(found, tuple(tile for tile in config.gpu_tiles if tile >= LEAST), device.name)
+    observe_shares(used, "gpu", seen, seed)
+    seen.add("tile_lead_gpu", float(used.lead(BEST).mean()), seed)
+    for number, (m, n, k) in enumerate(used.sizes):
+        seen.add("tile_speedup_gpu", used.speedup(BEST, config.baseline_tile)[number], seed, m=m, n=n, k=k)
+    gains = used.power_gain(BEST, config.baseline_tile)
+    known = gains[np.isfinite(gains)]  # where both power instruments agreed
+    if len(known):
+        seen.add("tile_power_gain_gpu", float(np.exp(np.log(known).mean())), seed)
 
 
 def as_sweep(found: Measured, tiles: tuple[int, ...], card: str) -> TileSweep:

@@ -15,7 +15,7 @@ from common.lab.runtime import Observations
 from papers.gemm_perf.tile_model import tile_time
 
 BEST = 16  # the tile that the paper recommends
-SMALLER = (8, 4)  # readings of "the baseline tile", which the paper does not name
+LEAST = 4  # the smallest tile of the claims: below it a warp is nearly empty
 
 
 Size = tuple[int, int, int]  # m, n, k
@@ -49,9 +49,9 @@ class TileSweep:
         """Time with tile `over` divided by the time with `tile`, of each size."""
         return self.seconds[:, self.column(over)] / self.seconds[:, self.column(tile)]
 
-    def power_cut(self, tile: int, over: int) -> np.ndarray:
-        """Share of the power with tile `over` that `tile` does not draw, of each size."""
-        return 1.0 - self.watts[:, self.column(tile)] / self.watts[:, self.column(over)]
+    def power_gain(self, tile: int, over: int) -> np.ndarray:
+        """Power with tile `over` divided by the power with `tile`, of each size."""
+        return self.watts[:, self.column(over)] / self.watts[:, self.column(tile)]
 
     def best(self) -> np.ndarray:
         """The fastest tile of each size; 0 where none is faster than all others."""
@@ -73,6 +73,12 @@ class TileSweep:
         """The control: whatever tile is asked for, the kernel runs with `tile`; that tile's measurement is read."""
         same = np.full(len(self.tiles), self.column(tile))
         return TileSweep(self.card, self.sizes, self.tiles, self.seconds[:, same], self.watts[:, same])
+
+    def shuffled(self, rng: np.random.Generator) -> "TileSweep":
+        """The placebo: the measurements of each size change tiles at random, time and power together."""
+        order = np.array([rng.permutation(len(self.tiles)) for _ in self.sizes])
+        seconds, watts = (np.take_along_axis(table, order, axis=1) for table in (self.seconds, self.watts))
+        return TileSweep(self.card, self.sizes, self.tiles, seconds, watts)
 
 
 def authors_sweep(times: Path, power: Path) -> TileSweep:

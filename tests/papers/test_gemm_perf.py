@@ -14,8 +14,12 @@ from hypothesis import strategies as st
 
 from common.hardware.float32 import board
 from common.hardware.gemm_tables import tiled_gemm
+from common.lab.config import compose
+from common.lab.errors import LabError
+from common.lab.project import Project
 from common.lab.runtime import Runtime
 from papers.gemm_perf.config import Config
+from papers.gemm_perf.exercises import EXERCISES
 from papers.gemm_perf.experiment import ADA_SIZES, ADA_TILES, run
 from papers.gemm_perf.tile_model import tile_time
 from papers.gemm_perf.tile_sweep import TileSweep, authors_sweep, measured_sweep, modelled_sweep
@@ -191,7 +195,7 @@ def test_one_code_path_for_all_tiles_leaves_no_best_tile() -> None:
     same = measured.with_one_code_path(8)
     assert measured.modal_best() == 32
     assert same.modal_best() == 0 and np.all(same.lead(16) == 1.0)
-    assert np.all(same.speedup(16, 8) == 1.0) and np.all(same.power_cut(16, 8) == 0.0)
+    assert np.all(same.speedup(16, 8) == 1.0) and np.all(same.power_gain(16, 8) == 1.0)
     modelled = modelled_sweep(board("rtx-4070"), ADA_SIZES[:2], ADA_TILES, code_tile=8)
     assert modelled.modal_best() == 0
 
@@ -201,12 +205,45 @@ def test_a_sweeps_ratios_are_those_of_its_table() -> None:
     sweep = TileSweep("card", ((1, 1, 1), (2, 2, 2)), (8, 16, 32), seconds, 10 * seconds)
     assert list(sweep.best()) == [16, 32]
     assert list(sweep.speedup(16, 8)) == [2.0, 1.5]
-    assert sweep.power_cut(16, 8) == pytest.approx([0.5, 1 / 3])
+    assert sweep.power_gain(16, 8) == pytest.approx([2.0, 1.5])
     assert list(sweep.lead(16)) == [2.0, 0.5]
     with pytest.raises(ValueError, match="not swept with tile 4"):
         sweep.speedup(16, 4)
     with pytest.raises(ValueError, match="tables of that shape"):
         replace(sweep, tiles=(8, 16))
+
+
+def test_shuffling_keeps_each_sizes_measurements_and_moves_time_with_power() -> None:
+    measured = measured_sweep(tiled_gemm(), (4, 8, 16, 32))
+    moved = measured.shuffled(np.random.default_rng(0))
+    assert np.array_equal(np.sort(moved.seconds, axis=1), np.sort(measured.seconds, axis=1))
+    assert np.allclose(np.sort(moved.seconds * moved.watts), np.sort(measured.seconds * measured.watts))
+    assert moved.modal_best() != measured.modal_best() or len(set(moved.best())) > 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ("ms=[]", "has 0 items"),
+        ("ms=[512]", "has 1 items"),
+        ("ms=[-512,512]", "out of range"),
+        ("h100_tiles=[]", "has 0 items"),
+        ("h100_tiles=[4,8,32]", "lacks 16"),
+        ("power_repeats=0", "out of range"),
+        ("baseline_tile=5", "4 or 8"),
+        ("one_tile=7", "none of"),
+        ("noise=nan", "out of range"),
+    ],
+)
+def test_bad_settings_get_one_line(changes: str, message: str) -> None:
+    with pytest.raises(LabError, match=message) as refused:
+        compose(Project.current(), "gemm_perf", "smoke", [f"paper.{changes}"])
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_exercises_have_answers(name: str) -> None:
+    assert EXERCISES[name].answer(None) > 0
 
 
 def test_the_authors_tables_are_read_and_a_missing_tile_is_named(tmp_path: Path) -> None:
@@ -259,4 +296,4 @@ def test_without_the_authors_tables_the_model_still_sweeps_their_sizes(
     seen = run(replace(TINY, forests=False), Runtime((0,), workers=1))
     assert "best_tile" not in seen.metrics and "tile_speedup" not in seen.metrics
     assert seen.values("best_tile_simulated") == [16.0]
-    assert len(seen.values("tile_speedup_simulated")) == len(ADA_SIZES)
+    assert seen.values("modelled_sizes") == [len(ADA_SIZES)]

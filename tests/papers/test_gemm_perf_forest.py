@@ -30,7 +30,13 @@ from papers.gemm_perf.forest import (
     permuted_sizes,
     score,
 )
-from papers.gemm_perf.idle_power import after_the_end, caught_sizes, during, read_after_the_end
+from papers.gemm_perf.idle_power import (
+    after_the_end,
+    caught_as_in_the_figure,
+    caught_at_random,
+    during,
+    read_after_the_end,
+)
 
 ADA = board("rtx-4070")
 
@@ -218,8 +224,8 @@ def test_a_reading_after_the_end_sees_an_idle_board_and_one_during_sees_the_kern
 
 
 def test_the_protocol_writes_down_which_sizes_were_caught() -> None:
-    caught = caught_sizes(36, np.random.default_rng(0))
-    assert caught.sum() == 4
+    caught = caught_at_random(36, np.random.default_rng(0))
+    assert caught.sum() == caught_as_in_the_figure(grid().sizes).sum() == 4
     size = np.repeat(np.arange(36), 3)
     read = read_after_the_end(size, np.full(len(size), 150.0), IDLE_WATT, caught)
     assert set(size[read == 150.0]) == set(np.flatnonzero(caught))
