@@ -232,7 +232,7 @@ def test_shuffling_keeps_each_sizes_measurements_and_moves_time_with_power() -> 
         ("power_repeats=0", "out of range"),
         ("baseline_tile=5", "4 or 8"),
         ("one_tile=7", "none of"),
-        ("noise=nan", "out of range"),
+        ("noise=nan", "no finite number"),
     ],
 )
 def test_bad_settings_get_one_line(changes: str, message: str) -> None:
