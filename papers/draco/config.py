@@ -42,7 +42,7 @@ class Config:
     )
     # Training.
     data: Annotated[str, Choice(*DATA)] = "mnist-5k"
-    epochs: Annotated[int, At(1, 1000)] = 12
+    epochs: Annotated[int, At(1, 1000)] = 10
     batch: Annotated[int, At(8, 1024)] = 128
     learning_rate: Annotated[float, At(0, 1, above=True)] = 0.02
     # The layer timed on a GPU.
