@@ -41,17 +41,12 @@ Seconds = list[dict[str, float]]  # of each side, a repetition an item
 # on the ranks
 
 
-Side = Callable[[Any, Storage], None]  # of a rank's trainer (None: without one) and its way to storage
+# what is timed, of a rank's trainer (None: without one) and its way to storage
+Sides = Mapping[str, Callable[[Any, Storage], None]]
 
 
 def timed(
-    rank: int,
-    world: int,
-    job: Job | None,
-    sides: Mapping[str, Side],
-    devices: Devices,
-    times: int,
-    turns: int = 1,
+    rank: int, world: int, job: Job | None, sides: Sides, devices: Devices, times: int, turns: int = 1
 ) -> Seconds:
     """Seconds of each side, of a trainer as it begins (bytes are bytes); a device for each rank, or one for all."""
     import torch._dynamo  # noqa: F401  see training.py

@@ -24,6 +24,7 @@ from papers.universal_checkpointing.loading import How, resume
 from papers.universal_checkpointing.native import Described, Progress, save
 from papers.universal_checkpointing.patterns import Rule
 
+CAN_STAY = hasattr(os, "sched_setaffinity")  # on a core: Linux
 PRELOADED = ("torch._dynamo", "safetensors.torch", __name__)
 
 
@@ -48,16 +49,15 @@ def fleet(a_core_each: bool = False) -> Fleet:
 
 
 class CoreEach(Fleet):
-    """A fleet for groups that train side by side: ranks of one wait for one another more than they compute, and those
-    that share a core wake one another for two thirds of the CPU time that it takes across cores.
+    """A fleet for groups that train side by side: the ranks of one wait for one another more than they compute, and
+    waking one another costs less on one core than across cores.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._free: SimpleQueue[int] = SimpleQueue()
-        for core in (
-            os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-        ):
+        several = os.sched_getaffinity(0) if CAN_STAY else range(os.cpu_count() or 1)
+        for core in several:
             self._free.put(core)
 
     def run(self, function: Callable[..., Any], *arguments: Any, **limits: Any) -> list[Any]:
@@ -70,7 +70,7 @@ class CoreEach(Fleet):
 
 
 def _on_core(core: int, function: Callable[..., Any], *arguments: Any) -> Any:
-    if hasattr(os, "sched_setaffinity"):  # Linux
+    if CAN_STAY:
         os.sched_setaffinity(0, {core})
     return function(*arguments)
 
