@@ -6,6 +6,6 @@ parameter that knows nothing of ranks, shards or padding (atomic.py), and each r
 what it needs (loading.py). What a parameter is to the ranks is said by patterns over names, which the checkpoint states
 itself (patterns.py; for our decoder decoder.py); a slice of a whole tensor is computed from them (slices.py).
 Extract, Union and StripPad: union.py. Many processes on many nodes: conversion.py; their minutes at 7B to 1T:
-minutes.py; seconds of real processes: throttled.py. Does training go on: reconfiguration.py, and beside DCP
-scenarios.py.
+minutes.py; seconds of real processes: throttled.py. Does training go on: reconfiguration.py; other decoders, and DCP
+beside ours: scenarios.py.
 """

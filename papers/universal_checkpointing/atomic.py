@@ -75,8 +75,7 @@ class Universal:
     """universal.json."""
 
     progress: Progress
-    rules: tuple[Rule, ...]
-    names: tuple[str, ...]
+    rules: dict[str, Rule]  # by the parameters' names
     marks: list[list[int]]  # of the rank files that it was made of
 
     @classmethod
@@ -84,15 +83,15 @@ class Universal:
         """CheckpointError where the folder is no atomic checkpoint, or one whose conversion did not end."""
         stated: Mapping[str, Any] = read_json(folder / DESCRIPTION)
         try:
-            rules = tuple(map(Rule.from_json, stated["rules"]))
-            return cls(Progress.from_json(stated["progress"]), rules, tuple(stated["names"]), stated["marks"])
-        except (KeyError, TypeError) as error:
+            rules = {name: Rule.from_json(rule) for name, rule in stated["rules"].items()}
+            return cls(Progress.from_json(stated["progress"]), rules, stated["marks"])
+        except (KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{folder / DESCRIPTION}: {error!r}") from None
 
     def write(self, folder: Path) -> None:
-        rules = [rule.to_json() for rule in self.rules]
-        stated = {"progress": asdict(self.progress), "rules": rules, "names": list(self.names)}
-        write_json(folder / DESCRIPTION, {**stated, "marks": self.marks})
+        rules = {name: rule.to_json() for name, rule in self.rules.items()}
+        stated = {"progress": asdict(self.progress), "rules": rules, "marks": self.marks}
+        write_json(folder / DESCRIPTION, stated)
 
 
 def is_made_of(folder: Path, source: Path, described: Described) -> bool:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from common.lab.bounds import At, Choice, Inferred, Length
 
-# of scenarios.py and of reconfiguration.py, all of them
+# of scenarios.py, all of them
 SCENARIOS = ("DP 4 to 2", "switch to ZeRO-3", "TP 2 to PP 2", "experts, TP 2 to 1")
 CASES = ("gpt", "grouped", "experts", "half the nodes", "trained apart")
 TARGETS = (
@@ -57,8 +57,6 @@ class Config:
     # Who resumes whom.
     steps: Annotated[int, At(2, 5000)] = 100  # before the checkpoint
     further: Annotated[int, At(1, 1000)] = 50  # after it
-    # Whether ZeRO-3 and TP 4, whose steps take up to ten times as long here, train on too; False: they load, one seed.
-    slow_curves: bool = False
     source: One = field(default_factory=lambda: [2, 2, 2, 1])
     targets: Layouts = field(default_factory=lambda: [list(one) for one in TARGETS])
     sources: Layouts = field(default_factory=lambda: [list(one) for one in SOURCES])
@@ -113,9 +111,8 @@ def check(config: Config) -> None:
             check_layout(config, name, layout)
         if one in layouts:
             raise ValueError(f"{name}: {one} is the {other} too, so that nothing changes")
-        if not config.slow_curves and all(map(is_slow, layouts)):
-            which = f"none of {layouts} trains on unless slow_curves=true"
-            raise ValueError(f"{name}: {which}; name one below TP 4 and ZeRO-3")
+        if all(map(is_slow, layouts)):
+            raise ValueError(f"{name}: none of {layouts} trains on; name one below TP 4 and ZeRO-3")
     if not config.fused and not config.row_parallel:
         raise ValueError("row_parallel: one mistake at a time; fused is off already")
     if config.parallel == "none" and config.assignment != "balanced":
@@ -123,7 +120,7 @@ def check(config: Config) -> None:
 
 
 def is_slow(layout: list[int]) -> bool:
-    """Whether a step takes up to ten times as long here, since collectives are many (ZeRO-3) or of many ranks."""
+    """Whether a step takes up to ten times as long here (many collectives, or of many ranks): it only loads."""
     return layout[0] > 2 or layout[3] == 3
 
 

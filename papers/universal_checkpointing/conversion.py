@@ -100,8 +100,7 @@ def convert(
     if world > 1:
         dist.barrier()
     if rank == 0:
-        names, marks = tuple(sorted(parameters)), described.marks(source)
-        atomic.Universal(described.progress, described.rules, names, marks).write(target)
+        atomic.Universal(described.progress, rules, described.marks(source)).write(target)
     if world > 1:
         dist.barrier()
     return tuple(mine)

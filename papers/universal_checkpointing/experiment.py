@@ -4,6 +4,7 @@ minutes of large models by a formula.
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from common.data import DataError, fetch
 from common.distributed.rooms import Room
@@ -13,7 +14,7 @@ from papers.universal_checkpointing.config import Config
 from papers.universal_checkpointing.conversion import Sharing, nested, straggler
 from papers.universal_checkpointing.minutes import MODELS, Hosts, minutes, sequential
 from papers.universal_checkpointing.reconfiguration import RUNS, Bench
-from papers.universal_checkpointing.scenarios import resume_scenarios
+from papers.universal_checkpointing.scenarios import resume_cases, resume_scenarios
 from papers.universal_checkpointing.training import fleet
 
 TEXT = "tiny-shakespeare"
@@ -23,37 +24,35 @@ AT_SCALE = ("nested_gain", "transform_minutes", "end_to_end_minutes", "balanced_
 def run(config: Config, lab: Runtime) -> Observations:
     """Observe every metric that the card's claims read, one row a seed or one row at all."""
     seen = Observations()
-    with fleet() as processes, Room("paperlab-ucp-") as room:
+    with fleet(a_core_each=True) as processes:
         resume(Bench(config, lab, processes, text_of(lab)), seen)
-        stored = throttled.Stored(config, processes, room, lab.seeds, seen, lab.wants("conversion_seconds"))
-        for metric, timed in stored.studies().items():
+    with fleet() as processes, Room("paperlab-ucp-") as room:
+        stored = throttled.Stored(config, processes, room, lab, seen)
+        for metric, timed in throttled.STUDIES.items():
             if lab.wants(metric):
-                timed()
+                timed(stored)
     if lab.wants(*AT_SCALE):
         at_scale(config, lab, seen)
     return seen
 
 
 def resume(bench: Bench, seen: Observations) -> None:
-    """All that trains, two groups of processes at a time: ranks of one wait for each other more than they compute."""
+    """All that trains, a group of processes on each core."""
     lab = bench.lab
     wanted = [run for run in RUNS if lab.wants("state_differs", f"loss_gap_{run.replace(' ', '_')}")]
     losses = lab.wants("loss_gap_one_to_many", "loss_gap_many_to_one")
     seeds = (lab.seeds if losses else lab.seeds[:1]) if wanted else []  # equal bits are so with any seed
 
-    def curves(seed: int) -> Callable[[Observations], None]:
-        def of_seed(own: Observations) -> None:
-            for run in wanted:  # in turn: both may resume the same source
-                bench.curves(run, seed, own)
+    def curves(seed: int, own: Observations) -> None:
+        for run in wanted:  # in turn: both may resume the same source
+            bench.curves(run, seed, own)
 
-        return of_seed
-
-    parts = [curves(seed) for seed in seeds]
+    parts = [partial(curves, seed) for seed in seeds]
     if lab.wants("cases_resumed"):
-        parts.append(bench.cases)
+        parts.append(partial(resume_cases, bench))
     if lab.wants("scenarios_ucp", "scenarios_dcp"):
-        parts.append(lambda own: resume_scenarios(bench, own))
-    with ThreadPoolExecutor(min(2, lab.workers)) as pool:
+        parts.append(partial(resume_scenarios, bench))
+    with ThreadPoolExecutor(lab.workers) as pool:
         for found in lab.progress(pool.map(observed, parts), "trainings", len(parts)):
             seen.extend(found)
     if seen.rows("resumed_differs"):

@@ -8,7 +8,6 @@ How ranks of a data-parallel group read what they share:
 """
 
 from dataclasses import dataclass
-from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from common.training.sharded.zero import Fragment
 from papers.universal_checkpointing.atomic import TENSOR, Universal, generator_at, is_made_of, path_of
 from papers.universal_checkpointing.conversion import convert
 from papers.universal_checkpointing.native import VALUES, Described, Progress, load_native
-from papers.universal_checkpointing.patterns import PatternError, Rule, Size, match
+from papers.universal_checkpointing.patterns import PatternError, Rule, Size
 from papers.universal_checkpointing.slices import cells, padded_size, rows_of
 
 READINGS = ("whole", "parts", "bypass")
@@ -46,12 +45,10 @@ def load_universal(
         raise ValueError(f"files are read by {', '.join(READINGS)}, not by {reading!r}")
     storage, universal = storage or Storage(), Universal.read(folder)
     progress, fragments, groups = universal.progress, trainer.state().fragments, trainer.groups
-    missing = {fragment.name for fragment in fragments} - set(universal.names)
+    missing = {fragment.name for fragment in fragments} - universal.rules.keys()
     if missing:
         raise CheckpointError(f"{folder} has no {', '.join(sorted(missing))}")
-    atomic = Atomic(
-        folder, match(universal.rules, universal.names), groups.place.tensor, groups.layout.tensor, storage
-    )
+    atomic = Atomic(folder, universal.rules, groups.place.tensor, groups.layout.tensor, storage)
     if reading == "bypass" and groups.data is not None:
         _bypass(atomic, trainer, fragments, handed_around)
     else:
@@ -127,10 +124,9 @@ def _bypass(atomic: Atomic, trainer: Trainer, fragments: tuple[Fragment, ...], h
     order = sorted(sizes, key=lambda name: (-prod(sizes[name]), name))
 
     def read(name: str) -> Tensor:
-        piece = partial(
-            atomic.piece, name, sizes[name], dtype=dtype, rows=(0, sizes[name][0]), everything=False
-        )
-        return torch.stack([piece(value=value).flatten() for value in VALUES])
+        size = sizes[name]
+        pieces = [atomic.piece(name, size, value, dtype, (0, size[0]), False) for value in VALUES]
+        return torch.stack([piece.flatten() for piece in pieces])
 
     for first in range(0, len(order), data):
         turn = order[first : first + data]

@@ -17,10 +17,8 @@ neither the trainer that saved it nor the one that goes on.
 | Average | params_to_average, Partial | their mean |
 | Shard(dim) | fragment_params, Shard-V and Shard-H | concatenation along dim |
 | Shard(dim, parts) | Shard-NC | each part concatenated, then the parts |
-| ShardGrid(across) | Shard-Hy | nested concatenation along dim 1, then dim 0 |
 """
 
-import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -106,34 +104,8 @@ class Shard:
         return parts
 
 
-@dataclass(frozen=True)
-class ShardGrid:
-    """Cut along rows and columns: ranks stand in a grid, `across` of them (or what divides their number) in a row."""
-
-    across: int
-
-    def grid(self, ranks: int) -> tuple[int, int]:
-        """Ranks down and across."""
-        across = math.gcd(ranks, self.across)
-        return ranks // across, across
-
-    def whole(self, local: Size, ranks: int) -> Size:
-        down, across = self.grid(ranks)
-        return (local[0] * down, local[1] * across, *local[2:])
-
-    def box(self, whole: Size, index: int, ranks: int) -> Box:
-        """Where the piece of rank `index` lies. PatternError for a size that the grid can't share."""
-        grid = self.grid(ranks)
-        if len(whole) < 2 or whole[0] % grid[0] or whole[1] % grid[1]:
-            raise PatternError(f"a grid of {grid} ranks can't share a tensor of size {whole}")
-        own = [n // ranks for n, ranks in zip(whole, grid, strict=False)]
-        at = divmod(index, grid[1])
-        cut = tuple(((i * n, (i + 1) * n),) for i, n in zip(at, own, strict=True))
-        return (*cut, *(((0, n),) for n in whole[2:]))
-
-
-Pattern = Unique | Shard | ShardGrid
-KINDS: dict[str, type] = {kind.__name__: kind for kind in (Unique, Replicate, Average, Shard, ShardGrid)}
+Pattern = Unique | Shard
+KINDS: dict[str, type] = {kind.__name__: kind for kind in (Unique, Replicate, Average, Shard)}
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ from common.training.sharded.layout import Layout
 from common.training.sharded.parameters import Shape
 from common.training.sharded.trainer import Recipe
 from common.training.sharded.zero import Adam
-from papers.universal_checkpointing.averaging import averaged_apart
 from papers.universal_checkpointing.config import Config, is_slow
 from papers.universal_checkpointing.decoder import decoder_rules
 from papers.universal_checkpointing.loading import AS_MEANT, How
@@ -134,17 +133,13 @@ class Bench:
     processes: Fleet
     text: str | None = None
 
-    def shape(self, **other: Any) -> Shape:
-        c = self.config
-        sizes = (LETTERS, c.hidden, c.layers, c.heads, c.kv_heads, c.mlp, c.context)
-        return replace(Shape(*sizes), **other)
-
     def job(self, layout: Layout, seed: int = 0, **other: Any) -> Job:
         """other: what its decoder has that the config's has not."""
-        config = self.config
+        config = c = self.config
+        shape = Shape(LETTERS, c.hidden, c.layers, c.heads, c.kv_heads, c.mlp, c.context)
         schedule, dtype = Schedule(warmup=10, total=400), getattr(torch, config.dtype)
         recipe = Recipe(seed=seed, adam=Adam(rate=config.rate), rate_at=schedule, dtype=dtype)
-        return Job(self.shape(**other), layout, recipe, config.rows, self.text)
+        return Job(replace(shape, **other), layout, recipe, config.rows, self.text)
 
     def source(self, job: Job, until: int, further: int) -> Source:
         return trained(self.processes, self.lab, job, until, further)
@@ -161,12 +156,12 @@ class Bench:
         """One source and every target (Figure 7a), or every source and one target (Figure 7b).
 
         States of all resumptions, losses of those that go on, and of the worst; curves of the first seed. Slow
-        layouts load, in the first seed, and train on only where the config says so.
+        layouts load in the first seed, and do not train on.
         """
         config, one, worst = self.config, run == "one to many", f"loss_gap_{run.replace(' ', '_')}"
-        first, gaps, taken = seed == self.lab.seeds[0], [], []
+        first, gaps = seed == self.lab.seeds[0], []
         for layout in config.targets if one else config.sources:
-            loads_alone = is_slow(layout) and not config.slow_curves
+            loads_alone = is_slow(layout)
             if loads_alone and not first:
                 continue
             saves, loads = (config.source, layout) if one else (layout, config.target)
@@ -179,9 +174,6 @@ class Bench:
                 continue
             seen.add("resumed_gap", outcome.gap, seed, run=run, layout=at, error=outcome.error)
             gaps.append(outcome.gap)
-            taken.append(
-                steps if outcome.error else len(outcome.losses)
-            )  # who can't resume is as far behind as can be
             if first:
                 for step, loss in enumerate(outcome.losses):
                     seen.add("curve", loss, seed, run=run, layout=at, step=source.until + step)
@@ -190,26 +182,7 @@ class Bench:
         if gaps:
             seen.add(worst, max(gaps), seed)
             seen.add(f"{RUNS[run]}steps_before", config.steps, seed)
-            seen.add(f"{RUNS[run]}steps_after", min(taken), seed)
-
-    def cases(self, seen: Observations) -> None:
-        """Kinds of decoders, half of the nodes lost, replicas that trained apart: the share that goes on exactly."""
-        config, average, good = self.config, self.config.average, 0
-        for name in config.cases:
-            if name == "trained apart":
-                job = self.job(Layout())
-                key = ("universal_checkpointing: apart", job, average)
-                share = self.lab.once(key, lambda job=job: averaged_apart(self.processes, job, average))  # type: ignore[misc]
-                outcome = Outcome(share, 0.0)
-            else:
-                other, before, after = CASES[name]
-                other = {k: config.heads if v is None else v for k, v in other.items()}
-                job = self.job(before, layers=2, **other)
-                source = self.source(job, config.short_steps, config.short_further)
-                outcome = self.resumed(source, after, config.short_further)
-            good += outcome.continues and outcome.differing == 0
-        seen.add("cases_resumed", good / len(config.cases))
-        seen.add("cases_tried", len(config.cases))
+            seen.add(f"{RUNS[run]}steps_after", config.further, seed)
 
     def unchanged(self, seen: Observations) -> None:
         """A resumption under the layout that saved: whether it converted, or did not even come back as it was."""
@@ -218,12 +191,3 @@ class Bench:
         source = self.source(job, config.steps, config.further)
         outcome = self.resumed(source, source.job.layout, 0)
         seen.add("needless_conversions", int(outcome.converted or outcome.differing > 0))
-
-
-# what a decoder has (None: as many as heads), the layout that saves, the layout that resumes
-CASES: dict[str, tuple[dict[str, Any], Layout, Layout]] = {
-    "gpt": ({"gated": False, "kv_heads": None}, Layout(2, 2), Layout(data=2, zero=1)),
-    "grouped": ({"tied": False}, Layout(2, 1, 2, 1), Layout(1, 2, 2, 2)),
-    "experts": ({"experts": 4}, Layout(2, 1, 2, 2), Layout(pipeline=2)),
-    "half the nodes": ({}, Layout(2, 2, 2, 1), Layout(2, 2, 1, 1)),
-}
