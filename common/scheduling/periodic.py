@@ -14,6 +14,7 @@ Sources: Jeffay, Stanat and Martel, RTSS 1991 (NP-EDF); Skrzypczyk and Wehner, a
 """
 
 import heapq
+import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -116,6 +117,7 @@ class Run:
 Schedule = tuple[Run, ...]  # one hyperperiod, in order of start
 Scheduler = Callable[[Sequence[Task]], Schedule | None]
 Placement = Callable[[Task, int, Reservations], tuple[Piece, ...] | None]
+Priority = Callable[[Task, int], float]  # of a task's instance; the least goes first
 
 
 def hyperperiod(tasks: Iterable[Task]) -> int:
@@ -231,8 +233,23 @@ def by_uses(task: Task, earliest: int, taken: Reservations) -> tuple[Piece, ...]
     return (Piece(0, task.duration, start),)
 
 
-def list_scheduler(place: Placement, deadlines: bool = True) -> Scheduler:
-    """The list heuristic: pop the ready instance with the earliest deadline (or release), place it, release others.
+def by_deadline(task: Task, instance: int) -> float:
+    """EDF: the earliest deadline first."""
+    return (instance + 1) * task.period
+
+
+def by_release(task: Task, instance: int) -> float:
+    """FCFS: what was released first."""
+    return instance * task.period
+
+
+def at_random(seed: int) -> Priority:
+    """An order that knows nothing of deadlines, the same for one seed wherever it runs."""
+    return lambda task, instance: random.Random(f"{seed} {task.name} {instance}").random()
+
+
+def list_scheduler(place: Placement, priority: Priority = by_deadline) -> Scheduler:
+    """The list heuristic: pop the ready instance that comes first by `priority`, place it, release others.
 
     An instance becomes ready once the time of its release has come on a resource that was just given away, or when
     nothing else is ready. It is placed no earlier than the instance before it.
@@ -241,7 +258,7 @@ def list_scheduler(place: Placement, deadlines: bool = True) -> Scheduler:
     def core(tasks: Sequence[Task]) -> Schedule | None:
         whole, taken = hyperperiod(tasks), Reservations()
         following, last = [0] * len(tasks), [0] * len(tasks)
-        ready: list[tuple[int, int, int]] = []
+        ready: list[tuple[float, int, int]] = []
         runs: list[Run] = []
         neighbours = [  # of each task those that share a resource, and the end of its last use of one
             [(j, max(task.last_use[resource] for resource in shared))
@@ -250,8 +267,7 @@ def list_scheduler(place: Placement, deadlines: bool = True) -> Scheduler:
         ]  # fmt: skip
 
         def release(i: int) -> None:
-            moment = (following[i] + (1 if deadlines else 0)) * tasks[i].period
-            heapq.heappush(ready, (moment, i, following[i]))
+            heapq.heappush(ready, (priority(tasks[i], following[i]), i, following[i]))
             following[i] += 1
 
         def next_release(i: int) -> int:
@@ -319,7 +335,7 @@ def _block_cedf(tasks: Sequence[Task]) -> Schedule | None:
 
 block_np_edf = PerComponent(list_scheduler(as_block))
 non_block_np_edf = PerComponent(list_scheduler(by_uses))
-fcfs = PerComponent(list_scheduler(as_block, deadlines=False))
+fcfs = PerComponent(list_scheduler(as_block, by_release))
 block_cedf = PerComponent(_block_cedf)
 
 
@@ -366,14 +382,17 @@ def worst_response(schedule: Schedule) -> int:
 
 
 def jitter(schedule: Schedule) -> float:
-    """The variance of (distance of a task's starts - its period) within a hyperperiod, of the worst task, slots^2."""
+    """The variance of (distance of a task's starts - its period) around the cycle, of the worst task, slots^2.
+
+    The distance from the last start of a hyperperiod to the first one of the next counts as well; the distances of a
+    task have its period as their mean.
+    """
     starts: dict[str, list[int]] = {}
     for run in sorted(schedule, key=lambda run: run.instance):
         starts.setdefault(run.task.name, []).append(run.start)
+    periods = {run.task.name: run.task.period for run in schedule}
     worst = 0.0
-    for own in starts.values():
-        steps = [b - a for a, b in pairwise(own)]
-        if steps:
-            mean = sum(steps) / len(steps)
-            worst = max(worst, sum((step - mean) ** 2 for step in steps) / len(steps))
+    for name, own in starts.items():
+        steps = [b - a for a, b in pairwise([*own, own[0] + len(own) * periods[name]])]
+        worst = max(worst, sum((step - periods[name]) ** 2 for step in steps) / len(steps))
     return worst

@@ -65,12 +65,17 @@ def tasks_of(
     budget: int = 0,
     locks: bool = True,
     private: bool = False,
+    assignment: str = "most",
 ) -> list[Task]:
-    """A periodic task for each demand, in their order, with the load spread over the qubits of a kind.
+    """A periodic task for each demand, in their order.
 
-    budget: slots that a run may be paused. locks=False: what is only stored is not reserved. private: every demand has
-    its own qubits. The last two are for negative controls.
+    assignment: of the equal qubits of a node a task gets the "most" loaded ones, as in the authors' code, so that tasks
+    of one node meet; or the "least" loaded ones, which spreads them. budget: slots that a run may be paused.
+    locks=False: what is only stored is not reserved. private: every demand has its own qubits. The last two are for
+    negative controls. ValueError for another assignment.
     """
+    if assignment not in ("most", "least"):
+        raise ValueError(f"qubits are given to the most or the least loaded, not to {assignment!r}")
     load: dict[str, float] = {}
     for node, own in network.nodes:
         load.update(dict.fromkeys([f"{node}-C{i}" for i in range(own.communication)], 0.0))
@@ -78,7 +83,7 @@ def tasks_of(
     tasks = []
     for number, demand in enumerate(demands):
         period = round(1 / (demand.rate * timing.slot))
-        steps = _moved(demand.concrete.steps, _balanced(demand.concrete.steps, period, load))
+        steps = _moved(demand.concrete.steps, _assigned(demand.concrete.steps, period, load, assignment))
         if private:
             steps = _moved(steps, {q: f"{q} of {number}" for step in steps for q in step.resources})
         reserved = steps if locks else tuple(replace(step, keeps=()) for step in steps)
@@ -96,8 +101,11 @@ def tasks_of(
     return tasks
 
 
-def _balanced(steps: Sequence[Placed], period: int, load: dict[str, float]) -> dict[str, str]:
-    """The most used qubits of a task become the least used ones of the same node and kind; `load` grows by them."""
+def _assigned(
+    steps: Sequence[Placed], period: int, load: dict[str, float], assignment: str
+) -> dict[str, str]:
+    """The most used qubits of a task become the most (or least) loaded ones of node and kind; `load` grows by them."""
+    sign = -1 if assignment == "most" else 1
     share: dict[str, float] = {}
     for use in occupation(steps):
         share[use.resource] = share.get(use.resource, 0.0) + (use.end - use.begin) / period
@@ -106,7 +114,7 @@ def _balanced(steps: Sequence[Placed], period: int, load: dict[str, float]) -> d
         kinds.setdefault(_kind(qubit), []).append(qubit)
     names = {}
     for kind, own in kinds.items():
-        there = sorted((q for q in load if _kind(q) == kind), key=lambda q: (load[q], q))
+        there = sorted((q for q in load if _kind(q) == kind), key=lambda q: (sign * load[q], q))
         for qubit, name in zip(sorted(own, key=lambda q: (-share[q], q)), there, strict=False):
             names[qubit] = name
             load[name] += share[qubit]

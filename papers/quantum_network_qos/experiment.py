@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -10,40 +9,18 @@ import numpy as np
 from common.lab.runtime import Observation, Observations, Runtime
 from common.scheduling.periodic import Task, admit
 from papers.quantum_network_qos import links, topologies
-from papers.quantum_network_qos.config import Config
+from papers.quantum_network_qos.cells import Cell, cells
+from papers.quantum_network_qos.claimed import derive
+from papers.quantum_network_qos.config import SMALL, Config
 from papers.quantum_network_qos.demands import EXPONENTS, Demand, draw_demands, tasks_of
 from papers.quantum_network_qos.esss import find_protocol
 from papers.quantum_network_qos.mapping import Timing
-from papers.quantum_network_qos.measures import (
-    ALL,
-    BUDGETED,
-    NP_EDF,
-    OTHERS,
-    Place,
-    carried,
-    gain,
-    mean,
-    measure,
-    on_one_set,
-)
+from papers.quantum_network_qos.measures import ALL, Place, measure, on_one_set, scheduler_of
 from papers.quantum_network_qos.replay import delivered_rate
 from papers.quantum_network_qos.topologies import Network, Qubits
 
-TOP_LOAD = 40.0  # ebit/s: far beyond what the small networks can carry
-CLAIMED_PROTOCOLS = (0.55, 0.75, 0.85)
-SAME = ("star", "H", "line", "symm")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """Task sets of one topology, fidelity and load under some schedulers, or another part of the experiment on them."""
-
-    part: str
-    topology: str
-    fidelity: float
-    load: float
-    schedulers: tuple[str, ...] = ()
-    feeds: tuple[str, ...] = ()  # metrics of claims, beside `violations`
+# Fidelities whose fastest protocols a claim compares: the ends of the authors' load simulations.
+EASY, HARD = 0.55, 0.85
 
 
 @dataclass(frozen=True)
@@ -74,10 +51,9 @@ def networks_of(config: Config, lab: Runtime) -> dict[str, Network]:
     qubits = Qubits(config.communication, config.storage)
     path = fetched("nv-link-capabilities", lab)
     small = links.read_capabilities(path) if path else links.NV_5KM
-    names = dict.fromkeys([*config.topologies, *config.compared, *config.others, *SAME])
     networks = {
         name: topologies.topology(name, links.PERFECT if config.perfect_links else small, qubits)
-        for name in names
+        for name in SMALL
     }
     if config.surfnet_fidelities and lab.wants("violations", "gain_surfnet"):
         path = fetched("surfnet-topology", lab)
@@ -100,55 +76,17 @@ def fetched(name: str, lab: Runtime) -> Path | None:
 def protocols(config: Config, lab: Runtime, networks: dict[str, Network], seen: Observations) -> None:
     """The fastest protocol between two users of the star (2 links) and the symmetric network (3 links)."""
     for name in ("star", "symm"):
-        if not lab.wants(*(f"fastest_{name}_{fidelity}" for fidelity in CLAIMED_PROTOCOLS)):
+        if not lab.wants(f"fidelity_cost_{name}"):
             continue
-        for fidelity in config.protocol_fidelities:
+        rates = {}
+        for fidelity in dict.fromkeys((*config.protocol_fidelities, EASY, HARD)):
             found = find_protocol(networks[name], "0", "1", fidelity, Timing())
-            rate = 0.0 if found is None else 1 / (found.duration * links.SLOT)
-            seen.add("fastest_rate", rate, topology=name, fidelity=fidelity)
+            rates[fidelity] = 0.0 if found is None else 1 / (found.duration * links.SLOT)
+            seen.add("fastest_rate", rates[fidelity], topology=name, fidelity=fidelity)
             if found is not None:
                 seen.add("fastest_stored_slots", found.stored(), topology=name, fidelity=fidelity)
-            if fidelity in CLAIMED_PROTOCOLS:
-                seen.add(f"fastest_{name}_{fidelity}", rate)
-
-
-def cells(config: Config, surfnet: bool) -> list[Cell]:
-    """All that is scheduled, each (part, topology, fidelity, load) once."""
-    found = []
-    low, high = min(config.loads, default=0.0), max(config.loads, default=0.0)
-    for name in config.topologies:
-        for fidelity in config.fidelities:
-            for load in config.loads:
-                feeds: tuple[str, ...] = ("share_kept",) if load == high else ()
-                feeds += ("saturation",) if load in (low, high) else ()
-                names = tuple(NP_EDF) + (tuple(OTHERS) if name in config.others else ())
-                found.append(Cell("grid", name, fidelity, load, names, feeds))
-    for fidelity in config.star_fidelities:
-        feeds = (f"saturated_star_{fidelity}", "tradeoff")
-        found.append(Cell("saturated", "star", fidelity, TOP_LOAD, tuple(NP_EDF), feeds))
-    for name in config.compared:
-        where = "star" if config.one_centre else name
-        feeds = (f"gain_{name}_block", f"gain_{name}_non-block")
-        found.append(Cell(f"compared {name}", where, 0.6, 20.0, tuple(NP_EDF), feeds))
-    if config.jitter_load:
-        feeds = ("jitter_cut",)
-        found.append(Cell("jitter", "symm", 0.7, config.jitter_load, tuple(NP_EDF), feeds))
-    for fidelity in config.budget_fidelities:
-        feeds = ("budget_throughput", "budget_response")
-        found.append(Cell("budget", "line", fidelity, TOP_LOAD, tuple(BUDGETED), feeds))
-    if config.optimum_load:
-        found.append(Cell("optimum", "symm", 0.6, config.optimum_load, tuple(NP_EDF)))
-    for fidelity in config.replay_fidelities:
-        found.append(Cell("replay", "star", fidelity, TOP_LOAD, ("non-block",)))
-    if surfnet:
-        for fidelity in config.surfnet_fidelities:
-            for load in config.surfnet_loads:
-                feeds = ("gain_surfnet",) if load == max(config.surfnet_loads) else ()
-                where = "star" if config.one_centre else "surfnet"
-                found.append(
-                    Cell("surfnet", where, 0.6 if config.one_centre else fidelity, load, tuple(NP_EDF), feeds)
-                )
-    return found
+        if rates[HARD]:
+            seen.add(f"fidelity_cost_{name}", rates[EASY] / rates[HARD])
 
 
 def groups(wanted: Iterable[Cell], config: Config, lab: Runtime, networks: dict[str, Network]) -> list[Group]:
@@ -181,7 +119,10 @@ def run_cell(
     if cell.part == "replay":
         return replay(cell, network, config, seed, rng)
     exponents = (7,) if config.equal_periods else EXPONENTS
-    demands = draw_demands(network, cell.fidelity, cell.load, rng, Timing(), exponents)
+    asked = cell.fidelity
+    if config.fidelity == "random" and cell.part == "saturated":
+        asked = float(rng.choice(config.star_fidelities))
+    demands = draw_demands(network, asked, cell.load, rng, Timing(), exponents)
     if cell.part == "optimum":
         demands = demands[:6]
     tasks = made(demands, network, config)
@@ -204,7 +145,7 @@ def run_cell(
                 measure(schedule, seen, seed, scheduler=name, budget=budget, **place)
     else:
         for name in cell.schedulers:
-            measure(admit(tasks, ALL[name]), seen, seed, scheduler=name, **place)
+            measure(admit(tasks, scheduler_of(name, config.order, seed)), seen, seed, scheduler=name, **place)
     if cell.part == "optimum":
         from common.scheduling.periodic_optimum import optimum
 
@@ -217,7 +158,9 @@ def run_cell(
 
 def made(demands: list[Demand], network: Network, config: Config, budget: int = 0) -> list[Task]:
     """The tasks of demands, with this configuration's switches."""
-    return tasks_of(demands, network, Timing(), budget, config.locks, config.private_qubits)
+    return tasks_of(
+        demands, network, Timing(), budget, config.locks, config.private_qubits, config.assignment
+    )
 
 
 def replay(
@@ -230,7 +173,7 @@ def replay(
         rng.bit_generator.state = state  # the same stream of users for each
         timing = Timing(covers=covers)
         demands = draw_demands(network, cell.fidelity, cell.load, rng, timing)
-        tasks = tasks_of(demands, network, timing, 0, config.locks, config.private_qubits)
+        tasks = tasks_of(demands, network, timing, 0, config.locks, config.private_qubits, config.assignment)
         schedule = admit(tasks, ALL[cell.schedulers[0]])
         place: Place = {
             "part": cell.part,
@@ -246,53 +189,3 @@ def replay(
             rate = delivered_rate(schedule, by_name, timing, config.turns, rng, distilling)
             seen.add("delivered", rate, seed, distilling=int(distilling), **place)
     return list(seen)
-
-
-def derive(config: Config, lab: Runtime, seen: Observations) -> None:
-    """The one value a seed that each claim reads, from the rows of the schedules."""
-    low, high = min(config.loads, default=0.0), max(config.loads, default=0.0)
-    for seed in lab.seeds:
-        if lab.wants("violations"):
-            seen.add("violations", sum(seen.values("schedule_violations", seed=seed)), seed)
-        if config.star_fidelities and lab.wants("tradeoff", *saturated(config)):
-            at: Place = {"seed": seed, "part": "saturated", "scheduler": "non-block"}
-            rates = [mean(seen, "throughput", fidelity=f, **at) for f in config.star_fidelities]
-            for metric, rate in zip(saturated(config), rates, strict=True):
-                seen.add(metric, rate, seed)
-            if len(rates) > 1:
-                drops = [1 - b / a if a else 0.0 for a, b in pairwise(rates)]
-                seen.add("tradeoff", min(drops), seed)
-        if lab.wants("share_kept") and len(config.fidelities) > 1:
-            ends = config.fidelities[0], config.fidelities[-1]
-            shares = []
-            for name in config.topologies:
-                at = {"seed": seed, "part": "grid", "topology": name, "load": high, "scheduler": "non-block"}
-                most, least = (mean(seen, "throughput", fidelity=f, **at) for f in ends)
-                shares.append(least / most if most else 1.0)
-            seen.add("share_kept", float(np.mean(shares)), seed)
-        if lab.wants("saturation") and config.topologies and config.fidelities:
-            seen.add("saturation", carried(seen, seed, low) - carried(seen, seed, high), seed)
-        for name in config.compared:
-            for scheduler in ("block", "non-block"):
-                if lab.wants(f"gain_{name}_{scheduler}"):
-                    part = f"compared {name}"
-                    seen.add(f"gain_{name}_{scheduler}", gain(seen, seed, scheduler, part=part), seed)
-        if lab.wants("gain_surfnet") and seen.rows("throughput", part="surfnet"):
-            load = max(config.surfnet_loads)
-            seen.add("gain_surfnet", gain(seen, seed, "block", part="surfnet", load=load), seed)
-        if lab.wants("jitter_cut") and config.jitter_load:
-            at = {"seed": seed, "part": "jitter"}
-            uni, fine = (mean(seen, "jitter", scheduler=name, **at) for name in ("uni", "non-block"))
-            seen.add("jitter_cut", uni - fine, seed)
-        if config.budget_fidelities:
-            at = {"seed": seed, "part": "budget", "scheduler": "budget, segment"}
-            for metric in ("throughput", "response"):
-                if lab.wants(f"budget_{metric}"):
-                    least, most = (
-                        mean(seen, metric, budget=k, **at) for k in (min(config.budgets), max(config.budgets))
-                    )
-                    seen.add(f"budget_{metric}", most / least, seed)
-
-
-def saturated(config: Config) -> list[str]:
-    return [f"saturated_star_{fidelity}" for fidelity in config.star_fidelities]

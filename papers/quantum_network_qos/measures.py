@@ -29,6 +29,14 @@ BUDGETED: dict[str, Scheduler] = {
 ALL = NP_EDF | OTHERS | BUDGETED
 
 
+def scheduler_of(name: str, order: str, seed: int) -> Scheduler:
+    """A scheduler by name; order "random": block and non-block take ready instances in an order drawn for the seed."""
+    if order == "random" and name in ("block", "non-block"):
+        place = periodic.as_block if name == "block" else periodic.by_uses
+        return periodic.PerComponent(periodic.list_scheduler(place, periodic.at_random(seed)))
+    return ALL[name]
+
+
 def on_one_set(tasks: list[Task], names: Iterable[str]) -> dict[str, Schedule]:
     """Schedules of one and the same task set: what the first scheduler accepts, less the last until all can do it."""
     schedulers = {name: ALL[name] for name in names}

@@ -10,6 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.data import DataError, find
+from common.lab.config import compose
+from common.lab.errors import LabError
+from common.lab.project import Project
 from common.lab.runtime import Runtime
 from common.scheduling.periodic import (
     Task,
@@ -24,6 +27,7 @@ from common.scheduling.task_graph import makespan
 from papers.quantum_network_qos.config import Config
 from papers.quantum_network_qos.demands import draw_demands, tasks_of
 from papers.quantum_network_qos.esss import esss, find_protocol
+from papers.quantum_network_qos.exercises import EXERCISES
 from papers.quantum_network_qos.experiment import run
 from papers.quantum_network_qos.links import FUTURE, NV_5KM, PERFECT, SLOT, read_capabilities
 from papers.quantum_network_qos.mapping import (
@@ -33,7 +37,7 @@ from papers.quantum_network_qos.mapping import (
     least_slots,
     map_to_qubits,
 )
-from papers.quantum_network_qos.measures import on_one_set
+from papers.quantum_network_qos.measures import NP_EDF, on_one_set, scheduler_of
 from papers.quantum_network_qos.protocols import Distil, Link, Protocol, Swap, links, nested, pumped, renamed
 from papers.quantum_network_qos.replay import delivered_rate, run_success
 from papers.quantum_network_qos.topologies import Network, Qubits, surfnet, topology
@@ -325,9 +329,13 @@ def test_users_that_can_not_be_served_are_passed_over() -> None:
 def test_the_load_is_spread_over_equal_qubits() -> None:
     network = topology("star")
     demands = draw_demands(network, 0.6, 20.0, np.random.default_rng(0), TIMING)
-    tasks = tasks_of(demands, network, TIMING)
+    tasks = tasks_of(demands, network, TIMING, assignment="least")
     used = {qubit for task in tasks for qubit in task.resources if qubit.startswith("3-S")}
     assert used == {"3-S0", "3-S1", "3-S2"}
+    together = tasks_of(demands, network, TIMING)
+    assert len({q for task in together for q in task.resources if q.startswith("3-S")}) < 3
+    with pytest.raises(ValueError, match="not to 'last'"):
+        tasks_of(demands, network, TIMING, assignment="last")
     private = tasks_of(demands, network, TIMING, private=True)
     assert not private[0].resources & private[1].resources
     assert len(accepted_tasks(admit(private, block_np_edf))) == len(private)
@@ -388,7 +396,8 @@ def test_drawn_attempts_agree_with_the_closed_form() -> None:
 
 TINY = Config(
     topologies=["star"], fidelities=[0.65, 0.8], loads=[1.0, 20.0], others=["star"], star_fidelities=[0.6, 0.7],
-    compared=["symm"], budget_fidelities=[], optimum_load=0.0, replay_fidelities=[0.75], covers=[0.0], turns=5,
+    compared=["symm"], protocol_fidelities=[0.55, 0.85],
+    budget_fidelities=[], optimum_load=0.0, replay_fidelities=[0.75], covers=[0.0], turns=5,
     surfnet_fidelities=[],
 )  # fmt: skip
 
@@ -404,3 +413,50 @@ def test_a_controls_run_observes_only_what_its_claims_read() -> None:
     seen = run(TINY, Runtime((0,), workers=1, wanted=["jitter_cut"]))
     assert {row.at["part"] for row in seen.rows("throughput")} == {"jitter"}
     assert "violations" not in seen.metrics
+
+
+def test_on_the_star_all_schedulers_do_the_same_as_the_authors_give_qubits_away() -> None:
+    network = topology("star")
+    for seed in range(3):
+        demands = draw_demands(network, 0.6, 20.0, np.random.default_rng(seed), TIMING)
+        kept = {
+            name: len(accepted_tasks(admit(tasks_of(demands, network, TIMING), scheduler)))
+            for name, scheduler in NP_EDF.items()
+        }
+        assert kept["uni"] == kept["block"]
+
+
+def test_an_order_at_random_is_the_same_for_one_seed_and_breaks_no_rule() -> None:
+    network = topology("symm")
+    demands = draw_demands(network, 0.6, 20.0, np.random.default_rng(0), TIMING)
+    tasks = tasks_of(demands, network, TIMING)
+    one, again, other = (admit(tasks, scheduler_of("block", "random", seed)) for seed in (0, 0, 1))
+    assert one == again and one != other
+    assert violations(accepted_tasks(one), one) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ("communication=0", "out of range"),
+        ("storage=-1", "out of range"),
+        ("fidelities=[0.2,0.6]", "out of range"),
+        ("covers=[1.0]", "out of range"),
+        ("turns=0", "out of range"),
+        ("budgets=[]", "has 0 items"),
+        ("topologies=[]", "has 0 items"),
+        ("loads=[1e6,2e6]", "out of range"),
+        ("loads=[-3,5]", "out of range"),
+        ("loads=[5,1]", "do not ascend"),
+        ("topologies=[ring]", "none of star"),
+    ],
+)
+def test_bad_settings_get_one_line(changes: str, message: str) -> None:
+    with pytest.raises(LabError, match=message) as refused:
+        compose(Project.current(), "quantum_network_qos", "smoke", [f"paper.{changes}"])
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_exercises_have_answers(name: str) -> None:
+    assert EXERCISES[name].answer(None) > 0

@@ -129,8 +129,9 @@ def test_components_share_no_resource_and_are_merged_over_the_common_hyperperiod
 def test_jitter_and_response_of_a_schedule_by_hand() -> None:
     task = simple("a", 4, 1, "x")
     schedule = tuple(Run(task, k, (Piece(0, 1, start),)) for k, start in enumerate((0, 6, 8, 15)))
-    # distances 6, 2, 7, less the period: 2, -2, 3; their mean is 1, their variance (1 + 9 + 4) / 3
-    assert jitter(schedule) == pytest.approx(14 / 3)
+    # distances 6, 2, 7 and around the cycle 1, less the period: 2, -2, 3, -3; their mean is 0
+    assert jitter(schedule) == pytest.approx(26 / 4)
+    assert jitter(schedule[:1]) == 0.0
     assert worst_response(schedule) == 4
     assert jitter(()) == 0.0 and worst_response(()) == 0
 
