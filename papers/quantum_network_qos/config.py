@@ -17,7 +17,7 @@ class Config:
     # Of equal qubits a task gets the most loaded ones (the authors' code) or the least loaded ones.
     assignment: Annotated[str, Choice("most", "least")] = "most"
     perfect_links: bool = False  # True: every link makes a perfect pair in one slot
-    # "asked": a demand's own; "random": one of star_fidelities, drawn for each cell and seed.
+    # "asked": a demand's own; "random": star_fidelities are dealt out to the saturated cells anew for each seed.
     fidelity: Annotated[str, Choice("asked", "random")] = "asked"
     order: Annotated[str, Choice("deadline", "random")] = "deadline"  # of ready instances, on many resources
     storage: Annotated[int, At(0, 16)] = 3  # storage qubits a node

@@ -120,8 +120,10 @@ def run_cell(
         return replay(cell, network, config, seed, rng)
     exponents = (7,) if config.equal_periods else EXPONENTS
     asked = cell.fidelity
-    if config.fidelity == "random" and cell.part == "saturated":
-        asked = float(rng.choice(config.star_fidelities))
+    if (
+        config.fidelity == "random" and cell.part == "saturated"
+    ):  # dealt out anew, the same deal for a seed's cells
+        asked = float(rng.permutation(config.star_fidelities)[config.star_fidelities.index(cell.fidelity)])
     demands = draw_demands(network, asked, cell.load, rng, Timing(), exponents)
     if cell.part == "optimum":
         demands = demands[:6]

@@ -460,3 +460,9 @@ def test_bad_settings_get_one_line(changes: str, message: str) -> None:
 @pytest.mark.parametrize("name", EXERCISES)
 def test_exercises_have_answers(name: str) -> None:
     assert EXERCISES[name].answer(None) > 0
+
+
+def test_fidelities_dealt_out_at_random_break_the_trade_off() -> None:
+    dealt = Config(**{**vars(TINY), "fidelity": "random", "star_fidelities": [0.6, 0.7, 0.8]})
+    seen = run(dealt, Runtime((0, 1, 2), workers=1, wanted=["tradeoff"]))
+    assert min(seen.values("tradeoff")) < 0
