@@ -52,8 +52,9 @@ class Config:
     # Polaris, simulated.
     iterations: Annotated[int, At(3, 10_000)] = 50  # of a run
     models: Annotated[list[str], Length(1), Choice(*MODELS)] = field(default_factory=lambda: list(MODELS))
-    seldom: Annotated[int, At(2, 1000)] = 20  # updates between rare checkpoints; frequent ones follow each
-    replicas: Annotated[int, At(2, 64)] = 16  # that share a checkpoint, beside one that has it alone
+    # Updates from one checkpoint to the next, and replicas that share one: claims read both ends, figures all.
+    gaps: Annotated[list[int], Length(2), At(1, 1000)] = field(default_factory=lambda: [1, 2, 5, 10, 20])
+    replicas: Annotated[list[int], Length(2), At(1, 64)] = field(default_factory=lambda: [1, 2, 4, 8, 16])
     share: Annotated[
         float,
         Inferred(
@@ -63,6 +64,9 @@ class Config:
             "over 20 nodes is 32",
         ),
     ] = 1.4e9  # bytes/s of storage that a node gets
+    shares: Annotated[list[float], Length(2), At(0.1e9, 25e9)] = field(
+        default_factory=lambda: [0.5e9, 1e9, 2e9, 4e9, 8e9, 16e9]
+    )  # that the figures show
     # The same at the sweep's ends: two regimes, two claims.
     fast: Annotated[float, At(0.1e9, 25e9)] = 4e9
     slow: Annotated[float, At(0.1e9, 25e9)] = 0.5e9
@@ -91,17 +95,14 @@ def check(config: Config) -> None:
     """ValueError in one line for combinations that cannot run, or of which a run would ignore a part."""
     if config.hidden % 64:
         raise ValueError(f"hidden: {config.hidden} is no multiple of 64, the size of a head")
-    if config.intervals != sorted(config.intervals):
-        raise ValueError(f"intervals: {config.intervals} do not rise; name the smallest first")
-    rarest = config.intervals[-1]
-    for name, every, end in (
-        ("intervals", rarest, config.steps),
-        ("seldom", config.seldom, config.iterations),
-    ):
-        if every >= end:
-            raise ValueError(f"{name}: every {every} updates is never within {end} steps")
+    for name in ("intervals", "gaps", "replicas", "shares"):
+        if (found := getattr(config, name)) != sorted(found):
+            raise ValueError(f"{name}: {found} do not rise; name the smallest first")
+    for name, end in (("intervals", config.steps), ("gaps", config.iterations)):
+        if (rarest := getattr(config, name)[-1]) >= end:
+            raise ValueError(f"{name}: every {rarest} updates is never within {end} steps")
     nbytes = STATE_BYTES * config.layers * 12 * config.hidden**2
-    checkpoints = len(order_of(config.steps, rarest))
+    checkpoints = len(order_of(config.steps, config.intervals[-1]))
     for name in ("copy_rate", "storage_rate"):
         rate = getattr(config, name)
         if rate and checkpoints * nbytes / rate > MOST_SECONDS:

@@ -285,7 +285,7 @@ def test_a_gpu_copy_waits_for_the_update_and_for_its_own_stream(monkeypatch: pyt
 
 TINY = Config(
     hidden=64, layers=1, compute_seconds=0.01, copy_rate=1e8, storage_rate=5e7, steps=4, intervals=[1, 3], versions=2,
-    iterations=8, models=["7B", "13B", "30B"], seldom=4,
+    iterations=8, models=["7B", "13B", "30B"], gaps=[1, 4],
 )  # fmt: skip
 
 
