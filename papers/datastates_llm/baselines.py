@@ -7,9 +7,9 @@ Snapshot         TorchSnapshot: chunks copied and written by several threads, a 
                  are in host memory
 """
 
-import json
 import os
 import threading
+import zipfile
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import IO, Any, cast
 import torch
 from torch import Tensor
 
-from papers.datastates_llm.file_format import DTYPES, NAMES, Plan, pieces, plan, raw
+from papers.datastates_llm.file_format import Plan, apart, load, pieces, plan, raw, tensors_of, together
 from papers.datastates_llm.tiers import Copier, GrowingFile, Storage, Tier, publish
 
 THREADS = 4  # flush threads a GPU (Section 6.2)
@@ -33,15 +33,16 @@ class Synchronous:
     def save(self, state: Mapping[str, Any], path: Path) -> None:
         """Until the file is on the disk."""
         self.copier.begin()
-        host = _on_host(state, self.copier)
-        partial = path.with_name(path.name + ".part")
-        descriptor = os.open(partial, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o644)
+        lean, tensors = apart(state)
+        host = {key: torch.empty(tensor.shape, dtype=tensor.dtype) for key, tensor in tensors.items()}
+        for key, tensor in tensors.items():
+            self.copier.copy(raw(host[key]), raw(tensor), key)
+        file = GrowingFile(path)
         try:
-            torch.save(host, cast(IO[bytes], _Sink(self.storage, descriptor)))
-            os.fsync(descriptor)
+            torch.save(together(lean, host), cast(IO[bytes], _Sink(self.storage, file.descriptor)))
+            file.seal()
         finally:
-            os.close(descriptor)
-        publish(partial, path)
+            file.abandon()
 
     def before_update(self) -> None: ...
     def finish(self) -> None: ...
@@ -61,20 +62,6 @@ class _Sink:
         return len(view)
 
     def flush(self) -> None: ...
-
-
-def _on_host(node: Any, copier: Copier) -> Any:
-    """The same nested state with a fresh host copy of each tensor."""
-    if isinstance(node, Tensor):
-        host = torch.empty(node.shape, dtype=node.dtype)
-        if node.numel():
-            copier.copy(raw(host), raw(node))
-        return host
-    if isinstance(node, Mapping):
-        return {name: _on_host(child, copier) for name, child in node.items()}
-    if isinstance(node, list):
-        return [_on_host(child, copier) for child in node]
-    return node
 
 
 class Asynchronous:
@@ -104,7 +91,7 @@ class Asynchronous:
         self._writer.put((layout, copies, path))
 
     def before_update(self) -> None:
-        self._writer.first.check()
+        self._writer.errors.check()
 
     def finish(self) -> None:
         self._writer.wait()
@@ -114,7 +101,7 @@ class Asynchronous:
 
     def _write(self, item: tuple[Plan, list[Tensor], Path]) -> None:
         layout, copies, path = item
-        file = GrowingFile(path, 1)
+        file = GrowingFile(path)
         self.storage.write(file.descriptor, layout.head, 0, "header")
         for entry, host in zip(layout.entries, copies, strict=True):
             self.storage.write(file.descriptor, host.numpy().data, entry.offset, entry.key)
@@ -138,27 +125,26 @@ class Snapshot:
         self._pending: list[Future] = []
 
     def save(self, state: Mapping[str, Any], path: Path) -> None:
-        """Until every chunk is in host memory. `path` becomes a folder with chunks and a manifest.
+        """Until every chunk is in host memory; raises what broke the writing of one before.
 
-        Raises what broke the writing of one before.
+        `path` becomes a folder: the file of `file_format` in pieces, which are numbered.
         """
         self.before_update()
         layout = plan(state)
-        partial = path.with_name(path.name + ".part")
-        partial.mkdir(parents=True)
+        folder = path.with_name(path.name + ".part")
+        folder.mkdir(parents=True)
         self.copier.begin()
-        staged: list[Future] = []
-        manifest: list[tuple[str, int, int]] = []
-        for entry in layout.entries:
-            for start, end in pieces(entry.nbytes, self.chunk):
-                target = partial / f"{len(manifest):06d}"
-                manifest.append((entry.key, start, end))
-                part = raw(entry.tensor)[start:end]
-                staged.append(self._copying.submit(self._stage, part, target, entry.key))
+        chunks = [
+            (raw(entry.tensor)[start:end], entry.key)
+            for entry in layout.entries
+            for start, end in pieces(entry.nbytes, self.chunk)
+        ]
+        staged = [
+            self._copying.submit(self._stage, source, folder / f"{number:06d}", key)
+            for number, (source, key) in enumerate(chunks, 1)
+        ]
         writes = [one.result() for one in staged]
-        shapes = {e.key: [DTYPES[e.tensor.dtype], list(e.tensor.shape)] for e in layout.entries}
-        content = json.dumps({"chunks": manifest, "tensors": shapes, "lean": layout.lean.decode()})
-        self._pending.append(self._writing.submit(self._seal, writes, content, partial, path))
+        self._pending.append(self._writing.submit(self._seal, writes, layout, folder, path))
 
     def before_update(self) -> None:
         for one in self._pending:
@@ -183,32 +169,29 @@ class Snapshot:
         return self._writing.submit(self._write, host, target, label)
 
     def _write(self, host: Tensor, target: Path, label: str) -> None:
-        descriptor = os.open(target, os.O_CREAT | os.O_WRONLY, 0o644)
         try:
-            self.storage.write(descriptor, host.numpy().data, 0, label)
-            os.fsync(descriptor)
+            with target.open("wb") as file:
+                self.storage.write(file.fileno(), host.numpy().data, 0, label)
+                os.fsync(file.fileno())
         finally:
-            os.close(descriptor)
             with self._room:
                 self._free += len(host)
                 self._room.notify_all()
 
-    def _seal(self, writes: list[Future], content: str, partial: Path, path: Path) -> None:
+    def _seal(self, writes: list[Future], layout: Plan, folder: Path, path: Path) -> None:
         for one in writes:
             one.result()
-        (partial / "manifest.json").write_text(content)
-        publish(partial, path)
+        (folder / f"{0:06d}").write_bytes(layout.head)
+        (folder / f"{len(writes) + 1:06d}").write_bytes(layout.lean)
+        publish(folder, path)
 
 
-def load_snapshot(path: Path) -> dict[str, Tensor]:
-    """The tensors of a snapshot by key."""
-    content = json.loads((path / "manifest.json").read_text())
-    memory: dict[str, bytearray] = {key: bytearray() for key in content["tensors"]}
-    for index, (key, _start, _end) in enumerate(content["chunks"]):
-        memory[key] += (path / f"{index:06d}").read_bytes()
-    return {
-        key: torch.frombuffer(memory[key], dtype=NAMES[dtype]).view(shape)
-        if memory[key]
-        else torch.empty(shape, dtype=NAMES[dtype])
-        for key, (dtype, shape) in content["tensors"].items()
-    }
+def read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by key, whichever engine wrote it."""
+    if path.is_dir():
+        whole = path.with_name(path.name + ".whole")
+        whole.write_bytes(b"".join(piece.read_bytes() for piece in sorted(path.iterdir())))
+        return read(whole)
+    if zipfile.is_zipfile(path):  # torch.save's
+        return tensors_of(torch.load(path, weights_only=True))
+    return tensors_of(load(path))

@@ -11,7 +11,6 @@ from typing import Literal, get_args
 
 EngineName = Literal["sync", "async", "snapshot", "datastates"]
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
-BASELINES: tuple[EngineName, ...] = ("sync", "async", "snapshot")
 
 
 @dataclass(frozen=True)

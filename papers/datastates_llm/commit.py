@@ -9,14 +9,13 @@ A rank that dies before phase 1 leaves `latest` at the version before, whatever 
 import json
 import os
 import re
-import threading
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from papers.datastates_llm.tiers import publish
+from papers.datastates_llm.tiers import Tier, publish
 
 LATEST = "latest"
 
@@ -31,66 +30,46 @@ def file_of(folder: Path, version: int, rank: int) -> Path:
 class Commit:
     """One rank's thread of the protocol, over a process group that nothing else uses.
 
-    first: the version that comes first; versions follow one another. `committed` is the newest that counts.
+    first: the version that comes first; versions follow one another.
     """
 
     def __init__(self, folder: Path, rank: int, world: int, group: Any, first: int) -> None:
         self.folder, self.rank, self.world, self.group = folder, rank, world, group
-        self.committed = first - 1
-        self._written: set[int] = set()
-        self._last: int | None = None  # version after which there are none
-        self._error: BaseException | None = None
-        self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._run, name="commit", daemon=True)
-        self._thread.start()
+        self._next = first  # version of which this rank has not said that its file is whole
+        self._whole: set[int] = set()
+        self._agreeing = Tier[int]("commit", self._agree)
 
     def written(self, path: Path) -> None:
-        """This rank's file is whole: what an engine calls when it has finished one.
+        """This rank's file is whole: what an engine calls when it has finished one, from one thread.
 
         Raises what broke the protocol, so that the engine's next `save` or `before_update` does.
         """
-        if self._error is not None:
-            raise self._error
+        self._agreeing.errors.check()
         found = re.fullmatch(r"version-(\d+)", path.parent.name)
         if found is None:
             raise ValueError(f"{path} lies in no version's folder")
-        with self._changed:
-            self._written.add(int(found[1]))
-            self._changed.notify_all()
+        self._whole.add(int(found[1]))
+        while self._next in self._whole:  # all ranks say the same versions in the same order
+            self._agreeing.put(self._next)
+            self._next += 1
 
     def finish(self, version: int) -> None:
         """Until `version` counts; there are none after it. Raises what broke the protocol, such as a dead rank.
 
         ValueError where this rank's file of it is not whole: nobody would ever agree.
         """
-        if self._error is not None:
-            raise self._error
-        with self._changed:
-            if version > self.committed and version not in self._written:
-                raise ValueError(f"version {version} can't count: this rank's file of it is not whole")
-            self._last = version
-            self._changed.notify_all()
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
+        self._agreeing.errors.check()
+        if version >= self._next:
+            raise ValueError(f"version {version} can't count: this rank's file of it is not whole")
+        self._agreeing.close()
+        self._agreeing.errors.check()
 
-    def _run(self) -> None:
-        try:
-            while True:
-                version = self.committed + 1
-                with self._changed:
-                    while version not in self._written and self._last != version - 1:
-                        self._changed.wait()
-                    if version not in self._written:
-                        return
-                agreed = torch.tensor([version])
-                dist.all_reduce(agreed, dist.ReduceOp.MIN, group=self.group)
-                if self.rank == 0 and int(agreed) == version:
-                    declare(self.folder, version, self.world)
-                dist.barrier(group=self.group)
-                self.committed = version
-        except BaseException as error:
-            self._error = error
+    def _agree(self, version: int) -> None:
+        agreed = torch.tensor([version])
+        dist.all_reduce(agreed, dist.ReduceOp.MIN, group=self.group)
+        if self.rank == 0 and int(agreed) == version:
+            declare(self.folder, version, self.world)
+        dist.barrier(group=self.group)
 
 
 def declare(folder: Path, version: int, world: int) -> None:

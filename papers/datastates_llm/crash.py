@@ -5,10 +5,11 @@ gets SIGKILL. All ranks then start again from the version that counts, with drop
 has to come back too, and must go on exactly as a run that nothing happened to.
 """
 
-import contextlib
+import os
 import shutil
+import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from common.distributed.faults import Fault, Plan
 from common.distributed.fleet import Fleet, RankFailed
 from common.distributed.throttled import Device
 from common.training.sharded.layout import Layout, form_groups
@@ -26,23 +26,22 @@ from common.training.sharded.parameters import Shape
 from common.training.sharded.trainer import RankState, Recipe, Trainer
 from common.training.sharded.zero import Fragment
 from papers.datastates_llm.commit import Commit, file_of, latest, newest_file
-from papers.datastates_llm.engine import DataStates
+from papers.datastates_llm.engine import DataStates, Hook
 from papers.datastates_llm.file_format import load, tensors_of
 from papers.datastates_llm.tiers import Copier, Storage
-from papers.datastates_llm.torn import same_bits
 
 VICTIM = 1
 TENSORS_WRITTEN = 5  # of the victim's last file, when it dies
 COPY_BYTES_PER_S = 100e6  # of each rank: a state takes a fraction of a step
 STORAGE_BYTES_PER_S = 60e6  # shared by all ranks: writes of several versions are under way at once
-SECONDS = 60.0  # after which a run counts as hung
+SECONDS = 60.0  # after which a job counts as hung
 
 
 @dataclass(frozen=True)
 class Job:
     """What the ranks train. text: tokens. folder: of the checkpoints (None: none are taken). killed_at: a version.
 
-    commit False: ranks go on from their own newest files.
+    resume: go on from what the folder holds; commit False: each rank from its own newest file.
     """
 
     layout: Layout
@@ -59,11 +58,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Trained:
-    """A rank's run: the version it began with, the loss of each step, and its state at the end by tensor."""
+    """A rank's run: the version it began with, and the loss of each step."""
 
     begun: int
     losses: dict[int, float]
-    state: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,6 @@ class Resumed:
     begun: tuple[int, ...]  # version that each rank began with again
     finished: tuple[int, ...]  # newest version of which each rank's file was whole
     loss_gap: float  # largest difference of a loss, nats
-    differing: int  # tensors of all ranks that are not the same at the end
 
 
 def killed_and_resumed(jobs: Sequence[Job], folder: Path, killed_at: int) -> dict[bool, list[Resumed]]:
@@ -88,35 +85,30 @@ def killed_and_resumed(jobs: Sequence[Job], folder: Path, killed_at: int) -> dic
     world = jobs[0].layout.world
     with Fleet() as fleet:
         for index, job in enumerate(jobs):
-            place = folder / f"run-{index}"
+            place, other = folder / f"run-{index}", folder / f"run-{index}-newest"
             place.mkdir(parents=True)
             device = Device.make(place / "storage", STORAGE_BYTES_PER_S, chunk=1 << 16)
-            attempt = replace(job, folder=place, storage=device, killed_at=killed_at)
-            with the_victim_dies():
-                fleet.run(train, world, (attempt,), SECONDS)
+            kept = replace(job, folder=place, storage=device)
+            die(fleet, replace(kept, steps=killed_at, killed_at=killed_at))  # so that no rank gets further
             finished.append(tuple(newest_file(place, rank) or 0 for rank in range(world)))
-            other = shutil.copytree(place, folder / f"run-{index}-newest")
-            again += [
-                replace(attempt, folder=where, killed_at=0, resume=True, commit=commit)
-                for commit, where in ((True, place), (False, other))
-            ]
-        by_rank = fleet.run(train_all, world, ([*jobs, *again],), SECONDS)
+            shutil.copytree(place, other)
+            resumed = replace(kept, resume=True)
+            again += [resumed, replace(resumed, folder=other, commit=False)]
+        by_rank = fleet.run(train_all, world, ([*jobs, *again],), SECONDS * len([*jobs, *again]))
     found: dict[bool, list[Resumed]] = {True: [], False: []}
     for index, attempt in enumerate(again):
         pairs = [(one[len(jobs) + index], one[index // 2]) for one in by_rank]  # resumed, uninterrupted
         gaps = [abs(a.losses[step] - b.losses[step]) for a, b in pairs for step in a.losses]
-        differing = sum(not same_bits(a.state[key], b.state[key]) for a, b in pairs for key in b.state)
         begun = tuple(a.begun for a, _ in pairs)
-        found[attempt.commit].append(Resumed(begun, finished[index // 2], max(gaps), differing))
+        found[attempt.commit].append(Resumed(begun, finished[index // 2], max(gaps)))
     return found
 
 
-@contextlib.contextmanager
-def the_victim_dies() -> Iterator[None]:
-    """RuntimeError unless what runs here ends with the death of the victim, and of nobody else."""
+def die(fleet: Fleet, job: Job) -> None:
+    """Run a job until its victim is killed. RuntimeError unless it, and nobody else, dies."""
     died: tuple[int, ...] = ()
     try:
-        yield
+        fleet.run(train, job.layout.world, (job,), SECONDS)
     except RankFailed as failure:
         died = failure.died
     if died != (VICTIM,):
@@ -132,7 +124,6 @@ def train(rank: int, world: int, job: Job) -> Trained:
     """One rank."""
     import torch._dynamo  # the first optimiser loads it, in every process; named here, a fork server has it already
 
-    torch.manual_seed(1000 * job.seed + rank)
     group = dist.new_group(list(range(world)))
     trainer = Trainer(job.shape, form_groups(job.layout, rank), Recipe(job.seed, dropout=0.1))
     if job.resume and job.folder is not None:
@@ -142,48 +133,45 @@ def train(rank: int, world: int, job: Job) -> Trained:
     begun = trainer.steps
     most = torch.tensor([begun])
     dist.all_reduce(most, dist.ReduceOp.MAX)  # without a commit ranks may begin with different versions
-    todo = job.steps - int(most)
+    steps = range(begun, begun + job.steps - int(most))
     if job.folder is None:
-        losses = {step: trainer.step(batch_at(job, step)) for step in range(todo)}
-        return Trained(begun, losses, owned(trainer))
+        return Trained(begun, {step: trainer.step(batch_at(job, step)) for step in steps})
 
     commit = Commit(job.folder, rank, world, group, begun + 1) if job.commit else None
-    assert job.storage is not None
     rate = Device.make(job.folder / f"copy-{rank}", COPY_BYTES_PER_S, chunk=1 << 16)
     engine = DataStates(
         Copier(rate),
         Storage(job.storage),
-        sum(t.numel() * t.element_size() for t in tensors_of(as_state(trainer)).values()),
-        finished=commit.written if commit else lambda path: None,
-        reached=killer(rank, world, job),
+        sum(tensor.nbytes for tensor in tensors_of(as_state(trainer)).values()),
+        on_file=commit.written if commit else lambda path: None,
+        on_tensor=killer(job) if rank == VICTIM and job.killed_at else lambda path: None,
     )
     losses = {}
-    for step in range(begun, begun + todo):
+    for step in steps:
         losses[step] = trainer.step(batch_at(job, step), lambda step: engine.before_update())
         engine.save(as_state(trainer), file_of(job.folder, trainer.steps, rank))
     engine.finish()
     if commit is not None:
         commit.finish(trainer.steps)
     engine.close()
-    return Trained(begun, losses, owned(trainer))
+    return Trained(begun, losses)
 
 
-def killer(rank: int, world: int, job: Job) -> Callable[[str, Path], None]:
+def killer(job: Job) -> Hook:
     """Kills the victim within its file of a version, when all others have finished theirs and the one before counts."""
-    place = "tensor written"
-    plan = Plan((Fault(VICTIM, place, "kill", TENSORS_WRITTEN),))
+    assert job.folder is not None
+    folder, version, written = job.folder, job.killed_at, 0
+    others = [file_of(folder, version, rank) for rank in range(job.layout.world) if rank != VICTIM]
 
-    def reached(_: str, path: Path) -> None:
-        folder, version = job.folder, job.killed_at
-        if folder is None or not version or rank != VICTIM or path != file_of(folder, version, rank):
-            return
-        others = [file_of(folder, version, other) for other in range(world) if other != VICTIM]
-        if plan.turns[rank, place] == TENSORS_WRITTEN - 1:
+    def on_tensor(path: Path) -> None:
+        nonlocal written
+        written += path == file_of(folder, version, VICTIM)
+        if written == TENSORS_WRITTEN:
             while not all(other.exists() for other in others) or (latest(folder) or 0) < version - 1:
                 time.sleep(0.001)
-        plan.reached(rank, place)
+            os.kill(os.getpid(), signal.SIGKILL)
 
-    return reached
+    return on_tensor
 
 
 def batch_at(job: Job, step: int) -> Tensor:
@@ -196,25 +184,11 @@ def batch_at(job: Job, step: int) -> Tensor:
 def as_state(trainer: Trainer) -> dict[str, Any]:
     """A rank's state as the engine takes it: views of live tensors, and the random numbers' state."""
     state = trainer.state()
-    return {
-        "step": state.step,
-        "rng": state.rng,
-        "fragments": [
-            {
-                "name": one.name, "size": list(one.size), "start": one.start,
-                "weight": one.weight, "exp_avg": one.exp_avg, "exp_avg_sq": one.exp_avg_sq,
-            }
-            for one in state.fragments
-        ],
-    }  # fmt: skip
+    fragments = [{**vars(one), "size": list(one.size)} for one in state.fragments]
+    return {"step": state.step, "rng": state.rng, "fragments": fragments}
 
 
 def to_rank_state(state: dict[str, Any]) -> RankState:
     """Back from a file."""
     fragments = (Fragment(**{**one, "size": tuple(one["size"])}) for one in state["fragments"])
     return RankState(state["step"], tuple(fragments), state["rng"])
-
-
-def owned(trainer: Trainer) -> dict[str, Tensor]:
-    """Copies of all that this rank's checkpoint would hold."""
-    return {key: tensor.clone() for key, tensor in tensors_of(as_state(trainer)).items()}

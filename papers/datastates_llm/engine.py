@@ -19,10 +19,9 @@ from torch import Tensor
 
 from papers.datastates_llm.file_format import Entry, plan, raw
 from papers.datastates_llm.pool import HostPool, Region
-from papers.datastates_llm.tiers import Copier, FirstError, GrowingFile, Storage, Tier
+from papers.datastates_llm.tiers import Copier, Errors, GrowingFile, Storage, Tier
 
-Finished = Callable[[Path], None]
-Reached = Callable[[str, Path], None]
+Hook = Callable[[Path], None]
 
 
 class Engine(Protocol):
@@ -44,19 +43,13 @@ class _Part:
     label: str
 
 
-@dataclass(frozen=True)
-class _Staged:
-    part: _Part
-    region: Region | None  # of the pool; None for what was in host memory already
-
-
 class DataStates:
     """Lazy, streaming checkpoints through a pool of `pool_bytes`.
 
-    finished: called with each file's path once it is whole, by one of the engine's threads. reached: called there with
-    "tensor written" and the path after each tensor, for those who plan faults. Switches for controls: lazy False waits
-    for the copies within `save`; stream False writes nothing before all is copied (and needs a pool for the whole
-    state); wait False lets the update go on beside unfinished copies.
+    on_tensor, on_file: called by the engine's threads with a file's path after each tensor that is written, and once
+    it is whole. Switches for controls: lazy False waits for the copies within `save`; stream False writes nothing
+    before all is copied (and needs a pool for the whole state); wait False lets the update go on beside unfinished
+    copies.
     """
 
     def __init__(
@@ -65,8 +58,8 @@ class DataStates:
         storage: Storage,
         pool_bytes: int,
         *,
-        finished: Finished = lambda path: None,
-        reached: Reached = lambda place, path: None,
+        on_tensor: Hook = lambda path: None,
+        on_file: Hook = lambda path: None,
         lazy: bool = True,
         stream: bool = True,
         wait: bool = True,
@@ -75,13 +68,13 @@ class DataStates:
         self.copier, self.storage = copier, storage
         self.pool = HostPool(pool_bytes, pinned)
         self.lazy, self.stream, self.wait = lazy, stream, wait
-        self._finished, self._reached = finished, reached
-        self._held: list[_Staged] = []  # copied, but not to be written yet (stream False)
+        self._on_tensor, self._on_file = on_tensor, on_file
+        self._held: list[tuple[_Part, Region]] = []  # copied, but not to be written yet (stream False)
         self._files: list[GrowingFile] = []  # not sealed yet
-        self._first = FirstError()
-        ends = (self.pool.close, self._first)  # whoever waits for room is let go
+        self._errors = Errors()
+        ends = (self.pool.close, self._errors)  # whoever waits for room is let go
         self._device = Tier[tuple[_Part, bool]]("device to host", self._to_host, *ends)
-        self._host = Tier[_Staged]("host to file", self._to_file, *ends)
+        self._host = Tier[tuple[_Part, Region | None]]("host to file", self._to_file, *ends)
         self._parser = Tier[tuple[GrowingFile, bytes | None, int]]("header", self._head, *ends)
 
     def save(self, state: Mapping[str, Any], path: Path) -> None:
@@ -89,24 +82,22 @@ class DataStates:
 
         Errors as in `plan`, and the first error of any thread since the engine was made.
         """
-        self._first.check()
+        self._errors.check()
         layout = plan(state)
         parts = [entry for entry in layout.entries if entry.nbytes]
-        largest = max((entry.nbytes for entry in parts), default=0)
-        needed = sum(entry.nbytes for entry in parts) if not self.stream else largest
+        sizes = [entry.nbytes for entry in parts]
+        needed, what = (max(sizes, default=0), "largest tensor") if self.stream else (sum(sizes), "state")
         if needed > self.pool.nbytes:
-            what = "the largest tensor" if self.stream else "the state"
-            raise ValueError(f"{what} takes {needed} bytes, the host buffer has {self.pool.nbytes}")
+            raise ValueError(f"the {what} takes {needed} bytes, the host buffer has {self.pool.nbytes}")
         file = GrowingFile(path, len(parts) + 2)
-        self._files = [*(one for one in self._files if one.unsealed), file]
+        self._files = [*(one for one in self._files if one.open), file]
         self.copier.begin()
         on_device, on_host = by_place(parts)
         for entry in on_device:
             part = _Part(raw(entry.tensor), file, entry.offset, entry.key)
             self._device.put((part, entry is on_device[-1]))
         for entry in on_host:  # nothing else keeps these from changing
-            part = _Part(raw(entry.tensor.clone()), file, entry.offset, entry.key)
-            self._host.put(_Staged(part, None))
+            self._host.put((_Part(raw(entry.tensor.clone()), file, entry.offset, entry.key), None))
         self._parser.put((file, layout.head, 0))
         self._parser.put((file, layout.lean, layout.lean_offset))
         if not self.lazy:
@@ -114,7 +105,7 @@ class DataStates:
 
     def before_update(self) -> None:
         """Until every tensor that was saved is in host memory. Raises the first error of any thread."""
-        self._first.check()
+        self._errors.check()
         if self.wait:
             self._device.wait()
 
@@ -134,23 +125,19 @@ class DataStates:
         part, last = item
         region = self.pool.allocate(len(part.source))  # waits for room: back-pressure
         self.copier.copy(self.pool.view(region), part.source, part.label)
-        staged = _Staged(part, region)
-        if self.stream:
-            self._host.put(staged)
-            return
-        self._held.append(staged)
-        if last:
+        self._held.append((part, region))
+        if self.stream or last:
             for staged in self._held:
                 self._host.put(staged)
             self._held = []
 
-    def _to_file(self, staged: _Staged) -> None:
-        part, region = staged.part, staged.region
+    def _to_file(self, item: tuple[_Part, Region | None]) -> None:
+        part, region = item
         memory = part.source if region is None else self.pool.view(region)
         self.storage.write(part.file.descriptor, memory.numpy().data, part.offset, part.label)
         if region is not None:
             self.pool.release(region)
-        self._reached("tensor written", part.file.path)
+        self._on_tensor(part.file.path)
         if part.file.written():
             self._parser.put((part.file, None, 0))  # elsewhere: the next file's tensors need not wait for it
 
@@ -160,7 +147,7 @@ class DataStates:
             self.storage.write(file.descriptor, content, offset, "header")
         if content is None or file.written():
             file.seal()
-            self._finished(file.path)
+            self._on_file(file.path)
 
 
 def by_place(parts: Sequence[Entry]) -> tuple[list[Entry], list[Entry]]:

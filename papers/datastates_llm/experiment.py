@@ -2,6 +2,7 @@
 
 import contextlib
 import tempfile
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from statistics import fmean as mean
@@ -15,34 +16,32 @@ from papers.datastates_llm.config import Config, side_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from papers.datastates_llm.timed import Bench
+    from papers.datastates_llm.timed import Bench, Turn
 
 SMALL = 256  # hidden size of the sweep over intervals
 TEXT = "tiny-shakespeare"
-
-
-def run(config: Config, lab: Runtime) -> Observations:
-    """Observe every metric that the card's claims read."""
-    seen = Observations()
-    if lab.device.startswith("cuda"):
-        timed_engines(config, lab, seen, "gpu_")
-        return seen
-    if lab.wants(*SIMULATED):
-        simulated(config, lab, seen)
-    with one_thread():
-        if lab.wants("exposed_copy_share", "first_write_share"):
-            timed_engines(config, lab, seen)
-        if lab.wants("differing_tensors"):
-            read_back(config, lab, seen)
-        if lab.wants("resume_loss_gap"):
-            kill_and_resume(config, lab, seen)
-    return seen
-
-
 SIMULATED = (
     "blocking_gain_30B", "least_blocking_gain", "run_gain_sync_7B", "run_gain_snapshot_7B", "run_gain_async_13B",
     "frequency_fast", "frequency_slow", "replicas_share", "h100_gain_sync",
 )  # fmt: skip
+
+
+def run(config: Config, lab: Runtime) -> Observations:
+    """Observe every metric that the card's claims read; on a GPU the timed ones alone, under names of their own."""
+    seen = Observations()
+    gpu = "gpu_" if lab.device.startswith("cuda") else ""
+    if not gpu and lab.wants(*SIMULATED):
+        simulated(config, seen)
+    with one_thread():
+        if gpu or lab.wants("exposed_copy_share", "first_write_share"):
+            timed_engines(config, lab, seen, gpu)
+        if lab.wants(gpu + "run_seconds"):
+            every_interval(config, lab, seen, gpu)
+        if not gpu and lab.wants("differing_tensors"):
+            read_back(config, lab, seen)
+        if not gpu and lab.wants("resume_loss_gap"):
+            kill_and_resume(config, lab, seen)
+    return seen
 
 
 def text_of(lab: Runtime) -> "Tensor":
@@ -59,65 +58,58 @@ def text_of(lab: Runtime) -> "Tensor":
     return torch.from_numpy(np.frombuffer(path.read_bytes(), np.uint8).astype(np.int64))
 
 
-def timed_engines(config: Config, lab: Runtime, seen: Observations, prefix: str = "") -> None:
-    """Engines in turn on the same training, for the claims; all four one after another, for the figures."""
-    from papers.datastates_llm.timed import Bench, in_turn, measure
+def bench_of(config: Config, lab: Runtime, text: "Tensor", hidden: int) -> "Bench":
+    """A decoder so wide on the config's devices, with computing in proportion to its state."""
+    from papers.datastates_llm.timed import Bench
     from papers.datastates_llm.training import Shape, rows_for
 
-    text = text_of(lab)
-    shape = Shape(config.hidden, config.layers, config.hidden // 64, config.context)
-    devices = (config.copy_rate, config.storage_rate, lab.device)
+    own, whole = (Shape(n, config.layers, n // 64, config.context) for n in (hidden, config.hidden))
+    seconds = config.compute_seconds * own.nbytes / whole.nbytes
+    rows = rows_for(own, text, seconds, lab.device)
+    return Bench(own, rows, config.copy_rate, config.storage_rate, device=lab.device)
 
-    def bench_of(shape: Shape, seconds: float) -> Bench:
-        rows = lab.once(("rows", shape, seconds), lambda: rows_for(shape, text, seconds, lab.device))
-        return Bench(shape, rows, config.copy_rate, config.storage_rate, device=lab.device)
 
-    bench = bench_of(shape, config.compute_seconds)
-    mine, interval = side_of(config), config.intervals[-1]
-    seen.add(prefix + "checkpoint_bytes", bench.nbytes)
-    for seed in lab.seeds:
-        key = ("in turn", shape, config.compute_seconds, devices, config.steps, interval, seed)
-        turns = lab.once(
-            key,
-            lambda seed=seed: in_turn(bench, text, seed, config.steps, interval),  # type: ignore[misc]
-        )
-        for side, engine in ((mine, "datastates"), ("async", "async")):
+def timed_engines(config: Config, lab: Runtime, seen: Observations, gpu: str) -> None:
+    """Engines in turn on the same training, for the claims."""
+    from papers.datastates_llm.timed import in_turn
+
+    text, interval = text_of(lab), config.intervals[-1]
+
+    def compared() -> "tuple[int, dict[int, list[Turn]]]":
+        bench = bench_of(config, lab, text, config.hidden)
+        turns = {seed: in_turn(bench, text, seed, config.steps, interval) for seed in lab.seeds}
+        return bench.nbytes, turns
+
+    switched = replace(config, lazy=True, stream=True)  # each side of a training has its own switches
+    nbytes, by_seed = lab.once(("in turn", repr(switched), tuple(lab.seeds)), compared)
+    seen.add(gpu + "checkpoint_bytes", nbytes)
+    for seed, turns in by_seed.items():
+        for side, engine, rival in ((side_of(config), "datastates", ""), ("async", "async", "_async")):
             own = [turn for turn in turns if turn.side == side]
             compute = [seconds for turn in own for seconds in turn.compute]
-            seen.add(prefix + "timed_steps", len(compute), seed, engine=engine)
-            seen.add(prefix + "compute_seconds", mean(compute), seed, engine=engine)
-            seen.add(prefix + "blocked_seconds", mean([turn.blocked for turn in own]), seed, engine=engine)
-            rival = "_async" if engine == "async" else ""
-            seen.add(prefix + "exposed_copy_share" + rival, mean([turn.exposed for turn in own]), seed)
+            seen.add(gpu + "timed_steps", len(compute), seed, engine=engine)
+            seen.add(gpu + "compute_seconds", mean(compute), seed, engine=engine)
+            seen.add(gpu + "exposed_copy_share" + rival, mean([turn.exposed for turn in own]), seed)
             if engine == "datastates":
-                seen.add(prefix + "first_write_share", mean([turn.first_write for turn in own]), seed)
-    if lab.wants(prefix + "run_seconds"):
-        for engine in ("sync", "snapshot"):
-            one = measure(bench, engine, text, lab.seeds[0], config.steps, interval)  # type: ignore[arg-type]
-            seen.add(prefix + "blocked_seconds", one.blocked, lab.seeds[0], engine=engine)
-        small = Shape(
-            min(SMALL, config.hidden), config.layers, min(SMALL, config.hidden) // 64, config.context
-        )
-        with_less = Bench(small, 1, 0, 0).nbytes / bench.nbytes
-        every_interval(config, lab, seen, bench_of(small, config.compute_seconds * with_less), text, prefix)
+                seen.add(gpu + "first_write_share", mean([turn.first_write for turn in own]), seed)
 
 
-def every_interval(
-    config: Config, lab: Runtime, seen: Observations, bench: "Bench", text: "Tensor", prefix: str
-) -> None:
-    """Whole runs of the four engines on a smaller state, with computing in proportion; one seed."""
+def every_interval(config: Config, lab: Runtime, seen: Observations, gpu: str) -> None:
+    """For the figures: whole runs of the four engines on a smaller state, with computing in proportion; one seed."""
     from papers.datastates_llm.timed import disagreeing, measure
 
-    seed, quiet = lab.seeds[0], config.intervals[-1]
-    seen.add(prefix + "swept_bytes", bench.nbytes)
+    text, seed, quiet = text_of(lab), lab.seeds[0], config.intervals[-1]
+    bench = bench_of(config, lab, text, min(SMALL, config.hidden))
+    seen.add(gpu + "swept_bytes", bench.nbytes)
     last = []
     for interval in config.intervals:
         for engine in ENGINES:
-            one = measure(bench, engine, text, seed, config.steps, interval, read_back=interval == quiet)
-            seen.add(prefix + "run_seconds", one.timed.total, seed, engine=engine, interval=interval)
+            one = measure(bench, [engine], text, seed, config.steps, interval, read_back=interval == quiet)
+            seen.add(gpu + "run_seconds", one.timed.total, seed, engine=engine, interval=interval)
             if interval == quiet:
+                seen.add(gpu + "blocked_seconds", one.blocked, seed, engine=engine)
                 last.append(one.last)
-    seen.add(prefix + "disagreeing_tensors", disagreeing(last))
+    seen.add(gpu + "disagreeing_tensors", disagreeing(last))
 
 
 def read_back(config: Config, lab: Runtime, seen: Observations) -> None:
@@ -128,12 +120,9 @@ def read_back(config: Config, lab: Runtime, seen: Observations) -> None:
     for seed in lab.seeds:
         with tempfile.TemporaryDirectory() as folder:
             found = saved_and_read_back(Path(folder), text, seed, config.versions, config.wait)
+        differing = mean([version != one.version for one in found for version in one.found])
         seen.add("versions_read", len(found), seed)
-        seen.add(
-            "differing_tensors",
-            mean([version != one.version for one in found for version in one.found]),
-            seed,
-        )
+        seen.add("differing_tensors", differing, seed)
 
 
 def kill_and_resume(config: Config, lab: Runtime, seen: Observations) -> None:
@@ -145,13 +134,13 @@ def kill_and_resume(config: Config, lab: Runtime, seen: Observations) -> None:
     layout = Layout(data=config.data, tensor=config.tensor, zero=1)
     shape = Shape(vocab=256, hidden=64, layers=2, heads=4, kv_heads=2, mlp=128, context=32)
     text = text_of(lab)[: 1 << 17].clone()
-    size = (layout, config.crash_steps, config.killed_at, tuple(lab.seeds))
     jobs = [Job(layout, shape, text, seed, config.crash_steps) for seed in lab.seeds]
 
     def both() -> dict[bool, list[Resumed]]:
         with tempfile.TemporaryDirectory() as folder:
             return killed_and_resumed(jobs, Path(folder), config.killed_at)
 
+    size = (layout, config.crash_steps, config.killed_at, tuple(lab.seeds))
     resumed = lab.once(("killed", *size), both)[config.commit]
     for seed, found in zip(lab.seeds, resumed, strict=True):
         seen.add("steps_after", config.crash_steps - config.killed_at, seed)

@@ -46,7 +46,7 @@ class Entry:
 
     @property
     def nbytes(self) -> int:
-        return self.tensor.numel() * self.tensor.element_size()
+        return self.tensor.nbytes
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,6 @@ class Plan:
     lean: bytes
     lean_offset: int
 
-    @property
-    def nbytes(self) -> int:
-        """Of the whole file."""
-        return self.lean_offset + len(self.lean)
-
 
 def plan(state: Mapping[str, Any]) -> Plan:
     """Lay out a nested state of dicts, lists, tensors and what JSON knows, in one pass and without copying.
@@ -70,17 +65,14 @@ def plan(state: Mapping[str, Any]) -> Plan:
     TypeError for anything else, ValueError for a tensor that is not contiguous or a name that could be misread; both
     say where.
     """
-    found: dict[str, Tensor] = {}
-    lean = json.dumps(_lean(state, (), found)).encode()
+    skeleton, found = apart(state)
+    lean = json.dumps(skeleton).encode()
     header: dict[str, Any] = {}
     end = 0
     for key, tensor in found.items():
-        start, end = end, end + tensor.numel() * tensor.element_size()
-        header[key] = {
-            "dtype": DTYPES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [start, end],
-        }
+        start, end = end, end + tensor.nbytes
+        shape = list(tensor.shape)
+        header[key] = {"dtype": DTYPES[tensor.dtype], "shape": shape, "data_offsets": [start, end]}
     header[METADATA] = {"dtype": "U8", "shape": [len(lean)], "data_offsets": [end, end + len(lean)]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # tensors begin where any dtype may
@@ -133,14 +125,34 @@ def load(path: Path) -> Any:
                 raise Damaged(f"{path}: {key} has {len(content)} bytes for shape {size}")
             flat = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
             tensors[key] = flat.view(size)
-        return _filled(json.loads(part(METADATA)), tensors)
+        return together(json.loads(part(METADATA)), tensors)
+
+
+def apart(state: Any) -> tuple[Any, dict[str, Tensor]]:
+    """The lean state, and the tensors by their keys in the file. Errors as in `plan`."""
+    found: dict[str, Tensor] = {}
+    return _lean(state, (), found), found
 
 
 def tensors_of(state: Any) -> dict[str, Tensor]:
     """The tensors of a nested state by their keys in the file."""
-    found: dict[str, Tensor] = {}
-    _lean(state, (), found)
-    return found
+    return apart(state)[1]
+
+
+def together(lean: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The nested state again: `apart`, backwards."""
+    if isinstance(lean, dict):
+        return {name: together(child, tensors) for name, child in lean.items()}
+    if isinstance(lean, list):
+        return [together(child, tensors) for child in lean]
+    if isinstance(lean, str) and lean.startswith(MARK):
+        return tensors[lean.removeprefix(MARK)]
+    return lean
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Equal dtype, shape and memory (so that NaN equals itself)."""
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(raw(a), raw(b))
 
 
 def _lean(node: Any, path: tuple[str, ...], found: dict[str, Tensor]) -> Any:
@@ -167,16 +179,6 @@ def _checked(name: Any, place: str) -> str:
     if not isinstance(name, str) or "|" in name or name == METADATA:
         raise ValueError(f"{place}: {name!r} can't name a part of a state (a text without '|')")
     return name
-
-
-def _filled(node: Any, tensors: Mapping[str, Tensor]) -> Any:
-    if isinstance(node, dict):
-        return {name: _filled(child, tensors) for name, child in node.items()}
-    if isinstance(node, list):
-        return [_filled(child, tensors) for child in node]
-    if isinstance(node, str) and node.startswith(MARK):
-        return tensors[node.removeprefix(MARK)]
-    return node
 
 
 def pieces(nbytes: int, chunk: int) -> Iterator[tuple[int, int]]:

@@ -17,18 +17,16 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from common.distributed.throttled import Device
+from common.distributed.throttled import CHUNK, Device
 from papers.datastates_llm.file_format import pieces
 
-CHUNK = 4 << 20  # bytes between two looks at a device
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Span:
-    """What a tier did, and when (seconds of the monotonic clock). kind: copy, write, or pin."""
+    """A copy or a write of a part of a checkpoint: when (seconds of the monotonic clock), and its bytes."""
 
-    kind: str
     label: str
     start: float
     end: float
@@ -48,11 +46,14 @@ class Copier:
     def copy(self, target: Tensor, source: Tensor, label: str = "") -> None:
         """source to target, both uint8 of one dimension and of the same length; waits until it is there."""
         begun = time.monotonic()
+        self._move(target, source)
+        self.spans.append(Span(label, begun, time.monotonic(), len(source)))
+
+    def _move(self, target: Tensor, source: Tensor) -> None:
         for start, end in pieces(len(source), CHUNK):
             if self.device is not None:
                 self.device.pass_through(end - start)
             target[start:end].copy_(source[start:end])
-        self.spans.append(Span("copy", label, begun, time.monotonic(), len(source)))
 
 
 @dataclass
@@ -65,12 +66,10 @@ class StreamCopier(Copier):
         self.stream = self.stream or torch.cuda.Stream()
         self.stream.wait_stream(torch.cuda.current_stream())
 
-    def copy(self, target: Tensor, source: Tensor, label: str = "") -> None:
-        begun = time.monotonic()
+    def _move(self, target: Tensor, source: Tensor) -> None:
         with torch.cuda.stream(self.stream):
             target.copy_(source, non_blocking=True)
         self.stream.synchronize()
-        self.spans.append(Span("copy", label, begun, time.monotonic(), len(source)))
 
 
 @dataclass
@@ -88,7 +87,7 @@ class Storage:
                 self.device.pass_through(end - start)
             while start < end:
                 start += os.pwrite(descriptor, view[start:end], offset + start)
-        self.spans.append(Span("write", label, begun, time.monotonic(), len(view)))
+        self.spans.append(Span(label, begun, time.monotonic(), len(view)))
 
 
 class GrowingFile:
@@ -97,16 +96,11 @@ class GrowingFile:
     parts: writes that are to come. Who sees the final name sees a whole file.
     """
 
-    def __init__(self, path: Path, parts: int) -> None:
+    def __init__(self, path: Path, parts: int = 1) -> None:
         self.path, self.partial = path, path.with_name(path.name + ".part")
         self.descriptor = os.open(self.partial, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o644)
-        self._left, self._open = parts, True
-        self._lock = threading.Lock()
-
-    @property
-    def unsealed(self) -> bool:
-        """Whether it still has its other name."""
-        return self._open
+        self.open = True
+        self._left, self._lock = parts, threading.Lock()
 
     def written(self) -> bool:
         """Count that one part is there; whether it was the last, so that the file is to be sealed."""
@@ -118,13 +112,13 @@ class GrowingFile:
         """Force it to the disk and give it its name."""
         os.fsync(self.descriptor)
         os.close(self.descriptor)
-        self._open = False
+        self.open = False
         publish(self.partial, self.path)
 
     def abandon(self) -> None:
         """Take away what is there of a file that was not sealed."""
-        if self._open:
-            self._open = False
+        if self.open:
+            self.open = False
             os.close(self.descriptor)
             self.partial.unlink(missing_ok=True)
 
@@ -139,28 +133,19 @@ def publish(partial: Path, path: Path) -> None:
         os.close(folder)
 
 
-class FirstError:
-    """The first thing that went wrong in any thread of an engine; what follows from it is not kept."""
-
-    def __init__(self) -> None:
-        self.error: BaseException | None = None
-        self._lock = threading.Lock()
-
-    def keep(self, error: BaseException) -> None:
-        """Keep an error unless there was one before."""
-        with self._lock:
-            self.error = self.error or error
+class Errors(list[BaseException]):
+    """What went wrong in the threads of an engine, the first first: the others follow from it."""
 
     def check(self) -> None:
-        """Raise it, if there is one."""
-        if self.error is not None:
-            raise self.error
+        """Raise the first, if there is one."""
+        if self:
+            raise self[0]
 
 
 class Tier(Generic[Item]):
     """A thread that handles items in the order in which they were put.
 
-    An error of `handle` ends all tiers that share `first`: what follows is dropped, `broken` is called, and `wait`
+    An error of `handle` ends all tiers that share `errors`: what follows is dropped, `broken` is called, and `wait`
     raises the first error of them all.
     """
 
@@ -169,11 +154,11 @@ class Tier(Generic[Item]):
         name: str,
         handle: Callable[[Item], None],
         broken: Callable[[], None] = lambda: None,
-        first: FirstError | None = None,
+        errors: Errors | None = None,
     ) -> None:
         self._queue: queue.Queue[Item | None] = queue.Queue()
         self._handle, self._broken = handle, broken
-        self.first = first or FirstError()
+        self.errors = Errors() if errors is None else errors
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -183,7 +168,7 @@ class Tier(Generic[Item]):
     def wait(self) -> None:
         """Until all that was put so far is handled."""
         self._queue.join()
-        self.first.check()
+        self.errors.check()
 
     def close(self) -> None:
         """Handle what is left, then end."""
@@ -193,10 +178,10 @@ class Tier(Generic[Item]):
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
             try:
-                if self.first.error is None:
+                if not self.errors:
                     self._handle(item)
             except BaseException as error:
-                self.first.keep(error)
+                self.errors.append(error)
                 self._broken()
             finally:
                 self._queue.task_done()

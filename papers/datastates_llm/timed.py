@@ -5,26 +5,23 @@ and write need a core beside the one that computes; both are slowed alike in eve
 """
 
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from common.distributed.throttled import Device
-from papers.datastates_llm.baselines import Asynchronous, Snapshot, Synchronous, load_snapshot
-from papers.datastates_llm.cluster import EngineName
+from papers.datastates_llm.baselines import Asynchronous, Snapshot, Synchronous, read
+from papers.datastates_llm.cluster import ENGINES
 from papers.datastates_llm.config import SIDES, order_of
 from papers.datastates_llm.engine import DataStates, Engine
-from papers.datastates_llm.file_format import load, tensors_of
+from papers.datastates_llm.file_format import same_bits
 from papers.datastates_llm.tiers import Copier, Span, Storage, StreamCopier
-from papers.datastates_llm.torn import same_bits
-from papers.datastates_llm.training import STATE_BYTES, Model, Shape, Timed, Training, train
+from papers.datastates_llm.training import Shape, Timed, Training, train
 
 CHUNK = 16 << 20  # bytes of the largest file of a snapshot
 
@@ -47,9 +44,7 @@ class Bench:
     @property
     def nbytes(self) -> int:
         """Of a checkpoint's tensors."""
-        with torch.device("meta"):
-            model = Model(self.shape)
-        return STATE_BYTES * sum(parameter.numel() for parameter in model.parameters())
+        return self.shape.nbytes
 
     def copier(self, folder: Path) -> Copier:
         rate = Device.make(folder / "devices" / "copy", self.copy_rate) if self.copy_rate else None
@@ -63,9 +58,8 @@ class Bench:
     def on_gpu(self) -> bool:
         return self.device.startswith("cuda")
 
-    @contextmanager
-    def engine(self, name: EngineName, copier: Copier, storage: Storage) -> Iterator[Engine]:
-        """One of the engines; its threads have ended when the block has."""
+    def engine(self, name: str, copier: Copier, storage: Storage) -> Engine:
+        """One of the engines; its threads end with `close`."""
         host = int(self.buffer_share * self.nbytes)
         kinds: dict[str, Callable[[], Engine]] = {
             "sync": partial(Synchronous, copier, storage),
@@ -73,46 +67,34 @@ class Bench:
             "snapshot": partial(Snapshot, copier, storage, host, min(CHUNK, host // 4)),
             "datastates": partial(DataStates, copier, storage, host, pinned=self.on_gpu),
         }
-        engine = kinds[name]()
-        try:
-            yield engine
-        finally:
+        return kinds[name]()
+
+
+class InTurn:
+    """Hands each checkpoint of one training to the next side: an engine, or ours with switches of `SIDES`."""
+
+    def __init__(self, order: Sequence[str], make: Callable[[str], Engine]) -> None:
+        self._order = cycle(order)
+        names = {side if side in ENGINES else "datastates" for side in order}
+        self._engines = {name: make(name) for name in names}
+        self._now = next(iter(self._engines.values()))
+
+    def save(self, state: Mapping[str, Any], path: Path) -> None:
+        side = next(self._order)
+        self._now = self._engines[side if side in ENGINES else "datastates"]
+        for switch, value in SIDES.get(side, {}).items():
+            setattr(self._now, switch, value)
+        self._now.save(state, path)
+
+    def before_update(self) -> None:
+        self._now.before_update()
+
+    def finish(self) -> None:
+        self._now.finish()
+
+    def close(self) -> None:
+        for engine in self._engines.values():
             engine.close()
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A run's times, what its copier and storage did, and the tensors of its last checkpoint (empty: not read)."""
-
-    timed: Timed
-    copies: tuple[Span, ...]
-    writes: tuple[Span, ...]
-    last: dict[str, Tensor]
-
-    @property
-    def blocked(self) -> float:
-        """Seconds a checkpoint, on average."""
-        return sum(self.timed.blocked) / max(1, len(self.timed.blocked))
-
-
-def measure(
-    bench: Bench,
-    name: EngineName,
-    text: Tensor,
-    seed: int,
-    steps: int,
-    interval: int,
-    read_back: bool = False,
-) -> Outcome:
-    """A run of `train` with one engine."""
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
-        copier, storage = bench.copier(folder), bench.storage(folder)
-        training = Training(bench.shape, text, seed, bench.rows, bench.device)
-        with bench.engine(name, copier, storage) as engine:
-            timed = train(training, engine, lambda version: folder / f"{version}.ds", steps, interval)
-        last = read(name, folder / f"{interval * ((steps - 1) // interval)}.ds") if read_back else {}
-        return Outcome(timed, tuple(copier.spans), tuple(storage.spans), last)
 
 
 @dataclass(frozen=True)
@@ -121,9 +103,9 @@ class Turn:
 
     side: str
     blocked: float
-    copies: tuple[Span, ...]
-    writes: tuple[Span, ...]
-    compute: tuple[float, ...]  # seconds of forward and backward of each step until the next turn
+    copies: Sequence[Span]
+    writes: Sequence[Span]
+    compute: Sequence[float]  # seconds of forward and backward of each step until the next turn
 
     @property
     def exposed(self) -> float:
@@ -137,91 +119,76 @@ class Turn:
         return (min(span.start for span in self.writes if span.label != "header") - begun) / (ended - begun)
 
 
-class InTurn:
-    """Hands each checkpoint of one training to the next side of an order.
+@dataclass(frozen=True)
+class Outcome:
+    """A run's times, what its copier and storage did, and the tensors of its last checkpoint (empty: not read).
 
-    sides: by name an engine, and switches of it to be set. A turn begins when the one before is on the storage; that
-    wait is counted for nobody.
+    marks: copies and writes until each checkpoint began, and at the end.
     """
 
-    def __init__(
-        self,
-        sides: Mapping[str, tuple[Engine, Mapping[str, bool]]],
-        order: Sequence[str],
-        copier: Copier,
-        storage: Storage,
-    ) -> None:
-        self.sides, self.order, self.spans = sides, order, (copier.spans, storage.spans)
-        self.blocked: list[float] = []
-        self.made: list[tuple[int, int]] = [(0, 0)]  # copies and writes until the end of each turn
-        self._engine: Engine | None = None
+    timed: Timed
+    copies: tuple[Span, ...]
+    writes: tuple[Span, ...]
+    marks: tuple[tuple[int, int], ...]
+    last: dict[str, Tensor]
 
-    def save(self, state: Mapping[str, Any], path: Path) -> None:
-        self.finish()
-        self._engine, switches = self.sides[self.order[len(self.blocked)]]
-        for name, value in switches.items():
-            setattr(self._engine, name, value)
-        begun = time.monotonic()
-        self._engine.save(state, path)
-        self.blocked.append(time.monotonic() - begun)
-
-    def before_update(self) -> None:
-        if self._engine is not None:
-            begun = time.monotonic()
-            self._engine.before_update()
-            self.blocked[-1] += time.monotonic() - begun
-
-    def finish(self) -> None:
-        if self._engine is not None:
-            self._engine.finish()
-            self.made.append((len(self.spans[0]), len(self.spans[1])))
-            self._engine = None
-
-    def close(self) -> None: ...
-
-    def turns(self, compute: Sequence[float], interval: int) -> list[Turn]:
-        """All turns of a training that is through. compute: seconds of each of its steps."""
-        copies, writes = self.spans
-        return [
-            Turn(
-                self.order[i],
-                blocked,
-                tuple(copies[self.made[i][0] : self.made[i + 1][0]]),
-                tuple(writes[self.made[i][1] : self.made[i + 1][1]]),
-                tuple(compute[(i + 1) * interval : (i + 2) * interval]),
-            )
-            for i, blocked in enumerate(self.blocked)
-        ]
+    @property
+    def blocked(self) -> float:
+        """Seconds a checkpoint, on average."""
+        return sum(self.timed.blocked) / len(self.timed.blocked)
 
 
-def in_turn(bench: Bench, text: Tensor, seed: int, steps: int, interval: int) -> list[Turn]:
-    """One training in which the engines take turns, A B B A, each for `steps` steps at least; as `order_of` says."""
-    order = order_of(steps, interval, backwards=seed % 2 == 1)
+def measure(
+    bench: Bench,
+    order: Sequence[str],
+    text: Tensor,
+    seed: int,
+    steps: int,
+    interval: int,
+    apart: bool = False,
+    read_back: bool = False,
+) -> Outcome:
+    """A run of `train` in which the sides of an order take a checkpoint each, over and over."""
+    marks: list[tuple[int, int]] = []
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         copier, storage = bench.copier(folder), bench.storage(folder)
+
+        def mark() -> None:
+            marks.append((len(copier.spans), len(storage.spans)))
+
+        def path_of(version: int) -> Path:
+            mark()
+            return folder / f"{version}.ds"
+
         training = Training(bench.shape, text, seed, bench.rows, bench.device)
-        with (
-            bench.engine("datastates", copier, storage) as ours,
-            bench.engine("async", copier, storage) as rival,
-        ):
-            sides = {side: (ours, switches) if switches else (rival, {}) for side, switches in SIDES.items()}
-            engines = InTurn(sides, order, copier, storage)
-            timed = train(
-                training,
-                engines,
-                lambda version: folder / f"{version}.ds",
-                interval * len(order) + 1,
-                interval,
-            )
-        return engines.turns(timed.compute, interval)
+        engines = InTurn(order, lambda name: bench.engine(name, copier, storage))
+        try:
+            timed = train(training, engines, path_of, steps, interval, apart)
+        finally:
+            engines.close()
+        mark()
+        last = read(folder / f"{interval * ((steps - 1) // interval)}.ds") if read_back else {}
+        return Outcome(timed, tuple(copier.spans), tuple(storage.spans), tuple(marks), last)
 
 
-def read(engine: EngineName, path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint that an engine wrote."""
-    if engine == "sync":
-        return tensors_of(torch.load(path, weights_only=True))
-    return load_snapshot(path) if engine == "snapshot" else tensors_of(load(path))
+def in_turn(bench: Bench, text: Tensor, seed: int, steps: int, interval: int) -> list[Turn]:
+    """One training in which the engines take turns, A B B A, each for `steps` steps at least; as `order_of` says.
+
+    A turn begins when the checkpoint before is on the storage; that wait is counted for nobody.
+    """
+    order = order_of(steps, interval, backwards=seed % 2 == 1)
+    run = measure(bench, order, text, seed, interval * len(order) + 1, interval, apart=True)
+    return [
+        Turn(
+            side,
+            run.timed.blocked[i],
+            run.copies[run.marks[i][0] : run.marks[i + 1][0]],
+            run.writes[run.marks[i][1] : run.marks[i + 1][1]],
+            run.timed.compute[(i + 1) * interval : (i + 2) * interval],
+        )
+        for i, side in enumerate(order)
+    ]
 
 
 def disagreeing(found: Sequence[dict[str, Tensor]]) -> int:

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from common.distributed.throttled import Device
 from papers.datastates_llm.engine import DataStates
-from papers.datastates_llm.file_format import load, tensors_of
+from papers.datastates_llm.file_format import load, same_bits, tensors_of
 from papers.datastates_llm.tiers import Copier, Storage
 from papers.datastates_llm.training import Shape, Training, train
 
@@ -38,7 +37,7 @@ def saved_and_read_back(
 ) -> list[Restored]:
     """Train with a checkpoint after every step, and compare each file with what the state was."""
     training = Training(SMALL, text, seed, rows=2)
-    nbytes = sum(t.numel() * t.element_size() for t in tensors_of(training.state()).values())
+    nbytes = sum(tensor.nbytes for tensor in tensors_of(training.state()).values())
     engine = DataStates(
         Copier(Device.make(folder / "copy", COPY_BYTES_PER_S)),
         Storage(Device.make(folder / "storage", STORAGE_BYTES_PER_S)),
@@ -47,16 +46,14 @@ def saved_and_read_back(
     )
     truth: dict[int, dict[str, Tensor]] = {}
 
-    def saved(version: int) -> None:
+    def path_of(version: int) -> Path:  # asked for right before `save`
         truth[version] = {key: tensor.clone() for key, tensor in tensors_of(training.state()).items()}
-
-    def path_of(version: int) -> Path:
         return folder / f"{version}.ds"
 
-    train(training, engine, path_of, versions + 1, 1, saved)
+    train(training, engine, path_of, versions + 1, 1)
     engine.close()
-    saved(training.steps)  # what the last copies may have caught instead
-    return [compare(version, load(path_of(version)), truth) for version in sorted(truth)[:-1]]
+    path_of(training.steps)  # what the last copies may have caught instead
+    return [compare(version, load(folder / f"{version}.ds"), truth) for version in sorted(truth)[:-1]]
 
 
 def compare(version: int, state: Any, truth: Mapping[int, Mapping[str, Tensor]]) -> Restored:
@@ -64,18 +61,9 @@ def compare(version: int, state: Any, truth: Mapping[int, Mapping[str, Tensor]])
     read = tensors_of(state)
     if read.keys() != truth[version].keys():
         raise ValueError(f"version {version} has other tensors than the state had")
-    order = sorted(
-        truth, key=lambda known: abs(known - version)
-    )  # what never changes counts as its own version
+    order = sorted(truth, key=lambda known: abs(known - version))  # what never changes is of its own version
     sources = (
         next((known for known in order if same_bits(tensor, truth[known][key])), None)
         for key, tensor in read.items()
     )
     return Restored(version, tuple(sources))
-
-
-def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Equal dtype, shape and memory (so that NaN equals itself)."""
-    if a.dtype != b.dtype or a.shape != b.shape:
-        return False
-    return torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))

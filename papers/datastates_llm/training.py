@@ -15,9 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from papers.datastates_llm.config import STATE_BYTES
 from papers.datastates_llm.engine import Engine
-
-STATE_BYTES = 14  # a parameter
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,13 @@ class Shape:
     heads: int = 6
     context: int = 64
     vocab: int = 256
+
+    @property
+    def nbytes(self) -> int:
+        """Of the tensors of its state."""
+        with torch.device("meta"):
+            model = Model(self)
+        return STATE_BYTES * sum(parameter.numel() for parameter in model.parameters())
 
 
 class Model(nn.Module):
@@ -59,12 +65,10 @@ class Model(nn.Module):
 class Training:
     """A model, its optimiser and its batches; `state` is what a checkpoint holds."""
 
-    def __init__(
-        self, shape: Shape, text: Tensor, seed: int, rows: int = 1, device: str = "cpu", rate: float = 1e-3
-    ) -> None:
+    def __init__(self, shape: Shape, text: Tensor, seed: int, rows: int = 1, device: str = "cpu") -> None:
         torch.manual_seed(seed)
         self.model = Model(shape).to(device)
-        self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=rate)
+        self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=1e-3)
         self.shape, self.text, self.seed, self.rows, self.device = shape, text, seed, rows, device
         self.steps = 0
         for parameter in self.model.parameters():
@@ -87,28 +91,17 @@ class Training:
             "exp_avg_sq": {name: moments["exp_avg_sq"] for name, moments in kept.items()},
         }
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
-        live = self.state()
-        with torch.no_grad():
-            for part in ("weights", "master", "exp_avg", "exp_avg_sq"):
-                for name, tensor in live[part].items():
-                    tensor.copy_(state[part][name])
-        self.steps = int(state["step"])
-        for moments in self.optimiser.state.values():
-            moments["step"].fill_(self.steps)
-
     def gradients(self) -> float:
         """Forward and backward on the batch of this step; the loss, nats. Changes no part of `state`."""
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.steps)
         width = self.shape.context + 1
         starts = torch.randint(len(self.text) - width, (self.rows,), generator=generator)
         batch = self.text[starts[:, None] + torch.arange(width)].to(self.device)
-        fast = torch.autocast("cuda", torch.bfloat16, enabled=self.device.startswith("cuda"))
-        with fast:
+        with torch.autocast("cuda", torch.bfloat16, enabled=self.device.startswith("cuda")):
             loss = self.model.loss(batch)
         loss.backward()
-        return float(loss.detach())  # waits for a GPU's forward pass
+        self._settle()
+        return float(loss.detach())
 
     def update(self) -> None:
         """Adam on the master weights, and their bfloat16 copies anew."""
@@ -118,9 +111,9 @@ class Training:
             for name, parameter in self.model.named_parameters():
                 self.low[name].copy_(parameter)
         self.steps += 1
-        self.settle()
+        self._settle()
 
-    def settle(self) -> None:
+    def _settle(self) -> None:
         """Until the device has done what it was told."""
         if self.device.startswith("cuda"):
             torch.cuda.synchronize()
@@ -130,57 +123,57 @@ class Training:
 class Timed:
     """Seconds of a run. blocked: of each checkpoint, in `save` and before the next update. total: until all is saved.
 
-    saving: what of `blocked` was within `save`. compute: forward and backward of each step. steps: when each began, had
-    its gradients, had waited, and was done with update and `save`, by the monotonic clock.
+    steps: when each began, had its gradients, had waited, was done with the update, and with `save`, by the monotonic
+    clock. losses: of each step, nats.
     """
 
     blocked: tuple[float, ...]
-    saving: tuple[float, ...]
-    compute: tuple[float, ...]
-    steps: tuple[tuple[float, float, float, float], ...]
+    steps: tuple[tuple[float, float, float, float, float], ...]
     losses: tuple[float, ...]
     total: float
+
+    @property
+    def compute(self) -> list[float]:
+        """Forward and backward of each step."""
+        return [computed - begun for begun, computed, *_ in self.steps]
 
 
 def train(
     training: Training,
-    engine: Engine | None,
+    engine: Engine,
     path_of: Callable[[int], Path],
     steps: int,
     interval: int,
-    saved: Callable[[int], None] = lambda version: None,
+    apart: bool = False,
 ) -> Timed:
-    """Run steps with a checkpoint after every `interval`-th, except after the last step (0: never).
+    """Run steps with a checkpoint after every `interval`-th, except after the last step.
 
-    saved: called with the number of steps right after the call of `save`, outside of what is timed as blocked.
+    apart: a checkpoint begins when the one before is on the storage; that wait counts as blocked for none.
     """
     blocked: list[float] = []
-    saving, compute, marks, losses = [], [], [], []
+    marks, losses = [], []
     clock = time.monotonic
     begun = clock()
     for step in range(1, steps + 1):
         start = clock()
         losses.append(training.gradients())
-        training.settle()
         computed = clock()
-        if engine is not None:
-            engine.before_update()
+        engine.before_update()
         waited = clock()
         if blocked:
             blocked[-1] += waited - computed
         training.update()
-        if engine is not None and interval and step % interval == 0 and step < steps:
+        if step % interval == 0 and step < steps:
+            if apart:
+                engine.finish()
             asked = clock()
             engine.save(training.state(), path_of(training.steps))
-            saving.append(clock() - asked)
-            blocked.append(saving[-1])
-            saved(training.steps)
-        compute.append(computed - start)
-        marks.append((start, computed, waited, clock()))
-    if engine is not None:
-        engine.finish()
-    total = clock() - begun
-    return Timed(tuple(blocked), tuple(saving), tuple(compute), tuple(marks), tuple(losses), total)
+            blocked.append(clock() - asked)
+        else:
+            asked = clock()
+        marks.append((start, computed, waited, asked, clock()))
+    engine.finish()
+    return Timed(tuple(blocked), tuple(marks), tuple(losses), clock() - begun)
 
 
 def rows_for(shape: Shape, text: Tensor, seconds: float, device: str = "cpu") -> int:
@@ -193,7 +186,6 @@ def rows_for(shape: Shape, text: Tensor, seconds: float, device: str = "cpu") ->
         for _ in range(3):
             begun = time.monotonic()
             training.gradients()
-            training.settle()
             times.append(time.monotonic() - begun)
         taken = min(times)
         if taken >= 0.8 * seconds or rows >= 4096:

@@ -85,10 +85,9 @@ def test_after_a_kill_between_two_ranks_writes_all_go_on_from_the_version_before
     resumed: dict[bool, Any],
 ) -> None:
     found = resumed[True]
-    assert found.finished[0] >= 3 > found.finished[1] == 2  # rank 0's file of version 3 was whole
+    assert found.finished == (3, 2)  # rank 0's file of version 3 was whole
     assert found.begun == (2, 2)
     assert found.loss_gap == 0.0
-    assert found.differing == 0
 
 
 def test_without_the_commit_ranks_begin_with_different_versions_and_train_something_else(
@@ -98,7 +97,6 @@ def test_without_the_commit_ranks_begin_with_different_versions_and_train_someth
     assert found.begun == found.finished
     assert found.begun[0] > found.begun[1]
     assert found.loss_gap > 0
-    assert found.differing > 0
 
 
 def test_a_kill_that_nothing_precedes_is_refused(tmp_path: Path) -> None:
@@ -214,15 +212,15 @@ def test_host_rates_are_those_of_the_measured_table() -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_unthrottled_bench_of_a_gpu_runs_on_a_cpu(engine: Any) -> None:
     bench = Bench(Shape(hidden=32, layers=1, heads=2, context=16), 2, 0, 0)
-    found = [measure(bench, kind, TEXT, 0, 3, 2, read_back=True) for kind in ("sync", engine)]
+    found = [measure(bench, [kind], TEXT, 0, 3, 2, read_back=True) for kind in ("sync", engine)]
     assert disagreeing([one.last for one in found]) == 0
     assert found[1].blocked > 0
     assert sum(span.nbytes for span in found[1].copies) == bench.nbytes
 
 
 def test_a_turns_shares_are_of_its_own_copies() -> None:
-    copies = [tiers.Span("copy", name, start, start + 1.0, 1) for name, start in (("a", 1.0), ("b", 2.0))]
-    writes = [tiers.Span("write", name, t, t, 1) for name, t in (("header", 1.0), ("a", 2.0), ("b", 3.0))]
+    copies = [tiers.Span(name, start, start + 1.0, 1) for name, start in (("a", 1.0), ("b", 2.0))]
+    writes = [tiers.Span(name, t, t, 1) for name, t in (("header", 1.0), ("a", 2.0), ("b", 3.0))]
     turn = Turn("datastates", 0.5, tuple(copies), tuple(writes), ())
     assert turn.exposed == 0.25
     assert turn.first_write == 0.5
