@@ -341,7 +341,7 @@ def test_the_load_is_spread_over_equal_qubits() -> None:
     assert len(accepted_tasks(admit(private, block_np_edf))) == len(private)
 
 
-@pytest.mark.parametrize("name", ["star", "line"])
+@pytest.mark.parametrize("name", ["symm", "line"])  # on the star the centre alone keeps protocols apart
 def test_a_scheduler_that_ignores_stored_halves_is_caught(name: str) -> None:
     network = topology(name)
     caught = 0
