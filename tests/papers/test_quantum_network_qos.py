@@ -341,15 +341,16 @@ def test_the_load_is_spread_over_equal_qubits() -> None:
     assert len(accepted_tasks(admit(private, block_np_edf))) == len(private)
 
 
-@pytest.mark.parametrize("name", ["symm", "line"])  # on the star the centre alone keeps protocols apart
-def test_a_scheduler_that_ignores_stored_halves_is_caught(name: str) -> None:
+@pytest.mark.parametrize(("name", "assignment"), [("star", "least"), ("line", "most")])
+def test_a_scheduler_that_ignores_stored_halves_is_caught(name: str, assignment: str) -> None:
     network = topology(name)
     caught = 0
     for seed in range(5):
         demands = draw_demands(network, 0.65, 20.0, np.random.default_rng(seed), TIMING)
-        blind = admit(tasks_of(demands, network, TIMING, locks=False), non_block_np_edf)
+        tasks = tasks_of(demands, network, TIMING, locks=False, assignment=assignment)
+        blind = admit(tasks, non_block_np_edf)
         caught += bool(violations(accepted_tasks(blind), blind))
-        seeing = admit(tasks_of(demands, network, TIMING), non_block_np_edf)
+        seeing = admit(tasks_of(demands, network, TIMING, assignment=assignment), non_block_np_edf)
         assert violations(accepted_tasks(seeing), seeing) == []
     assert caught
 
