@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from common.data import DataError, fetch
 from common.lab.runtime import Observations, Runtime
-from papers.bfp_outliers.config import BFP12, BFP16, Config
+from papers.bfp_outliers.config import GAINS, Config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +23,7 @@ MODEL, TEXT, CALIBRATION, SECOND = (
     "wikitext2-valid",
     "tiny-shakespeare",
 )
-GAINS = ((32, 4), (16, 4), (32, 3), (16, 3))  # (block, mantissa bits) whose gain a claim reads
+COSTS = ("increase_over_bfp16",)  # of perplexity, in percent: more is worse
 
 
 def run(config: Config, lab: Runtime) -> Observations:
@@ -54,29 +55,19 @@ def run(config: Config, lab: Runtime) -> Observations:
 
 def perplexities(config: Config, lab: Runtime, windows: "dict[int, Tensor]", seen: Observations) -> None:
     """Losses of every setting; gains are paired over the same windows, in percent of perplexity."""
-    from papers.bfp_outliers.settings import Setting
+    from papers.bfp_outliers.settings import Setting, compared, table_settings
 
-    compared = {}  # metric: (before, after)
-    for block, bits in GAINS:
-        plain = Setting(bits=bits, block=block)
-        compared[f"gain_n{block}_m{bits}"] = (plain, dataclasses.replace(plain, order=config.order))
-    plain = Setting(block=16, equal=config.equal)
-    compared["gain_pairs_n16_m4"] = (plain, dataclasses.replace(plain, order="pairs"))
-    sorted_keys, wide = Setting(order=config.order), Setting(bits=BFP16)
-    outliers = Setting(strength=config.planted, share=config.planted_share)
-    planted = (outliers, dataclasses.replace(outliers, order=config.order))
-
-    whole: list[Setting] = []
-    for metric, pair in compared.items():
-        if lab.wants(metric):
-            whole += pair
-    if lab.wants("increase_over_bfp16"):
-        whole += [sorted_keys, wide]
+    pairs = {metric: pair for metric, pair in compared(config).items() if lab.wants(metric)}
+    growth = {}
     if lab.wants("planted_growth"):
-        whole += [Setting(), sorted_keys, *planted]
+        outliers = Setting(strength=config.planted, share=config.planted_share)
+        growth = {
+            "plain": (Setting(), Setting(order=config.order)),
+            "planted": (outliers, dataclasses.replace(outliers, order=config.order)),
+        }
     table = table_settings(config) if lab.wants("perplexity") else []
-    if table:
-        whole.append(Setting(keys="fp16"))
+    exact = [Setting(keys="fp16")] if table else []
+    whole = [setting for pair in (*pairs.values(), *growth.values()) for setting in pair] + exact
     losses = evaluate(config, lab, windows, whole, table)
     tokens = config.context - 1
 
@@ -87,82 +78,53 @@ def perplexities(config: Config, lab: Runtime, windows: "dict[int, Tensor]", see
         for seed, value in zip(lab.seeds, values, strict=True):
             seen.add(metric, value, seed)
 
-    for metric, pair in compared.items():
-        if lab.wants(metric):
-            add(metric, gains(*pair))
-    if lab.wants("increase_over_bfp16"):
-        add("increase_over_bfp16", -gains(wide, sorted_keys))
-    if lab.wants("planted_growth"):
-        add("planted_growth", gains(*planted) - gains(Setting(), sorted_keys))
+    for metric, pair in pairs.items():
+        add(metric, (-1 if metric in COSTS else 1) * gains(*pair))
+    if growth:
+        add("planted_growth", gains(*growth["planted"]) - gains(*growth["plain"]))
     for setting in dict.fromkeys(table + whole if table else []):
         at: dict[str, Any] = dataclasses.asdict(setting) | {"bits_an_element": setting.bits_an_element}
         few = losses[setting][: config.table_windows]
         seen.add("perplexity", math.exp(few.mean() / tokens), **at)
         if len(losses[setting]) == len(lab.seeds):
             seen.add("perplexity_all", math.exp(losses[setting].mean() / tokens), **at)
-    if table:
-        exact = Setting(keys="fp16")
-        for (block, bits), pair in zip(GAINS, list(compared.values())[: len(GAINS)], strict=True):
-            before, after = (losses[setting].sum() - losses[exact].sum() for setting in pair)
-            seen.add("degradation_removed", 1 - after / before, block=block, bits=bits)
-
-
-def table_settings(config: Config) -> "list[Setting]":
-    """What the table of perplexities holds beside the claims' own settings."""
-    from papers.bfp_outliers.settings import Setting
-
-    found = [
-        Setting(order=order, bits=bits, block=block)
-        for bits in (BFP12, 3)
-        for block in config.blocks
-        for order in ("original", "ksort")
-    ]
-    found += [Setting(order="random", block=block) for block in config.blocks if block in (32, 16)]
-    for strength in config.strengths:
-        found += [Setting(order=order, strength=strength) for order in ("original", "ksort")]
-    if config.comparisons:
-        found += [
-            Setting(order=order, block=block) for order in ("calibrated", "weighted") for block in (32, 16)
-        ]
-        found += [Setting(order=order) for order in ("interleaved", "adjacent", "gains")]
-        found += [
-            Setting(keys="hadamard"),
-            Setting(keys="hadamard", block=64),
-            Setting(keys="per-channel"),
-            Setting(clips=False),
-            Setting(order="ksort", clips=False),
-            Setting(order="ksort", value_bits=BFP12),
-            Setting(order="ksort", query_bits=BFP16),
-        ]
-    return found
-
-
-_known: "dict[tuple[object, ...], np.ndarray]" = {}  # losses that this process has seen: controls share settings
+    for block, bits in GAINS if table else ():
+        pair = pairs[f"gain_n{block}_m{bits}"]
+        before, after = (losses[setting].sum() - losses[exact[0]].sum() for setting in pair)
+        seen.add("degradation_removed", 1 - after / before, block=block, bits=bits)
 
 
 def evaluate(
     config: Config, lab: Runtime, windows: "dict[int, Tensor]", whole: "list[Setting]", table: "list[Setting]"
 ) -> "dict[Setting, np.ndarray]":
-    """Summed loss of each window: of every seed's for `whole`, of the first `table_windows` for the rest."""
-    import torch
+    """Summed loss of each window: of every seed's for `whole`, of the first `table_windows` for the rest.
 
-    from papers.bfp_outliers.settings import Task, losses
+    A random order is drawn anew for each seed's window.
+    """
+    from papers.bfp_outliers.settings import Setting, Task, losses
 
-    tokens = torch.cat(list(windows.values()))
+    tokens = {seed: tuple(window.flatten().tolist()) for seed, window in windows.items()}
+    few = lab.seeds[: config.table_windows]
+    seeds = dict.fromkeys(table, few) | dict.fromkeys(whole, lab.seeds)
+
+    def tasks(setting: Setting) -> list[Task]:
+        if setting.order != "random":
+            return [Task(setting, tuple(tokens[seed] for seed in seeds[setting]), config.layers)]
+        return [
+            Task(dataclasses.replace(setting, draw=seed), (tokens[seed],), config.layers)
+            for seed in seeds[setting]
+        ]
+
+    asked = {setting: tasks(setting) for setting in seeds}
+    # the long ones first, so that no process waits for one
+    every = sorted((task for some in asked.values() for task in some), key=lambda task: -len(task.windows))
     calibration = _window(lab, CALIBRATION, 0, config)
-    counts = dict.fromkeys(table, config.table_windows) | dict.fromkeys(whole, len(tokens))
-    keys = {
-        setting: (setting, config.layers, tuple(tokens[:count].flatten().tolist()))
-        for setting, count in counts.items()
+    found = lab.map_once(
+        "bfp_outliers: losses", partial(losses, calibration=calibration), every, "perplexity"
+    )
+    return {
+        setting: np.array([loss for task in some for loss in found[task]]) for setting, some in asked.items()
     }
-    missing = [setting for setting in counts if keys[setting] not in _known]
-    missing.sort(
-        key=counts.__getitem__, reverse=True
-    )  # the long ones first, so that no process waits for one
-    tasks = [Task(setting, tokens[: counts[setting]], calibration, config.layers) for setting in missing]
-    for setting, found in zip(missing, lab.map(losses, tasks, "perplexity"), strict=True):
-        _known[keys[setting]] = np.array(found)
-    return {setting: _known[keys[setting]] for setting in counts}
 
 
 def _window(lab: Runtime, text: str, seed: int, config: Config, stream: str = "window") -> "Tensor":

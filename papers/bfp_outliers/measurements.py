@@ -15,7 +15,7 @@ FEW = 2  # seeds that do not pay for processes of their own
 def same_model(config: Config, lab: Runtime, window: Tensor, seen: Observations) -> None:
     """Scores and logits of rearranged models, codes of a whole head, and bytes of real caches: no chance in them."""
     metrics = (
-        "differing_scores", "differing_scores_pairs", "differing_logits", "differing_codes", "bytes_saving",
+        "differing_scores", "differing_scores_pairs", "differing_codes", "bytes_saving",
     )  # fmt: skip
     wanted = tuple(metric for metric in metrics if lab.wants(metric))
     if wanted:
@@ -38,15 +38,9 @@ def _same_model(task: tuple[Config, Tensor, tuple[str, ...]]) -> Observations:
             share, largest = exactness.differing_scores(model, rearranged, tokens)
             seen.add(metric, share)
             seen.add("largest_score_difference", largest, order=order)
-    if "differing_logits" in wanted:
-        rearranged = ksort.fold(model, order_of(model, "ksort"), queries=config.sort_queries)
-        share, largest = exactness.differing_logits(model, rearranged, tokens)
-        seen.add("differing_logits", share)
-        seen.add("largest_logit_difference", largest)
     if "differing_codes" in wanted:
         keys = cached_keys(model, tokens)
-        block = config.null_block or keys.shape[-1]
-        share = exactness.differing_codes(keys, order_of(model, "ksort"), BFP12, block)
+        share = exactness.differing_codes(keys, order_of(model, "ksort"), BFP12, config.null_block)
         seen.add("differing_codes", share)
     if "bytes_saving" in wanted:
         sizes = {}
@@ -100,6 +94,7 @@ def _key_statistics(task: tuple[Config, tuple[int, ...], Tensor, Tensor]) -> Obs
             generator = torch.Generator().manual_seed(seed)
             keys = [shuffle_channels(found, generator) for found in keys]
         shares = variance_shares(keys[0])
+        seen.add("key_tokens", config.key_tokens, seed)
         seen.add("channel_share", shares.channel, seed)
         seen.add("token_share", shares.token, seed)
         sizes = [found.abs().mean(dim=2) for found in keys]

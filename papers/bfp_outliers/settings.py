@@ -1,5 +1,6 @@
 """A setting is an order of channels and a format of keys; what it costs is the perplexity of a real model."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,6 +12,7 @@ from torch import Tensor
 from papers.bfp_outliers import ksort
 from papers.bfp_outliers.attention_error import over_queries, queries_and_keys
 from papers.bfp_outliers.channel_outliers import planted_factors
+from papers.bfp_outliers.config import BFP12, BFP16, GAINS, Config
 from papers.bfp_outliers.packed_rows import BlockRows
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ ORDERS = (
     "pairs",
     "adjacent",
     "random",
+    "foreign",
     "gains",
     "calibrated",
     "weighted",
@@ -35,6 +38,7 @@ class Setting:
     """Where a key's channels stand, and in which format the cache stores it."""
 
     order: str = "original"  # of ORDERS
+    draw: int = 0  # of the random order
     bits: int = 4  # of a mantissa with its sign
     block: int = 32  # n, channels that share an exponent
     keys: str = "bfp"  # of FORMATS; hadamard: BFP of rotated keys
@@ -62,12 +66,60 @@ class Setting:
 
 
 class Task(NamedTuple):
-    """A setting on windows of a text, (n, length), for a model of `layers` blocks; calibration: text for its order."""
+    """A setting on windows of a text, each a tuple of as many tokens, for a model of `layers` blocks."""
 
     setting: Setting
-    windows: Tensor
-    calibration: Tensor
+    windows: tuple[tuple[int, ...], ...]
     layers: int
+
+
+def compared(config: Config) -> dict[str, tuple[Setting, Setting]]:
+    """Metric -> the settings before and after whose perplexities it compares."""
+    found = {
+        f"gain_n{block}_m{bits}": (
+            Setting(bits=bits, block=block, equal=config.equal),
+            Setting(config.order, 0, bits, block, equal=config.equal),
+        )
+        for block, bits in GAINS
+    }
+    plain = Setting(block=16, equal=config.equal)
+    found["gain_pairs_n16_m4"] = (plain, dataclasses.replace(plain, order="pairs"))
+    found["gain_over_foreign"] = (Setting(order="foreign"), Setting(order=config.order))
+    found["increase_over_bfp16"] = (Setting(bits=BFP16), Setting(order=config.order, bits=config.saving_bits))
+    return found
+
+
+def table_settings(config: Config) -> list[Setting]:
+    """What the table of perplexities holds beside the claims' own settings."""
+    found = [
+        Setting(order=order, bits=bits, block=block)
+        for bits in (BFP12, 3)
+        for block in config.blocks
+        for order in ("original", "ksort")
+    ]
+    found += [
+        Setting(order=order, block=block)
+        for order in ("random", "foreign")
+        for block in config.blocks
+        if block in (32, 16)
+    ]
+    for strength in config.strengths:
+        found += [Setting(order=order, strength=strength) for order in ("original", "ksort")]
+    if config.comparisons:
+        found += [
+            Setting(order=order, block=block) for order in ("calibrated", "weighted") for block in (32, 16)
+        ]
+        found += [Setting(order=order) for order in ("interleaved", "adjacent", "gains")]
+        found += [
+            Setting(keys="hadamard"),
+            Setting(keys="hadamard", block=64),
+            Setting(keys="per-channel"),
+            Setting(clips=False),
+            Setting(order="ksort", clips=False),
+            Setting(order="ksort", value_bits=BFP12),
+            Setting(order="ksort", query_bits=BFP16),
+        ]
+    return found
 
 
 @lru_cache(maxsize=1)
@@ -78,9 +130,13 @@ def pretrained(layers: int) -> "LlamaForCausalLM":
     return load_smollm2(layers)
 
 
-def order_of(model: "LlamaForCausalLM", name: str, calibration: Tensor | None = None) -> Tensor:
-    """An order of ORDERS for this model. The last three are ours: rows times the gains before them; mean |k| on a
-    text; mean |k| over mean |q| on it."""
+def order_of(
+    model: "LlamaForCausalLM", name: str, calibration: Tensor | None = None, draw: int = 0
+) -> Tensor:
+    """An order of ORDERS for this model; draw: which of the random ones. foreign: by the norms of another head.
+
+    The last three are ours: rows times the gains before them; mean |k| on a text; mean |k| over mean |q| on it.
+    """
     norms = ksort.row_norms(model)
     if name in ("calibrated", "weighted"):
         if calibration is None:
@@ -94,7 +150,8 @@ def order_of(model: "LlamaForCausalLM", name: str, calibration: Tensor | None = 
         "gains": lambda: ksort.ksort(ksort.row_norms(model, gains=True)),
         "pairs": lambda: ksort.pair_sort(norms),
         "adjacent": lambda: ksort.pair_sort(norms, adjacent=True),
-        "random": lambda: ksort.shuffled(norms, torch.Generator().manual_seed(0)),
+        "random": lambda: ksort.shuffled(norms, torch.Generator().manual_seed(draw)),
+        "foreign": lambda: ksort.ksort(norms.roll(1, dims=1)),
     }
     return made[name]()
 
@@ -110,7 +167,7 @@ def prepared(
         factors = planted_factors(ksort.row_norms(model), setting.strength, setting.share, generator)
         model = ksort.scale_pairs(model, factors)
     if setting.order != "original" or setting.query_bits:
-        model = ksort.fold(model, order_of(model, setting.order, calibration))
+        model = ksort.fold(model, order_of(model, setting.order, calibration, setting.draw))
     if setting.query_bits:
         from papers.bfp_outliers.sorted_attention import encode_queries
 
@@ -132,17 +189,21 @@ def new_cache(setting: Setting, layers: int, head_dim: int) -> Any:
     return CodedCache(layers, codes[setting.keys], values)
 
 
-def losses(task: Task) -> list[float]:
-    """Summed loss of each window, nats, of its tokens but the first; keys are read from the packed cache."""
+def losses(task: Task, calibration: Tensor) -> tuple[float, ...]:
+    """Summed loss of each window, nats, of its tokens but the first; keys are read from the packed cache.
+
+    calibration: text, (1, length), for orders that need one.
+    """
     from common.models.perplexity import window_losses, windows
 
     base = pretrained(task.layers)
-    model = prepared(base, task.setting, task.calibration)
+    model = prepared(base, task.setting, calibration)
     head_dim = model.model.layers[0].self_attn.head_dim
 
     def logits(tokens: Tensor) -> Tensor:
         cache = new_cache(task.setting, task.layers, head_dim)
         return model(tokens, past_key_values=cache, use_cache=True).logits
 
-    length = task.windows.shape[1]
-    return window_losses(logits, windows(task.windows.flatten(), length), batch=4)[0].tolist()
+    tokens = torch.tensor(task.windows)
+    found = window_losses(logits, windows(tokens.flatten(), tokens.shape[1]), batch=4)[0]
+    return tuple(found.tolist())

