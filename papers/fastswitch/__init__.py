@@ -12,7 +12,7 @@ priorities.py          the two patterns of changing priorities
 server.py              the mechanism in the serving engine; priority_switching.py: who runs
 ledger.py              what a run counts
 conversations.py       multi-turn workloads
-deployments.py         the paper's models and GPUs
+deployments.py         the paper's models and GPUs; the ladder of systems on one
 allocator_history.py   requests that come, grow and leave, for both allocators
 live_server.py         the same server on a real model: iterations computed, blocks copied by a thread
 live_study.py          whether its answers change, and whether it decodes while blocks move

@@ -84,7 +84,7 @@ class Leaving(NamedTuple):
 
 
 class InFlight:
-    """Runs of GPU blocks under copy, by the end of their copies."""
+    """Runs of GPU blocks under copy; copies end in the order in which they were ordered."""
 
     def __init__(self) -> None:
         self._leaving: list[Leaving] = []
@@ -96,26 +96,21 @@ class InFlight:
         self._leaving.append(Leaving(transfer, run))
 
     def ended(self, now: float) -> list[Run]:
-        """Take out the runs whose copies have ended by `now`, in the order of their ends."""
-        done = [one for one in self._in_order() if one.transfer.end <= now]
-        if done:
-            self._leaving = [one for one in self._leaving if one.transfer.end > now]
-        return [one.run for one in done]
+        """Take out the runs whose copies have ended by `now`."""
+        done = [one.run for one in self._leaving if one.transfer.end <= now]
+        self._leaving = [one for one in self._leaving if one.transfer.end > now]
+        return done
 
-    def until(self, blocks: int) -> float | None:
-        """When the first copies to end will have freed `blocks` blocks; None if all together are fewer."""
-        for one in self._in_order():
-            blocks -= one.run.length
+    def until(self, blocks: int) -> Transfer | None:
+        """The copy with whose end `blocks` blocks will be free; None if all together are fewer."""
+        for transfer, run in self._leaving:
+            blocks -= run.length
             if blocks <= 0:
-                return one.transfer.end
+                return transfer
         return None
-
-    def _in_order(self) -> list[Leaving]:
-        return sorted(self._leaving, key=lambda one: (one.transfer.end, one.run))
 
     @property
     def transfers(self) -> list[Transfer]:
-        """In the order in which they were ordered."""
         return [one.transfer for one in self._leaving]
 
     @property

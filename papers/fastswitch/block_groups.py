@@ -5,11 +5,13 @@ stays free for everybody and is taken away when somebody needs it, so that admis
 """
 
 import math
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import NamedTuple, Protocol
 
+BLOCK_TOKENS = 16  # vLLM's default
 INITIAL_TARGET = 60  # blocks of a first group; about what the paper starts with (unverified)
 MOST_TARGET = 4 * INITIAL_TARGET  # however much is free (inferred)
 SCARCE, PLENTY = 0.10, 0.30  # free shares below which groups halve, above which they double (inferred)
@@ -294,33 +296,25 @@ def pieces(source: list[Run], target: list[Run], first: int = 0, blocks: int | N
     Both sides are the runs of one request from its first block on; they are copied up to the shorter side's end, or to
     `blocks`. A call never reaches over the end of a run on either side.
     """
-    held = sum(run.length for run in source)
-    end = held if blocks is None else blocks
-    if held == len(source) and all(run.length == 1 for run in target):  # block by block: one pass
-        pairs = zip(source[first:end], target[first:end], strict=False)
+    if all(run.length == 1 for run in (*source, *target)):  # block by block: one pass
+        pairs = zip(source[first:blocks], target[first:blocks], strict=False)
         return [Piece(one.start, other.start, 1) for one, other in pairs]
-    found: list[Piece] = []
-    left = end - first
-    i, x = _at(source, first)  # run, and blocks of it that are done
-    j, y = _at(target, first)
-    while left > 0 and i < len(source) and j < len(target):
-        (a, n), (b, m) = source[i], target[j]
-        length = min(n - x, m - y, left)
-        found.append(Piece(a + x, b + y, length))
-        left -= length
-        x += length
-        y += length
-        if x == n:
-            i, x = i + 1, 0
-        if y == m:
-            j, y = j + 1, 0
-    return found
+    left, right = _borders(source), _borders(target)
+    end = min(left[-1], right[-1], left[-1] if blocks is None else blocks)
+    cuts = sorted({border for border in (*left, *right) if first < border < end} | {first, end})
+    return [
+        Piece(_place(source, left, begin), _place(target, right, begin), until - begin)
+        for begin, until in pairwise(cuts)
+        if begin < end
+    ]
 
 
-def _at(runs: list[Run], block: int) -> tuple[int, int]:
-    """The run that holds the `block`-th block, and its place in it."""
-    for index, run in enumerate(runs):
-        if block < run.length:
-            return index, block
-        block -= run.length
-    return len(runs), 0
+def _borders(runs: list[Run]) -> list[int]:
+    """How many blocks lie before each run, and in all."""
+    return [0, *accumulate(run.length for run in runs)]
+
+
+def _place(runs: list[Run], borders: list[int], block: int) -> int:
+    """Where the `block`-th block of runs lies."""
+    index = bisect_right(borders, block) - 1
+    return runs[index].start + block - borders[index]

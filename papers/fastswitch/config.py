@@ -10,7 +10,7 @@ from common.lab.bounds import At, Choice, Inferred, Length
 class Config:
     """Sizes and switches. Profiles change the sizes, a control changes switches."""
 
-    deployment: Annotated[str, Choice("llama-3-8b", "qwen-32b", "qwen-32b-40")] = "llama-3-8b"
+    deployment: Annotated[str, Choice("llama-3-8b", "qwen-32b")] = "llama-3-8b"
     conversations: Annotated[int, At(10, 5000)] = 300
     # Conversations/s, a turn a second in all (the paper's request rate, read as turns): the brief wants 10 to 30% of
     # vLLM's live requests swapped out on average, which 0.45 to 0.55 give.
@@ -31,8 +31,8 @@ class Config:
     kv_tokens: Annotated[int, At(0, 10_000_000)] = 0  # of the GPU; 0: the deployment's
     free_calls: bool = False  # copy calls cost nothing but their bytes
     longest_group: Annotated[int, At(0, 100_000)] = 0  # blocks; 0: no limit
-    keep_copies: bool = True  # False: host copies are invalid once they are swapped in
-    kept_tokens: Annotated[int, At(0, 1_000_000)] = 1_000_000  # of a copy that stay valid once it was read
+    # Of a host copy that stay valid once it was read; 0: none, it is freed.
+    kept_tokens: Annotated[int, At(0, 1_000_000)] = 1_000_000
     wait_for_all: bool = False  # whoever allocates waits for every copy in flight
     # Of the long conversations whose KV a live server copies while it decodes; 0: none.
     copied_tokens: Annotated[int, At(0, 1500)] = 800
@@ -62,10 +62,6 @@ def check(config: Config) -> None:
         raise ValueError(
             f"kv_tokens: {config.kv_tokens} hold no two conversations of {config.longest}; raise them"
         )
-    if config.deployment == "qwen-32b-40" and not config.kv_tokens and config.longest > 2200:
-        raise ValueError(f"longest: {config.longest} leave no room for two on qwen-32b-40; at most 2200")
-    if not config.keep_copies and config.kept_tokens != 1_000_000:
-        raise ValueError("kept_tokens: means nothing with keep_copies=false; leave it")
     if config.instant_copies and not config.copied_tokens:
         raise ValueError("instant_copies: means nothing with copied_tokens=0; leave it")
     if config.free_calls and config.host_seconds:

@@ -2,30 +2,21 @@
 
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
-from common.hardware.copies import timed
 from common.serving.engine import simulate
 from common.serving.loop import EventLoop
 from common.serving.metrics import token_gaps
 from papers.fastswitch.async_swaps import KVLayout, measured_cost
 from papers.fastswitch.config import Config
 from papers.fastswitch.conversations import Conversations
-from papers.fastswitch.deployments import DEPLOYMENTS
+from papers.fastswitch.deployments import DEPLOYMENTS, SYSTEMS, Setup
 from papers.fastswitch.ledger import Swap, granularity, saving
 from papers.fastswitch.priorities import PATTERNS
 from papers.fastswitch.priority_switching import PrioritySwitching
-from papers.fastswitch.server import Setup, SwitchingInstance
+from papers.fastswitch.server import SwitchingInstance
 
-# The ladder: each system adds one part of FastSwitch to the one before.
-SYSTEMS: dict[str, dict[str, Any]] = {
-    "vLLM": {"groups": False, "reuse": False, "asynchronous": False},
-    "+DBG": {"groups": True, "reuse": False, "asynchronous": False},
-    "+DBG+Reuse": {"groups": True, "reuse": True, "asynchronous": False},
-    "FastSwitch": {"groups": True, "reuse": True, "asynchronous": True},
-}
 TAILS = {"ttft_p95": 0.95, "ttft_p99": 0.99, "tbt_p99": 0.99, "tbt_p999": 0.999}
 STALL_QUANTILE = 0.99
 UNITS = {"switch_gain_32kib": 32 << 10, "switch_gain_128kib": 128 << 10}  # bytes of a copy call of one block
@@ -50,11 +41,10 @@ class Job:
         if config.kv_tokens:
             deployment = replace(deployment, kv_tokens=config.kv_tokens)
         whole = replace(deployment.setup(config.host_seconds, config.free_calls), **SYSTEMS[self.system])
-        reuse = whole.reuse and config.keep_copies
         longest = (config.longest_group or None) if whole.groups else None
         waits = whole.asynchronous and config.wait_for_all
-        kept = config.kept_tokens if reuse else 0
-        return replace(whole, longest_group=longest, reuse=reuse, kept_tokens=kept, wait_for_all=waits)
+        kept = min(config.kept_tokens, whole.kept_tokens)
+        return replace(whole, longest_group=longest, kept_tokens=kept, wait_for_all=waits)
 
     @property
     def decided_by(self) -> Hashable:
@@ -102,19 +92,6 @@ def serve(job: Job) -> dict[str, float]:
         "out_blocks": float(sum(swap.blocks for swap in ledger.swaps if swap.out)),
         "evicted_blocks": float(built[0].host.evicted_blocks),
     }
-
-
-def pinned_gain(blocks_a_call: float, unit_bytes: int = 32 << 10) -> float:
-    """Measured seconds of 64 MiB to the host in calls of `unit_bytes`, over those in calls of so many blocks.
-
-    Read off the table of one H100 as timed, at the measured size just below. Raises ValueError below a block a call.
-    """
-    if not blocks_a_call >= 1:
-        raise ValueError(f"a call moves at least one block, not {blocks_a_call}")
-    table, whole = timed("d2h"), 64 << 20
-    rows = zip(table.calls, table.size, table.seconds, strict=True)
-    seconds = {whole // int(calls): float(took) for calls, size, took in rows if size == whole}
-    return seconds[unit_bytes] / seconds[max(one for one in seconds if one <= unit_bytes * blocks_a_call)]
 
 
 def tail(values: np.ndarray, quantile: float) -> float:

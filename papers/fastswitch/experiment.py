@@ -21,8 +21,9 @@ from common.lab.runtime import Observations, Runtime
 from common.serving.workload import draw_lengths
 from papers.fastswitch.config import Config
 from papers.fastswitch.conversations import Conversations, draw_conversations
-from papers.fastswitch.evaluation import SYSTEMS, Job, pinned_gain, serve
-from papers.fastswitch.live_study import Beside, Swapped, answer_swapped, decode_beside
+from papers.fastswitch.deployments import SYSTEMS
+from papers.fastswitch.evaluation import Job, serve
+from papers.fastswitch.live_study import Swapped, answer_swapped, decode_beside
 
 GAINS = ("ttft_p95", "ttft_p99", "tbt_p999")  # vLLM's over FastSwitch's
 TAILS = (*GAINS, "tbt_p99", "stall_share", "swapped_share")
@@ -32,7 +33,7 @@ NEEDED = {  # systems whose runs a metric is read off
     **dict.fromkeys([f"{name}_gain" for name in GAINS], ("vLLM", "FastSwitch")),
     **dict.fromkeys(("ttft_gain", "tbt_gain", "throughput_gain"), ("vLLM", "FastSwitch")),
     "stall_share_p99": ("vLLM",),
-    **dict.fromkeys((*COUNTED, "pinned_switch_gain"), ("+DBG",)),
+    **dict.fromkeys(COUNTED, ("+DBG",)),
     "reuse_saving": ("+DBG+Reuse",),
     "asynchronous_tbt_gain": ("+DBG+Reuse", "FastSwitch"),
 }
@@ -52,10 +53,10 @@ def run(config: Config, lab: Runtime) -> Observations:
             seen.add("answers_compared", found.tokens, seed)
     if config.copied_tokens and lab.wants("copied_beside"):
         for seed in lab.seeds:  # one at a time: two would time each other
-            (gap,) = lab.map(partial(copies, config), [(seed, lab.rng(seed, "copies"))], "copies")
-            seen.add("real_gap", gap.waiting, seed, system="waiting")
-            seen.add("real_gap", gap.beside, seed, system="beside")
-            seen.add("copied_beside", gap.copied_beside, seed)
+            generator, rng = torch.Generator().manual_seed(seed), lab.rng(seed, "copies")
+            switches = config.copy_worker, config.instant_copies
+            share = decode_beside(generator, rng, config.copied_tokens, 20, *switches)
+            seen.add("copied_beside", share, seed)
     return seen
 
 
@@ -143,15 +144,8 @@ def observe_claims(
     if has("+DBG"):
         for name in COUNTED:
             seen.add(name, mean(name, "+DBG"), seed)
-        seen.add("pinned_switch_gain", pinned_gain(mean("granularity", "+DBG")), seed)
     if has("+DBG+Reuse"):
         seen.add("reuse_saving", mean("saving", "+DBG+Reuse"), seed)
-
-
-def copies(config: Config, one: tuple[int, np.random.Generator]) -> Beside:
-    """A live server that decodes while it copies, or does not."""
-    generator, rng = torch.Generator().manual_seed(one[0]), one[1]
-    return decode_beside(generator, rng, config.copied_tokens, 20, config.copy_worker, config.instant_copies)
 
 
 def answers(config: Config, one: tuple[int, np.random.Generator]) -> Swapped:

@@ -9,7 +9,7 @@ the overwritten token on), those of the lowest priority before others.
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
-from papers.fastswitch.block_groups import BlockTables, Run
+from papers.fastswitch.block_groups import BLOCK_TOKENS, BlockTables, Run
 
 
 @dataclass
@@ -22,23 +22,14 @@ class HostCopy:
 
 
 class HostCopies:
-    """Host copies by conversation, in `tables`, blocks of `block_tokens` tokens.
+    """Host copies by conversation, in `tables`.
 
-    keep: leave copies valid when they are swapped in (reuse), their first `kept_tokens` tokens.
-    priority: of a conversation, the lowest is evicted first.
+    priority: of a conversation, the lowest is evicted first. kept_tokens: how many of its first tokens stay valid in a
+    copy that was swapped in (reuse); 0: it is freed then, as vLLM's is.
     """
 
-    def __init__(
-        self,
-        tables: BlockTables,
-        block_tokens: int,
-        keep: bool,
-        priority: Callable[[Hashable], float],
-        kept_tokens: int = 1_000_000,
-    ) -> None:
+    def __init__(self, tables: BlockTables, priority: Callable[[Hashable], float], kept_tokens: int) -> None:
         self.tables = tables
-        self.block_tokens = block_tokens
-        self.keep = keep
         self.kept_tokens = kept_tokens
         self.priority = priority
         self.evicted_blocks = 0
@@ -59,7 +50,7 @@ class HostCopies:
         None: even with every copy evicted that may be, host memory is too small. Blocks behind the valid tokens are
         not valid until `written`; the block that holds the last valid token is copied again where it is partly filled.
         """
-        more = -(-tokens // self.block_tokens) - self.tables.used(key)
+        more = -(-tokens // BLOCK_TOKENS) - self.tables.used(key)
         copy = self._copies.setdefault(key, HostCopy())
         copy.readers += 1  # not to be evicted by its own needs
         missing = more - self.tables.free
@@ -70,7 +61,7 @@ class HostCopies:
             return None
         if more > 0:
             self.tables.allocate(key, more)
-        return copy.valid // self.block_tokens
+        return copy.valid // BLOCK_TOKENS
 
     def begin(self, key: Hashable) -> None:
         """A copy to or from these blocks is under way: they stay where they are until `end`."""
@@ -92,7 +83,7 @@ class HostCopies:
 
     def read(self, key: Hashable) -> None:
         """The copy has been brought back to the GPU: kept as a valid copy with reuse, freed without."""
-        if self.keep:
+        if self.kept_tokens:
             copy = self._copies[key]
             copy.needed = False
             copy.valid = min(copy.valid, self.kept_tokens)
@@ -118,7 +109,7 @@ class HostCopies:
             freed = min(held, blocks)
             self.tables.truncate(key, held - freed)
             copy = self._copies[key]
-            copy.valid = min(copy.valid, (held - freed) * self.block_tokens)
+            copy.valid = min(copy.valid, (held - freed) * BLOCK_TOKENS)
             self.evicted_blocks += freed
             blocks -= freed
             if not blocks:

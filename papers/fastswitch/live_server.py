@@ -2,8 +2,8 @@
 
 Policy, tables, host copies and rules are the simulator's own objects (server.py, priority_switching.py). A decoder runs
 the batches, keys and values lie in the blocks of a tensor that stands for the GPU's memory, and copies go to and from
-a second one, by a worker thread (FastSwitch) or by the loop itself, which waits (vLLM). A block is filled with NaN when
-it changes hands, so that whatever is read before its copy has ended shows in the answers.
+a second one, by a worker thread, or by the loop itself, which waits (the control). A block is filled with NaN when it
+changes hands, so that whatever is read before its copy has ended shows in the answers.
 """
 
 import threading
@@ -25,26 +25,22 @@ from common.serving.sequence import DecodeGroup, Sequence
 from common.serving.trace import Trace
 from common.serving.wall_clock import WallClock
 from papers.fastswitch.async_swaps import KVLayout, Transfer
-from papers.fastswitch.block_groups import Piece, Run
+from papers.fastswitch.block_groups import BLOCK_TOKENS, Piece, Run
 from papers.fastswitch.conversations import Conversations
+from papers.fastswitch.deployments import Setup
 from papers.fastswitch.ledger import Swap
 from papers.fastswitch.priorities import Update
 from papers.fastswitch.priority_switching import PrioritySwitching
-from papers.fastswitch.server import BLOCK_TOKENS, Setup, SwitchingInstance
+from papers.fastswitch.server import SwitchingInstance
 
-SYSTEMS = {
-    "vLLM": False,
-    "FastSwitch": True,
-}  # whether blocks are grouped, kept on the host and copied beside
 FREQUENCY = 0.2  # priority updates an iteration: far more than a real server's, so that much is swapped in little time
 
 
-def live_setup(config: DecoderConfig, system: str, gpu_blocks: int, host_blocks: int, trusts: bool) -> Setup:
-    """A server's setup on this machine. KeyError for an unknown system. Costs of copies are never asked for."""
-    ours, unknown = SYSTEMS[system], CopyCost(1.0, 0.0, 1.0)
+def live_setup(config: DecoderConfig, gpu_blocks: int, host_blocks: int, trusts: bool) -> Setup:
+    """FastSwitch's setup on this machine. Costs of copies are never asked for."""
+    unknown = CopyCost(1.0, 0.0, 1.0)
     layout = KVLayout(config.layers, BLOCK_TOKENS * config.groups * config.head_dim * 4)
-    parts = {"groups": ours, "reuse": ours, "asynchronous": ours, "trusts_copies": trusts}
-    return Setup(gpu_blocks, host_blocks, layout, unknown, unknown, 1.0, target=4, **parts)
+    return Setup(gpu_blocks, host_blocks, layout, unknown, unknown, 1.0, target=4, trusts_copies=trusts)
 
 
 class Unpredicted:
@@ -125,7 +121,7 @@ class LiveServer(SwitchingInstance, LiveBatches):
         self.cpu = torch.full((setup.host_blocks, *shape), torch.nan)
         self.transfers: list[RealTransfer] = []
         self.computed: list[tuple[float, float]] = []  # when each batch was computed, s
-        self.worker = ThreadPoolExecutor(1) if setup.asynchronous and worker else None
+        self.worker = ThreadPoolExecutor(1) if worker else None
 
     # What the engine asks for
 
@@ -183,14 +179,6 @@ class LiveServer(SwitchingInstance, LiveBatches):
         """Whenever somebody runs: the adaptive choice needs times that nobody has predicted here."""
         return bool(slot.group.members)
 
-    def freed_at(self, blocks: int) -> float:
-        """See SwitchingInstance; waits until it is so."""
-        for copy in self.leaving.transfers:  # the worker copies in the order in which they were ordered
-            if (end := self.leaving.until(blocks)) is not None and end <= self.wall.clock():
-                return end
-            self._wait(copy)
-        return super().freed_at(blocks)
-
     def _copy(self, out: bool, batch: list[Piece], copy: RealTransfer) -> None:
         copy.began = self.wall.clock()
         source, target = (self.gpu, self.cpu) if out else (self.cpu, self.gpu)
@@ -215,13 +203,14 @@ class LiveServer(SwitchingInstance, LiveBatches):
         if copy.end == float("inf"):
             copy.end = self.loop.now  # as of the event under way, in which it is noticed
 
-    def _wait(self, copy: Transfer) -> None:
-        if isinstance(copy, RealTransfer) and self.worker is not None:
-            copy.over.wait()
-            self._end(copy)
-
     def _stall(self, slot: Slot, copy: Transfer) -> None:
-        self._wait(copy)
+        """Wait, now; the worker has then ended all that was ordered before, too."""
+        assert isinstance(copy, RealTransfer)
+        if self.worker is not None:
+            copy.over.wait()
+        for one in (copy, *self.leaving.transfers):
+            if isinstance(one, RealTransfer) and one.over.is_set():
+                self._end(one)
 
     def _share_memory(self, slot: Slot, moved: list[Piece]) -> None:
         """It does, on its own."""
@@ -261,7 +250,6 @@ def serve_live(
     conversations: Conversations,
     prompts: list[list[int]],
     update: Update,
-    system: str,
     gpu_blocks: int,
     host_blocks: int,
     *,
@@ -272,7 +260,7 @@ def serve_live(
 ) -> LiveRun:
     """Let conversations talk to a real model under changing priorities, in real time, until the last has ended."""
     loop = WallClock()
-    setup = live_setup(model.config, system, gpu_blocks, host_blocks, trusts_copies)
+    setup = live_setup(model.config, gpu_blocks, host_blocks, trusts_copies)
     policy = PrioritySwitching(update, FREQUENCY, max_sequences)
     server = LiveServer(loop, model, setup, conversations, prompts, policy, worker, instant)
     model(

@@ -5,8 +5,9 @@ from collections.abc import Hashable
 from common.serving.batch import Plan, Slot
 from common.serving.memory import blocks_of
 from common.serving.sequence import Sequence
+from papers.fastswitch.block_groups import BLOCK_TOKENS
 from papers.fastswitch.priorities import Update
-from papers.fastswitch.server import BLOCK_TOKENS, SwitchingInstance
+from papers.fastswitch.server import SwitchingInstance
 
 
 class PrioritySwitching:

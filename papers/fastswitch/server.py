@@ -7,54 +7,20 @@ of systems (vLLM, + block groups, + reuse, + asynchronous copies) differs in `Se
 
 from collections import deque
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 from typing import Protocol
 
-from common.hardware.copies import CopyCost
 from common.serving.batch import Plan, Scheduler, Slot
 from common.serving.engine import Instance
 from common.serving.latency import LatencyModel
 from common.serving.loop import COPY, EventLoop
 from common.serving.memory import PagedMemory, blocks_of
 from common.serving.sequence import DecodeGroup, Sequence
-from papers.fastswitch.async_swaps import AdaptiveChoice, InFlight, KVLayout, Stream, Transfer
-from papers.fastswitch.block_groups import (
-    INITIAL_TARGET,
-    BlockGroups,
-    BlockTables,
-    Piece,
-    Run,
-    SingleBlocks,
-    pieces,
-)
+from papers.fastswitch.async_swaps import AdaptiveChoice, InFlight, Stream, Transfer
+from papers.fastswitch.block_groups import BLOCK_TOKENS, Piece, Run, pieces
 from papers.fastswitch.conversations import Conversations
+from papers.fastswitch.deployments import Setup
 from papers.fastswitch.kv_reuse import HostCopies
 from papers.fastswitch.ledger import Ledger, Swap
-
-BLOCK_TOKENS = 16  # vLLM's default
-
-
-@dataclass(frozen=True)
-class Setup:
-    """A GPU's memory and wire, and which parts of FastSwitch are on."""
-
-    kv_blocks: int  # on the GPU
-    host_blocks: int  # of swap space
-    layout: KVLayout
-    to_host: CopyCost
-    to_device: CopyCost
-    memory_bandwidth: float  # bytes/s of the GPU's memory, which copies share with computing
-    groups: bool = True  # block groups; False: a block at a time
-    target: int = INITIAL_TARGET  # blocks of a first group
-    longest_group: int | None = None
-    reuse: bool = True  # keep host copies valid
-    kept_tokens: int = 1_000_000  # of each, at most
-    asynchronous: bool = True  # copy beside computing
-    wait_for_all: bool = False  # whoever allocates while copies are in flight waits for every one of them
-    trusts_copies: bool = False  # take any host copy for complete, which is wrong
-
-    def tables(self, blocks: int) -> BlockTables:
-        return BlockGroups(blocks, self.target, self.longest_group) if self.groups else SingleBlocks(blocks)
 
 
 class PriorityPolicy(Scheduler, Protocol):
@@ -108,9 +74,7 @@ class SwitchingInstance(Instance):
         self.session: list[int] = conversations.session.tolist()
         self.history: list[int] = conversations.history.tolist()
         self.ends: list[bool] = conversations.last.tolist()
-        self.host = HostCopies(
-            setup.tables(setup.host_blocks), BLOCK_TOKENS, setup.reuse, policy.priority, setup.kept_tokens
-        )
+        self.host = HostCopies(setup.tables(setup.host_blocks), policy.priority, setup.kept_tokens)
         self.to_host = Stream(setup.to_host, setup.layout)
         self.to_device = Stream(setup.to_device, setup.layout)
         self.leaving = InFlight()
@@ -257,11 +221,11 @@ class SwitchingInstance(Instance):
 
     def wait_for_blocks(self, slot: Slot, blocks: int) -> bool:
         """Let the next iteration wait until `blocks` more blocks are free; False if no copy in flight frees so many."""
-        if blocks > self.leaving.blocks:
+        copy = self.leaving.until(blocks)
+        if copy is None:
             return False
-        end = self.freed_at(blocks)
-        self._stall(slot, Transfer(end))
-        self._take_back(self.leaving.ended(end))
+        self._stall(slot, copy)
+        self._take_back(self.leaving.ended(copy.end))
         return True
 
     def wait_for_all(self, slot: Slot) -> None:
@@ -293,12 +257,6 @@ class SwitchingInstance(Instance):
         beside = self.choice.beside(running, seconds, iteration)
         self.choice.note(running, seconds)
         return beside
-
-    def freed_at(self, blocks: int) -> float:
-        """When copies in flight have freed so many blocks."""
-        end = self.leaving.until(blocks)
-        assert end is not None
-        return end
 
     def copied(self, key: int, moved: list[Piece], out: bool) -> None:
         """A copy of these pieces has been ordered; for tests that move real contents."""

@@ -8,9 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.hardware.copies import CopyCost, h100
-from common.lab.config import compose
-from common.lab.errors import LabError
-from common.lab.project import Project
 from common.lab.runtime import Runtime
 from common.serving.engine import simulate
 from common.serving.latency import FittedLatency
@@ -18,17 +15,18 @@ from common.serving.loop import ARRIVAL
 from common.serving.workload import Lengths, Workload
 from papers.fastswitch import async_swaps
 from papers.fastswitch.async_swaps import AdaptiveChoice, InFlight, KVLayout, Stream, Transfer, measured_cost
-from papers.fastswitch.block_groups import Piece, Run
-from papers.fastswitch.config import Config
+from papers.fastswitch.block_groups import BLOCK_TOKENS, BlockGroups, Piece, Run
+from papers.fastswitch.config import Config, check
 from papers.fastswitch.conversations import Conversations, draw_conversations
-from papers.fastswitch.evaluation import SYSTEMS, Job, pinned_gain, switch_gain, tail
+from papers.fastswitch.deployments import SYSTEMS, Setup
+from papers.fastswitch.evaluation import Job, switch_gain, tail
 from papers.fastswitch.experiment import run
 from papers.fastswitch.kv_reuse import HostCopies
 from papers.fastswitch.ledger import Swap, granularity, saving
 from papers.fastswitch.live_server import LiveRun, RealTransfer
 from papers.fastswitch.priorities import PATTERNS, markov_priorities, random_priorities
 from papers.fastswitch.priority_switching import PrioritySwitching
-from papers.fastswitch.server import BLOCK_TOKENS, Setup, SwitchingInstance, TabledGroup
+from papers.fastswitch.server import SwitchingInstance, TabledGroup
 from tests.common.serving.reference import SteppedGroup
 from tests.common.serving.test_engine import assert_same
 from tests.papers.test_fastswitch_blocks import audit
@@ -236,13 +234,14 @@ def test_the_contents_are_really_checked_and_a_wrong_increment_is_noticed(monkey
 
 def test_blocks_under_copy_are_nobodys_until_their_own_copy_ends():
     flight = InFlight()
-    for end, run_ in ((3.0, Run(0, 4)), (1.0, Run(8, 2)), (2.0, Run(20, 5))):
+    for end, run_ in ((1.0, Run(8, 2)), (2.0, Run(20, 5)), (3.0, Run(0, 4))):
         flight.add(Transfer(end), run_)
     assert flight.blocks == 11
-    assert flight.until(2) == 1.0 and flight.until(3) == 2.0 and flight.until(11) == 3.0
+    ends = {blocks: flight.until(blocks).end for blocks in (2, 3, 11)}
+    assert ends == {2: 1.0, 3: 2.0, 11: 3.0}
     assert flight.until(12) is None
     assert flight.ended(0.5) == [] and flight.ended(2.0) == [Run(8, 2), Run(20, 5)]
-    assert flight.blocks == 4 and flight.until(4) == 3.0
+    assert flight.blocks == 4 and flight.until(4).end == 3.0
 
 
 def test_a_stream_carries_one_swap_after_another_and_its_groups_in_order():
@@ -392,7 +391,7 @@ def test_a_control_runs_only_the_systems_that_its_claims_read():
     [
         ({"longest_group": 1}, "switch_gain_32kib", 1.0),
         ({"longest_group": 1}, "granularity", 1.0),
-        ({"keep_copies": False}, "reuse_saving", 0.0),
+        ({"kept_tokens": 0}, "reuse_saving", 0.0),
     ],
 )
 def test_a_switch_takes_all_of_its_effect_away(switch, metric, nothing):
@@ -413,17 +412,19 @@ def test_the_ladder_counts_blocks_alike(seed=3):
 
 
 @pytest.mark.parametrize(
-    "odd",
+    "field, odd",
     [
-        "paper.frequency=2", "paper.frequency=0.7", "paper.host_seconds=-1", "paper.conversations=1",
-        "paper.patterns=[zipf]", "paper.patterns=[]", "paper.copied_tokens=5000", "paper.copied_tokens=1",
-        "paper.longest=1", "paper.zipf_exponent=1", "paper.kv_tokens=100", "paper.kept_priority=nan",
+        ("frequency", {"frequency": 0.7}), ("sweep", {"sweep": [0.7]}), ("copied_tokens", {"copied_tokens": 1}),
+        ("answered_turns", {"answered_turns": 0.5}), ("kv_tokens", {"kv_tokens": 100}),
+        ("host_seconds", {"free_calls": True, "host_seconds": 1e-6}), ("trust_copies", {"trust_copies": True}),
+        ("instant_copies", {"instant_copies": True}), ("copy_worker", {"copy_worker": False}),
+        ("kept_priority", {"kept_priority": 0.5}),
     ],
 )  # fmt: skip
-def test_what_cannot_run_is_refused_in_one_line_that_names_the_field(odd):
-    with pytest.raises(LabError) as refused:
-        compose(Project.current(), "fastswitch", "smoke", [odd])
-    assert "\n" not in str(refused.value) and odd.split("=")[0].split(".")[1] in str(refused.value)
+def test_what_cannot_run_or_would_be_ignored_is_refused_in_one_line_that_names_the_field(field, odd):
+    check(SMALL)
+    with pytest.raises(ValueError, match=f"^[^\\n]*{field}[^\\n]*$"):
+        check(replace(SMALL, **odd))
 
 
 def test_time_beside_is_what_copies_and_batches_have_in_common():
@@ -441,7 +442,7 @@ def test_arms_share_a_run_exactly_where_nothing_that_decides_it_differs():
 
     off = {"longest_group": 2, "kept_tokens": 0, "wait_for_all": True}
     assert key("vLLM", **off) == key("vLLM") and key("FastSwitch", **off) != key("FastSwitch")
-    assert key("+DBG+Reuse", keep_copies=False) == key("+DBG"), "without kept copies nothing is left of reuse"
+    assert key("+DBG+Reuse", kept_tokens=0) == key("+DBG"), "without kept copies nothing is left of reuse"
     assert key("vLLM", kept_priority=0.5) == key("vLLM"), "Markov's alone"
     assert key("vLLM", "markov", kept_priority=0.5) != key("vLLM", "markov")
     for changed in ({"rate": 0.7}, {"conversations": 20}, {"host_seconds": 1e-6}, {"free_calls": True}):
@@ -458,18 +459,8 @@ def test_the_cost_of_a_copy_holds_no_digit_that_depends_on_the_processor(directi
         assert measured_cost.__wrapped__(direction) == cost
 
 
-def test_pinned_gain_is_read_off_the_measured_table():
-    assert pinned_gain(1.0) == 1.0
-    # tables/h100/copies.csv, to the host: 64 MiB in 2,048 calls over 128 calls of 512 KiB, 16 blocks
-    assert pinned_gain(17.0) == pinned_gain(16.0) > 3
-    with pytest.raises(ValueError, match="at least one block"):
-        pinned_gain(float("nan"))
-
-
 def test_a_read_copy_stays_valid_up_to_its_limit():
-    from papers.fastswitch.block_groups import BlockGroups
-
-    host = HostCopies(BlockGroups(100), 16, True, lambda key: 0.0, kept_tokens=64)
+    host = HostCopies(BlockGroups(100), lambda key: 0.0, kept_tokens=64)
     host.make_room("a", 200)
     host.written("a", 200, needed=True)
     host.read("a")

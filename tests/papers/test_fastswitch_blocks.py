@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from papers.fastswitch.allocator_history import CAPACITY, operations
 from papers.fastswitch.block_groups import BlockGroups, FreeRuns, Piece, Run, SingleBlocks, pieces
+from papers.fastswitch.deployments import ALL_TOKENS
 from papers.fastswitch.kv_reuse import HostCopies
 
 owners = st.integers(0, 7)
@@ -198,8 +199,8 @@ def test_a_call_never_crosses_the_border_of_neighbouring_groups():
     assert pieces([Run(0, 1), Run(1, 1)], [Run(5, 2)]) == [Piece(0, 5, 1), Piece(1, 6, 1)]
 
 
-def host(capacity=10, keep=True, priority=None):
-    return HostCopies(SingleBlocks(capacity), 16, keep, priority or (lambda key: key))
+def host(kept_tokens=ALL_TOKENS):
+    return HostCopies(SingleBlocks(10), lambda key: key, kept_tokens)
 
 
 def test_a_second_copy_out_begins_with_the_last_partly_filled_block():
@@ -212,7 +213,7 @@ def test_a_second_copy_out_begins_with_the_last_partly_filled_block():
 
 
 def test_without_reuse_everything_is_copied_again():
-    copies = host(keep=False)
+    copies = host(kept_tokens=0)
     copies.make_room(1, 40)
     copies.written(1, 40, needed=True)
     copies.read(1)

@@ -6,7 +6,7 @@ import torch
 
 from common.models.decoder import Decoder, KVCache
 from common.serving.workload import Workload
-from papers.fastswitch.block_groups import Run
+from papers.fastswitch.block_groups import BLOCK_TOKENS, Run
 from papers.fastswitch.conversations import Conversations, draw_conversations
 from papers.fastswitch.live_server import LiveServer, TabledCache, serve_live, undisturbed
 from papers.fastswitch.live_study import (
@@ -18,7 +18,6 @@ from papers.fastswitch.live_study import (
     taking_turns,
 )
 from papers.fastswitch.priorities import random_priorities
-from papers.fastswitch.server import BLOCK_TOKENS
 
 
 @pytest.fixture(autouse=True)
@@ -47,9 +46,8 @@ def test_no_swap_changes_an_answer_and_stale_copies_do(seed):
         generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
         return answer_swapped(generator, rng, turns=3.0, count=6, **switches)
 
-    ours, plain, stale = run(), run(system="vLLM"), run(trust=True)
-    assert ours.changed == plain.changed == 0 and ours.tokens == plain.tokens > 300
-    assert ours.saving > 0.1 and plain.saving == 0
+    ours, stale = run(), run(trust=True)
+    assert ours.changed == 0 and ours.tokens > 300 and ours.saving > 0.1
     assert stale.changed > 0.02
 
 
@@ -59,8 +57,7 @@ def test_no_swap_changes_an_answer_and_stale_copies_do(seed):
 def test_copies_run_beside_computing_with_a_thread_that_moves_something_and_else_not(switches, least, most):
     generator, rng = torch.Generator().manual_seed(0), np.random.default_rng(0)
     found = decode_beside(generator, rng, 200, 12, **{"worker": True} | switches)
-    assert least <= found.copied_beside <= most
-    assert found.waiting > 0 and found.beside > 0
+    assert least <= found <= most
 
 
 def test_long_and_short_conversations_take_turns():
@@ -68,8 +65,8 @@ def test_long_and_short_conversations_take_turns():
     assert first[0] > first[-1] and later[0] < later[-1]
 
 
-@pytest.mark.parametrize("system", ["vLLM", "FastSwitch"])
-def test_every_block_is_free_again_and_every_token_comes(system, monkeypatch):
+@pytest.mark.parametrize("worker", [False, True])
+def test_every_block_is_free_again_and_every_token_comes(worker, monkeypatch):
     kept = []
     original = LiveServer.__init__
 
@@ -82,7 +79,7 @@ def test_every_block_is_free_again_and_every_token_comes(system, monkeypatch):
     talks = draw_conversations(rng, 6, 40.0, EXCHANGES, 300, mean_turns=2.0, mean_think=0.01)
     prompts = draw_prompts(rng, talks)
     model = Decoder(TINY, torch.Generator().manual_seed(3))
-    run = serve_live(model, talks, prompts, random_priorities(rng, talks.count), system, 40, 300)
+    run = serve_live(model, talks, prompts, random_priorities(rng, talks.count), 40, 300, worker=worker)
     (server,) = kept
     assert server.memory.free == server.tables.free == server.memory.capacity
     assert not server.copying and server.wall.outside == 0
