@@ -7,7 +7,6 @@ changes hands, so that whatever is read before its copy has ended shows in the a
 """
 
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -56,11 +55,11 @@ class Unpredicted:
 
 
 class TabledCache:
-    """A conversation's share of the GPU's blocks; see decoder.Cache. runs: where its blocks are now."""
+    """A conversation's share of the GPU's blocks; see decoder.Cache. runs: where its blocks are."""
 
-    def __init__(self, pool: Tensor, runs: Callable[[], list[Run]], length: int) -> None:
+    def __init__(self, pool: Tensor, runs: list[Run], length: int) -> None:
         self.pool = pool  # (blocks, layers, 2, kv_heads, BLOCK_TOKENS, head_dim)
-        self.blocks = torch.tensor(blocks_in(runs()))
+        self.blocks = torch.tensor(blocks_in(runs))
         self.length = length
 
     @property
@@ -142,7 +141,7 @@ class LiveServer(SwitchingInstance, LiveBatches):
         """See LiveBatches."""
         group = self.slots[0].group
         stored = sequence.base + group.step if sequence in group.members else sequence.context
-        return TabledCache(self.gpu, lambda: self.tables.runs(self.key(sequence)), stored)
+        return TabledCache(self.gpu, self.tables.runs(self.key(sequence)), stored)
 
     def _compute(self, plan: Plan, decoding: list[Sequence]) -> None:
         step = self.slots[0].group.step

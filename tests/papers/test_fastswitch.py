@@ -190,7 +190,7 @@ def with_system(name, **changes):
     pattern=st.sampled_from(list(PATTERNS)),
     host_blocks=st.sampled_from([8, 20, 60]),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_coalesced_serving_equals_stepped_serving(system, seed, frequency, pattern, host_blocks):
     setup = with_system("FastSwitch", wait_for_all=True) if system == "wait for all" else with_system(system)
     setup = replace(setup, host_blocks=host_blocks)
@@ -212,7 +212,7 @@ def test_coalesced_serving_equals_stepped_serving(system, seed, frequency, patte
     frequency=st.sampled_from([0.1, 0.5]),
     host_blocks=st.sampled_from([8, 16, 60]),
 )
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_no_swap_ever_brings_stale_kv_back(system, seed, frequency, host_blocks):
     serve(Audited, replace(with_system(system), host_blocks=host_blocks), conversations(seed), frequency)
 
