@@ -9,8 +9,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from scipy.stats import t as student
-
 FOLDS = 5  # parts of the images; a seed tests on one of them and learns from the others
 CONFIDENCE = 0.95  # that a chosen network loses no more than is allowed
 
@@ -52,6 +50,10 @@ def loses_at_most(gains: Sequence[float], allowed_loss: float) -> bool:
     """
     if len(gains) < 2 or not all(map(math.isfinite, gains)):
         return False
+    from scipy.stats import (
+        t as student,
+    )  # where only torch and numpy exist the rest of this file does without
+
     n, mean = len(gains), math.fsum(gains) / len(gains)
     error = math.sqrt(math.fsum((gain - mean) ** 2 for gain in gains) / (n - 1) / n)
     return mean - float(student.ppf(CONFIDENCE, n - 1)) * error >= -allowed_loss
