@@ -19,21 +19,30 @@ class NoVersion(RuntimeError):
 
 @dataclass
 class Half:
-    """What is known of one half. sums: CRC-32 of every block, by node of the group; this node's own among them."""
+    """What is known of one half. sums: CRC-32 of every block, by the nodes of the group whose bytes are in here."""
 
     start: int  # where its payload begins in the memory
     version: int | None = None
-    copied: bool = False
-    received: set[int] = field(default_factory=set)
     sums: dict[int, tuple[int, ...]] = field(default_factory=dict)
     parity_sum: int = 0
 
 
 class Shard:
-    """The memory of one rank's shard: two halves (one, where double is False) in memory that this process owns."""
+    """The memory of one rank's shard, which this process owns.
 
-    def __init__(self, payload: int, node: int, nodes: int, parity: bool = True, double: bool = True) -> None:
-        self.payload, self.node = payload, node
+    double: False for one half instead of two. checked: False to trust all bytes.
+    """
+
+    def __init__(
+        self,
+        payload: int,
+        node: int,
+        nodes: int,
+        parity: bool = True,
+        double: bool = True,
+        checked: bool = True,
+    ) -> None:
+        self.payload, self.node, self.checked = payload, node, checked
         self.parity = parity and nodes > 1
         self.peers = set(range(nodes)) - {node} if self.parity else set()
         self.block = block_bytes(payload, nodes) if self.parity else payload
@@ -44,7 +53,7 @@ class Shard:
         self.halves = [Half(start) for start in range(0, len(self.bytes), self.half_bytes)]
 
     def complete(self, half: Half) -> bool:
-        return half.version is not None and half.copied and half.received == self.peers
+        return half.version is not None and half.sums.keys() == self.peers | {self.node}
 
     @property
     def versions(self) -> list[int]:
@@ -74,8 +83,7 @@ class Shard:
 
     def clear(self, half: Half) -> None:
         """Forget what a half holds; its bytes become zeros, which padding and parity begin with."""
-        half.version, half.copied, half.parity_sum = None, False, 0
-        half.received, half.sums = set(), {}
+        half.version, half.sums, half.parity_sum = None, {}, 0
         self.bytes[half.start : half.start + self.half_bytes] = 0
 
     def own(self, half: Half, index: int) -> np.ndarray:
@@ -86,24 +94,25 @@ class Shard:
     def take_sums(self, half: Half) -> tuple[int, ...]:
         """Note that the payload is complete; its blocks' checksums."""
         half.sums[self.node] = tuple(checksum(self.own(half, i)) for i in range(self.blocks))
-        half.copied = True
         return half.sums[self.node]
 
     def cover(self, half: Half, node: int, index: int, sums: tuple[int, ...], block: bytes) -> None:
         """XOR a peer's block into the parity. Damaged where it is not what the peer sent."""
-        if checksum(block) != sums[index]:
+        if self.checked and checksum(block) != sums[index]:
             raise Damaged(f"block {index} of node {node}, version {half.version}, arrived damaged")
-        if node in half.received:
+        if node in half.sums:
             raise ValueError(f"node {node} sent version {half.version} twice")
         parity = self.own(half, self.blocks)
         xor_into(parity, block)
         half.sums[node] = sums
-        half.received.add(node)
-        if half.received == self.peers:
+        if self.peers <= half.sums.keys():
             half.parity_sum = checksum(parity)
 
-    def check(self, half: Half, index: int) -> str:
-        """The name of a block that no longer has its checksum ("block 0", "parity"); empty where it has."""
-        known = half.parity_sum if index == self.blocks else half.sums[self.node][index]
-        name = "parity" if index == self.blocks else f"block {index}"
-        return "" if checksum(self.own(half, index)) == known else name
+    def damaged(self, half: Half) -> list[str]:
+        """Names of the blocks of a complete half that no longer have their checksum: "block 0", "parity"."""
+        known = [*half.sums[self.node], *([half.parity_sum] if self.parity else [])]
+        return [
+            f"block {index}" if index < self.blocks else "parity"
+            for index, one in enumerate(known)
+            if self.checked and checksum(self.own(half, index)) != one
+        ]

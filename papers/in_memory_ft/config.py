@@ -19,7 +19,7 @@ class Config:
     double: bool = True  # False: one buffer, overwritten by the next snapshot
     sums: bool = True  # False: stored bytes are trusted
     consistent: bool = True  # False: every group goes on from its own last version
-    inside: bool = False  # True: snapshot processes are threads of the trainers
+    inside: bool = False  # True: snapshot processes end with the trainers
     persist: bool = False  # True: a snapshot counts when it is on disk too
     cleared: bool = False  # True: snapshot processes have lost their memory before it is loaded
     synchronous: bool = False  # True: training waits for every copy
@@ -70,16 +70,11 @@ class Config:
     histories: Annotated[int, At(100, 200_000)] = 20_000
     train_hours: Annotated[float, At(500, 1e6)] = 26_000.0  # simulated
 
-    simulate: bool = True
-    processes: bool = True
-
 
 def check(config: Config) -> None:
     """ValueError in one line for combinations that cannot run, or of which a run would ignore a part."""
     if config.placement == "random" and config.rack > 1:
         raise ValueError("rack: means nothing with placement=random, where GPUs are anywhere; leave it at 1")
-    if not config.processes and not config.simulate:
-        raise ValueError("processes, simulate: with both off nothing runs; switch one on")
     for name, ranks in (("group", [config.group]), ("peers", [config.peers]), ("counted", config.counted)):
         if bad := [one for one in ranks if config.rows % one]:
             raise ValueError(

@@ -10,10 +10,10 @@ files are written to the page cache and not forced to this machine's disk, whose
 """
 
 import io
-import queue
-import threading
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -26,16 +26,17 @@ from common.distributed.flat_state import FlatState, shard
 from common.distributed.fleet import Fleet
 from common.distributed.questions import call
 from common.distributed.throttled import Device
-from common.training.sharded.layout import Layout, form_groups
+from common.distributed.turns import together
+from common.training.sharded.layout import Layout
 from papers.in_memory_ft.buffers import NoVersion
-from papers.in_memory_ft.recovery import BURST, Nodes, Ports, Switches, trainers_wire
+from papers.in_memory_ft.recovery import BURST, Node, Nodes
 from papers.in_memory_ft.replicas import HEADER, Header
 from papers.in_memory_ft.saving_cost import Rates
-from papers.in_memory_ft.snapshot import Saving, Snapshots
-from papers.in_memory_ft.snapshot_process import Seat
-from papers.in_memory_ft.training_job import gather, stored
+from papers.in_memory_ft.snapshot import Saving, Snapshots, gather
+from papers.in_memory_ft.snapshot_process import Seat, Switches
 
 WARM = 2  # saves of REFT before the clock counts: threads, connections and both halves are in use then
+Seconds = dict[tuple[str, str], float]  # by what was timed, and of which engine or disk source
 
 
 @dataclass(frozen=True)
@@ -62,75 +63,50 @@ class Work:
         return [*self.engines, *(one for one in reversed(self.engines) if one != "torch.save")]
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Of one seed, the slowest rank's seconds. saves: until the state was safe, by engine; stalls: that training could
-    not go on unless it overlaps the copy; loads: from each disk source and, beside it, from memory."""
+def measure(fleet: Fleet, work: Work, folder: Path) -> list[Seconds]:
+    """By seed, save a random state with every engine and load it from every disk source and from memory.
 
-    saves: dict[str, float]
-    stalls: dict[str, float]
-    loads: dict[str, tuple[float, float]]
-
-
-def measure(fleet: Fleet, work: Work, folder: Path) -> list[Measured]:
-    """By seed, save a random state with every engine and load it from every disk source and from memory."""
-    layout = Layout(data=work.peers)
-    folder.mkdir(parents=True, exist_ok=True)
-    ports = Ports.make(folder / "devices", layout, work.rates)
-    with Nodes(fleet, layout, folder, Switches(), ports) as nodes:
-        ranks = fleet.run(_rank, work.peers, (work, ports, dict(nodes.seats), folder), seconds=600)
-
-    def slowest(seed: list[Measured], name: str) -> dict:
-        each = [getattr(one, name) for one in seed]
-        return {key: np.max([one[key] for one in each], axis=0).tolist() for key in each[0]}
-
-    return [
-        Measured(*(slowest(list(seed), name) for name in ("saves", "stalls", "loads")))
-        for seed in zip(*ranks, strict=True)
-    ]
+    Means of the slowest rank: ("save", engine) until the state was safe; ("stall", engine) that training could not go
+    on unless it overlaps the copy; ("disk", source) and, beside it, ("memory", source) until all ranks have the state.
+    """
+    with Nodes(fleet, Layout(data=work.peers), folder, Switches(), work.rates) as nodes:
+        ranks = fleet.run(_rank, work.peers, (work, dict(nodes.seats), folder), seconds=600)
+    return [{key: max(rank[key] for rank in seed) for key in seed[0]} for seed in zip(*ranks, strict=True)]
 
 
 def copy_and_write(state: FlatState, first: int, end: int, copy: Device, disk: Device, path: Path) -> float:
     """Buckets through the copy engine into host memory and on to a file, both at once; seconds of copying."""
-    ready: queue.Queue[np.ndarray | None] = queue.Queue()
     begun = time.monotonic()
-    copied = [0.0]
+    with path.open("wb") as file, ThreadPoolExecutor(1) as writer:
 
-    def copying() -> None:
+        def write(bucket: np.ndarray) -> None:
+            disk.pass_through(len(bucket))
+            file.write(bucket.data)
+
+        writes = []
         for start in range(first, end, BURST):
             bucket = np.empty(min(BURST, end - start), np.uint8)
             copy.pass_through(len(bucket))
             state.read(start, bucket)
-            ready.put(bucket)
-        copied[0] = time.monotonic() - begun
-        ready.put(None)
-
-    thread = threading.Thread(target=copying)
-    thread.start()
-    with path.open("wb") as file:
-        while (bucket := ready.get()) is not None:
-            disk.pass_through(len(bucket))
-            file.write(bucket.data)
-    thread.join()
-    return copied[0]
+            writes.append(writer.submit(write, bucket))
+        copied = time.monotonic() - begun
+        for one in writes:
+            one.result()
+    return copied
 
 
-def _rank(
-    rank: int, world: int, work: Work, ports: Ports, seats: dict[tuple[int, int], Seat], folder: Path
-) -> list[Measured]:
-    node = (0, rank)
-    copy, disk, network = ports.copy[node], ports.disk[node], ports.network[node]
+def _rank(rank: int, world: int, work: Work, seats: dict[Node, Seat], folder: Path) -> list[Seconds]:
+    seat = seats[0, rank]
+    copy, disk = seat.copy, seat.disk
+    assert copy is not None and disk is not None
     weights = torch.zeros(work.state_bytes // 8, dtype=torch.int64)
     words = weights.numpy()
     state, target = FlatState([weights]), FlatState([torch.zeros_like(weights)])
     first, end = shard(state.nbytes, rank, world)
-    groups = form_groups(Layout(data=world), rank)
-    wire = trainers_wire(seats[node])
-    shards, index = (world, rank) if work.sharding else (1, 0)
+    whole, part = folder / "whole", folder / f"part-{rank}"
     persisted = str(folder / f"reft-{rank}") if work.persist else None
-    snapshots = Snapshots(
-        wire, index, Saving(1, BURST, shards=shards, device=copy), state, persist=lambda _: persisted
-    )
+    saving = Saving(1, BURST, shards=world if work.sharding else 1)
+    snapshots = Snapshots(seat, saving, state, persist=lambda _: persisted)
     turn = 0  # of REFT's versions
 
     def save(engine: str) -> float:
@@ -145,73 +121,59 @@ def _rank(
             snapshots.settle()
             return stall
         if engine == "TorchSnapshot":
-            return copy_and_write(state, first, end, copy, disk, folder / f"part-{rank}")
+            return copy_and_write(state, first, end, copy, disk, part)
         if rank:
             return 0.0
         if engine == "CheckFreq":
-            return copy_and_write(state, 0, state.nbytes, copy, disk, folder / "whole")
+            return copy_and_write(state, 0, state.nbytes, copy, disk, whole)
         copy.pass_through(state.nbytes)
         torch.save(weights, buffer := io.BytesIO())
         disk.pass_through(buffer.tell())
         (folder / "saved").write_bytes(buffer.getbuffer())
         return time.monotonic() - begun
 
-    def from_disk(source: str) -> None:
-        if source == "whole disk":
-            target.write(0, np.frombuffer(disk.read(folder / "whole"), np.uint8))
-            copy.pass_through(state.nbytes)
-            return
-        own = np.frombuffer(disk.read(folder / f"part-{rank}"), np.uint8)
+    def load(kind: str, source: str) -> None:
+        """From a disk source, or from memory and where that has lost the version from the disk source."""
+        path, shards = (whole, 1) if source == "whole disk" else (part, world)
+        own = None
+        if kind == "memory":
+            with suppress(NoVersion):
+                own, shards = snapshots.stored(snapshots.clean or 0)[HEADER:], saving.shards
+        if own is None:
+            own = np.frombuffer(disk.read(path), np.uint8)
         copy.pass_through(len(own))
-        gather(target, np.pad(own, (0, -(-state.nbytes // world) - len(own))), groups, world, network)
+        gather(target, own, shards, network=seat.network)
 
-    def from_memory(source: str) -> None:
-        """source: the disk to fall back to where memory has lost the version."""
-        try:
-            own = stored(wire, snapshots.clean or 0)[HEADER:]
-        except NoVersion:
-            return from_disk(source)
-        copy.pass_through(len(own))
-        gather(target, own, groups, shards, network)
-
-    def seconds(load: Callable[[str], None], source: str) -> float:
+    def timed_load(kind: str, source: str) -> float:
         target.write(0, np.zeros(state.nbytes, np.uint8))
-        dist.barrier()
-        begun = time.monotonic()
-        load(source)
-        dist.barrier()
-        taken = time.monotonic() - begun
+        taken = together(world, lambda: load(kind, source))
         if target.digest() != state.digest():
             raise RuntimeError(f"rank {rank}: what was loaded beside {source} is not what was saved")
         return taken
 
-    def loaded(source: str) -> tuple[float, float]:
-        """Seconds from this disk source and from memory: there and back."""
-        disks, memories = [seconds(from_disk, source)], [seconds(from_memory, source) for _ in range(2)]
-        return fmean([*disks, seconds(from_disk, source)]), fmean(memories)
-
-    def timed(seed: int) -> Measured:
+    def timed(seed: int) -> Seconds:
         """All saves and loads of one seed, whose state is the same on all ranks."""
         words[:] = np.random.default_rng(seed).integers(0, 2**63, len(words))
-        saves: dict[str, list[float]] = {engine: [] for engine in work.engines}
-        stalls: dict[str, list[float]] = {engine: [] for engine in work.engines}
+        found: dict[tuple[str, str], list[float]] = defaultdict(list)
         for engine in work.turns:
             dist.barrier()
             begun = time.monotonic()
-            stalls[engine].append(save(engine))
+            found["stall", engine].append(save(engine))
             dist.barrier()
-            saves[engine].append(time.monotonic() - begun)
+            found["save", engine].append(time.monotonic() - begun)
         if work.sources:  # not through the device: writing them is not what is measured
             if rank == 0:
-                words.tofile(folder / "whole")
-            words.view(np.uint8)[first:end].tofile(folder / f"part-{rank}")
+                words.tofile(whole)
+            own = words.view(np.uint8)[first:end]
+            np.pad(own, (0, -(-state.nbytes // world) - len(own))).tofile(part)
         if work.cleared:
-            call(wire, "settle", None, 0)
-        loads = {source: loaded(source) for source in work.sources}
+            call(snapshots.wire, "settle", None, 0)
+        for source in work.sources:
+            for kind in ("disk", "memory", "memory", "disk"):
+                found[kind, source].append(timed_load(kind, source))
         if work.cleared:
             snapshots.clean = None  # the next seed begins without a version
-        means = [{engine: fmean(each) for engine, each in kind.items()} for kind in (saves, stalls)]
-        return Measured(means[0], means[1], loads)
+        return {key: fmean(each) for key, each in found.items()}
 
     for _ in range(WARM):
         save("REFT")

@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 
 from common.lab.runtime import Observations, Runtime
-from papers.in_memory_ft import survival
+from papers.in_memory_ft import measurements, survival
 from papers.in_memory_ft.config import Config
 from papers.in_memory_ft.saving_cost import (
     ENGINES,
@@ -25,15 +25,11 @@ PARAMETERS, BYTES = 175e9, 16  # of the model whose redone work is simulated; by
 def run(config: Config, lab: Runtime) -> Observations:
     """Observe every metric that the card's claims read, one row a seed."""
     seen = Observations()
-    if config.simulate:
-        if lab.wants("lasting_gain"):
-            survive(config, lab, seen)
-        if lab.wants("redone_gain"):
-            redo(config, lab, seen)
-    if config.processes:
-        from papers.in_memory_ft import measurements  # brings torch, which the simulations do without
-
-        measurements.run(config, lab, seen)
+    if lab.wants("lasting_gain"):
+        survive(config, lab, seen)
+    if lab.wants("redone_gain"):
+        redo(config, lab, seen)
+    measurements.run(config, lab, seen)
     return seen
 
 
@@ -44,17 +40,15 @@ def survive(config: Config, lab: Runtime, seen: Observations) -> None:
         for members in config.groups if lab.wants("histories_hours") else [group]:
             fleet = NodeFleet(config.nodes, members, rack=config.rack)
             draw = partial(survival.histories, fleet, config.histories)
-            sets = survival.node_sets(
-                fleet, lab.rng(seed, f"placement {members}") if config.placement == "random" else None
-            )
-            ours = draw(lab.rng(seed, f"lives {members}"), config.parity, not config.inside, sets)
-            plain = draw(lab.rng(seed, f"other lives {members}"), False, False)
-            hours = [float(np.quantile(ends, 0.1)) for ends in (ours, plain)]
-            at = {"group": members}
-            seen.add("histories_hours", hours[0], seed, kept="ours", **at)
-            seen.add("histories_hours", hours[1], seed, kept="trainer", **at)
+            random = lab.rng(seed, f"placement {members}") if config.placement == "random" else None
+            sets = survival.node_sets(fleet, random)
+            lives, others = (lab.rng(seed, f"{name} {members}") for name in ("lives", "other lives"))
+            ours = float(np.quantile(draw(lives, config.parity, not config.inside, sets), 0.1))
+            plain = float(np.quantile(draw(others, parity=False, apart=False), 0.1))
+            seen.add("histories_hours", ours, seed, kept="ours", group=members)
+            seen.add("histories_hours", plain, seed, kept="trainer", group=members)
             if members == group:
-                seen.add("lasting_gain", hours[0] / hours[1], seed)
+                seen.add("lasting_gain", ours / plain, seed)
     seen.add("histories", config.histories)
 
 

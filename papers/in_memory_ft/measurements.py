@@ -16,13 +16,13 @@ from common.training.sharded.layout import Layout
 from common.training.sharded.parameters import Shape
 from common.training.sharded.trainer import Recipe
 from papers.in_memory_ft.config import JUDGED, Config
-from papers.in_memory_ft.engines import Measured, Work, measure
-from papers.in_memory_ft.fault_matrix import Row, run_scenario, scenarios, steps_needed, undisturbed
-from papers.in_memory_ft.recovery import Switches
+from papers.in_memory_ft.engines import Seconds, Work, measure
+from papers.in_memory_ft.fault_matrix import run_scenario, scenarios, steps_needed
 from papers.in_memory_ft.saving_cost import Rates, saves_per_hour
 from papers.in_memory_ft.snapshot import Saving
+from papers.in_memory_ft.snapshot_process import Switches
 from papers.in_memory_ft.training_job import SavedJob, run_job
-from papers.in_memory_ft.waiting import Condition, Stretches, interval_that_fits, plain_step, waits
+from papers.in_memory_ft.waiting import Condition, interval_that_fits, plain_step, waits
 
 # metrics of exactness: the share of these scenarios' runs that ended as they must
 EXACT = {
@@ -113,13 +113,20 @@ def strike(config: Config, lab: Runtime, seen: Observations, fleet: Fleet, folde
     for seed, one in lab.progress(work, "blows"):
         job = job_of(config, lab, config.hidden, one.layout, seed)
         plain = SavedJob(job, steps_needed(config.every), digests=config.every)
-        calm = lab.once(("in_memory_ft: undisturbed", plain), partial(undisturbed, fleet, plain))
+        calm = lab.once(("in_memory_ft: undisturbed", plain), partial(run_job, fleet, plain))
         saving = Saving(config.every, 1 << 15, shards=one.layout.data if config.sharding else 1)
         saved = replace(plain, saving=saving, persist=2 * config.every, folder=folder / "disk")
         row = run_scenario(fleet, one, saved, calm, switches)
-        exact[seed, one.name] = note_blow(seen, seed, row)
+        exact[seed, one.name] = row.as_planned
+        seen.add(
+            "redone_steps", row.redone, seed, scenario=one.name, lost=one.lost, when=one.when,
+            layout=f"{one.layout.data} data x {one.layout.pipeline} stages", source=row.start.source,
+            version=row.start.version, report="; ".join(row.start.reports),
+        )  # fmt: skip
+        seen.add("same_losses", sum(row.same_losses), seed, of=len(row.same_losses), scenario=one.name)
+        seen.add("same_states", sum(row.same_states), seed, of=len(row.same_states), scenario=one.name)
         if seed == lab.seeds[0]:
-            for name, losses in (("undisturbed", calm.reports[0].losses), ("recovered", row.after)):
+            for name, losses in (("undisturbed", calm.reports[0].losses), ("recovered", row.losses)):
                 for step, loss in losses.items():
                     seen.add("loss", loss, seed, scenario=one.name, run=name, step=step)
     for metric, names in EXACT.items():
@@ -128,31 +135,16 @@ def strike(config: Config, lab: Runtime, seen: Observations, fleet: Fleet, folde
             seen.add(metric, sum(exact[blow] for blow in blows) / len(blows))
 
 
-def note_blow(seen: Observations, seed: int, row: Row) -> bool:
-    """A row of the fault matrix as observations; whether it is exact, and from where it must come."""
-    one = row.scenario
-    where = {"scenario": one.name, "source": row.source, "lost": one.lost, "when": one.when}
-    told = {
-        "layout": f"{one.layout.data} data x {one.layout.pipeline} stages",
-        "report": "; ".join(row.reports),
-    }
-    seen.add("redone_steps", row.redone, seed, version=max(row.versions, default=0), **where, **told)
-    seen.add("same_losses", row.same_losses, seed, of=row.losses, scenario=one.name)
-    seen.add("same_states", row.same_states, seed, of=row.states, scenario=one.name)
-    return row.exact and row.source == one.source and bool(row.reports) == one.name.startswith("damaged")
-
-
 def save_and_load(config: Config, lab: Runtime, seen: Observations, fleet: Fleet, folder: Path) -> None:
     """One state through the engines, in turn, and back again."""
     rates = Rates(config.copy, config.network, config.disk).slower(config.slower)
     if config.devices == "unlimited":
         rates = Rates(1e15, 1e15, 1e15)
-
     step = config.step_share * config.state_bytes * config.slower / config.disk
 
-    def per_hour(found: Measured, engine: str) -> float:
-        stall = max(0.0, found.stalls[engine] - step)
-        return saves_per_hour(found.saves[engine], stall, step, config.budget)
+    def per_hour(found: Seconds, engine: str) -> float:
+        stall = max(0.0, found["stall", engine] - step)
+        return saves_per_hour(found["save", engine], stall, step, config.budget)
 
     seen.add("stated_bytes", config.state_bytes * config.slower)  # that take as long at the stated rates
     engines = [engine for metric, engine in RIVALS.items() if lab.wants(metric)]
@@ -164,14 +156,13 @@ def save_and_load(config: Config, lab: Runtime, seen: Observations, fleet: Fleet
     )  # fmt: skip
     table = lab.once(("in_memory_ft: saved and loaded", work), partial(measure, fleet, work, folder / "save"))
     for seed, found in zip(lab.seeds, table, strict=True):
-        for engine, seconds in found.saves.items():
-            seen.add("saving_seconds", seconds, seed, engine=engine)
+        for engine in work.engines:
+            seen.add("saving_seconds", found["save", engine], seed, engine=engine)
         for metric, source in LOADS.items():
-            if source in found.loads:
-                disk, memory = found.loads[source]
-                seen.add(metric, disk / memory, seed)
+            if source in sources:
+                seen.add(metric, found["disk", source] / found["memory", source], seed)
         if "TorchSnapshot" in engines:
-            seen.add("saving_gain", found.saves["TorchSnapshot"] / found.saves["REFT"], seed)
+            seen.add("saving_gain", found["save", "TorchSnapshot"] / found["save", "REFT"], seed)
         if "CheckFreq" in engines:
             seen.add("snapshot_rate_gain", per_hour(found, "REFT") / per_hour(found, "CheckFreq"), seed)
 
@@ -187,8 +178,9 @@ def wait(config: Config, lab: Runtime, seen: Observations, fleet: Fleet, folder:
         shown = (*others, Condition("whole", every), Condition("synchronous", every))
     job = job_of(config, lab, config.step_hidden, Layout(data=config.peers))
     plain = lab.once(("in_memory_ft: a plain step", job), partial(plain_step, fleet, job))
-    work = Stretches(job, plain, judged, shown, 2 * every, rates, lab.seeds)
-    for seed, table in zip(lab.seeds, waits(fleet, work, folder / "wait"), strict=True):
+    conditions = {seed: (judged, *(shown if seed == lab.seeds[0] else ())) for seed in lab.seeds}
+    tables = waits(fleet, job, plain, conditions, 2 * every, rates, folder / "wait")
+    for seed, table in zip(lab.seeds, tables, strict=True):
         for one, found in table.items():
             percent = 100 * found.waited / (found.seconds - found.waited)
             seen.add("waited_percent", percent, seed, mode=one.mode, every=one.every)
@@ -196,6 +188,6 @@ def wait(config: Config, lab: Runtime, seen: Observations, fleet: Fleet, folder:
         least = FLOOR * ours.copied
         capped = {"capped": True} if ours.waited < least else {}
         seen.add("waiting_gain", ours.copied / max(ours.waited, least), seed, **capped)
-        step = (ours.seconds - ours.waited) / (2 * work.steps)
+        step = (ours.seconds - ours.waited) / (4 * every)
         seen.add("copy_over_step", ours.copied / ours.snapshots / step, seed)
         seen.add("snapshots_waited_for", ours.snapshots, seed)

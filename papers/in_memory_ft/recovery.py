@@ -7,33 +7,22 @@ from several versions would be none that ever was.
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from common.distributed.fleet import Fleet, Started
-from common.distributed.questions import call, connect
+from common.distributed.questions import call
 from common.distributed.sealed_file import Damaged, read_sealed
 from common.distributed.throttled import Device
 from common.distributed.traffic import Wire
 from common.training.sharded.layout import Layout
 from papers.in_memory_ft.saving_cost import Rates
-from papers.in_memory_ft.snapshot_process import Seat, keep
+from papers.in_memory_ft.snapshot_process import Seat, Switches, keep
 
 Source = Literal["first values", "memory", "disk"]
 Node = tuple[int, int]  # (pipeline stage, data rank)
 BURST = 1 << 20  # bytes of one turn of a node's device
-
-
-@dataclass(frozen=True)
-class Switches:
-    """What of the method is on. inside: snapshot processes are threads of the trainers instead."""
-
-    parity: bool = True
-    double: bool = True
-    sums: bool = True
-    consistent: bool = True
-    inside: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,24 +37,6 @@ class Start:
     @property
     def version(self) -> int:
         return max(self.versions, default=0)
-
-
-@dataclass(frozen=True)
-class Ports:
-    """The nodes' network cards, storage and copy engines, by (stage, data rank); none: as fast as can be."""
-
-    network: Mapping[Node, Device] = field(default_factory=dict)
-    disk: Mapping[Node, Device] = field(default_factory=dict)
-    copy: Mapping[Node, Device] = field(default_factory=dict)
-
-    @classmethod
-    def make(cls, folder: Path, layout: Layout, rates: Rates) -> "Ports":
-        """Devices of these rates for every node; their files in a folder."""
-
-        def each(name: str, rate: float) -> dict[Node, Device]:
-            return {n: Device.make(folder / f"{name}-{n[0]}-{n[1]}", rate, BURST) for n in nodes_of(layout)}
-
-        return cls(each("network", rates.network), each("disk", rates.disk), each("copy", rates.copy))
 
 
 def chosen_versions(
@@ -113,21 +84,20 @@ class Nodes:
     """The snapshot processes of a job, as its launcher sees them. A context manager: they end with the block."""
 
     def __init__(
-        self, fleet: Fleet, layout: Layout, folder: Path, switches: Switches, ports: Ports | None = None
+        self, fleet: Fleet, layout: Layout, folder: Path, switches: Switches, rates: Rates | None = None
     ) -> None:
-        """folder: of the checkpoints on disk."""
+        """folder: of the checkpoints on disk, and of devices where nodes have stated rates."""
         self.fleet, self.layout, self.folder, self.switches = fleet, layout, folder, switches
         self.key = os.urandom(32)
         self.started: dict[Node, Started] = {}
         self.wires: dict[Node, Wire] = {}
         self.seats: dict[Node, Seat] = {}
-        self._generation = 0
-        ports = ports or Ports()
         for node in nodes_of(layout):
-            self.seats[node] = Seat(
-                "", self.key, node[1], layout.data, switches.parity, switches.double, switches.sums,
-                ports.network.get(node), ports.disk.get(node),
-            )  # fmt: skip
+            devices = {
+                name: Device.make(folder / "devices" / f"{name}-{node[0]}-{node[1]}", rate, BURST)
+                for name, rate in (asdict(rates) if rates else {}).items()
+            }
+            self.seats[node] = Seat("", self.key, node[1], layout.data, switches, **devices)
             self._start(node)
         self._introduce()
 
@@ -135,38 +105,35 @@ class Nodes:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Kill the snapshot processes: their job is over, and their memory wanted elsewhere."""
+        """Their job is over, and their memory wanted elsewhere."""
+        self._kill()
+
+    def _kill(self) -> None:
         for started in self.started.values():
             started.kill()
 
     def _start(self, node: Node) -> None:
-        self._generation += 1
-        name = f"in-memory-ft-{os.getpid()}-{self.key[:4].hex()}-{self._generation}"
-        self.seats[node] = replace(self.seats[node], name=name)
-        if self.switches.inside:  # a thread of the trainer listens there
-            return
+        self.seats[node] = replace(self.seats[node], name=f"in-memory-ft-{os.getpid()}-{os.urandom(8).hex()}")
         self.started[node] = self.fleet.start(f"snapshot process {node}", keep, self.seats[node])
         self.wires[node] = Wire(self.started[node].connection)
         self.wires[node].receive()
 
-    def peers(self, node: Node) -> dict[int, str]:
-        """Addresses of the others of a node's group, by data rank."""
-        stage, own = node
-        return {data: self.seats[stage, data].address for data in range(self.layout.data) if data != own}
-
     def _introduce(self) -> None:
-        for node, wire in self.wires.items():
-            call(wire, "meet", self.peers(node))
+        for (stage, own), wire in self.wires.items():
+            peers = {data: self.seats[stage, data].address for data in range(self.layout.data) if data != own}
+            call(wire, "meet", peers)
 
     def ask(self, node: Node, question: str, *arguments: Any) -> Any:
         """Ask a snapshot process."""
         return call(self.wires[node], question, *arguments)
 
     def alive(self, node: Node) -> bool:
-        return node in self.started and self.started[node].alive
+        return self.started[node].alive
 
     def recover(self, epoch: int) -> Start:
         """Replace lost snapshot processes, and have every node hold the version that training goes on from."""
+        if self.switches.inside:
+            self._kill()
         lost = [node for node in self.seats if not self.alive(node)]
         found = {node: None if node in lost else self.ask(node, "inventory") for node in self.seats}
         versions = chosen_versions(found, self.layout, self.switches.parity, self.switches.consistent)
@@ -203,8 +170,3 @@ class Nodes:
                     reports.append(str(damage))
                     return False
         return True
-
-
-def trainers_wire(seat: Seat) -> Wire:
-    """A trainer's connection to the snapshot process of its node."""
-    return connect(seat.address, seat.key)

@@ -99,16 +99,14 @@ class Protection:
             raise ValueError(f"seconds are not negative: {self}")
 
 
-def young_daly(stall: float, mean: float) -> float:
-    """Young's interval between saves, seconds: sqrt(2 stall mean)."""
-    if stall < 0 or mean <= 0:
-        raise ValueError("a stall is not negative and the mean time between failures is positive")
-    return float(np.sqrt(2 * stall * mean))
-
-
 def interval_of(one: Protection, mean: float, step: float) -> float:
-    """Young's interval, but no shorter than a step or than a save takes to be safe."""
-    return max(young_daly(one.stall, mean), one.saving, step)
+    """Young's interval between saves, sqrt(2 stall mean), but no shorter than a step or than a save takes to be safe.
+
+    mean: seconds between failures. ValueError where it is not positive.
+    """
+    if mean <= 0:
+        raise ValueError(f"the mean time between failures is positive, not {mean}")
+    return max(float(np.sqrt(2 * one.stall * mean)), one.saving, step)
 
 
 @dataclass(frozen=True)

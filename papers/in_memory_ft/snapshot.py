@@ -6,11 +6,11 @@ the encoding, which reads the snapshot process's memory). Before the next snapsh
 flag, that everybody's snapshot process has the last one complete: from then on it is the clean version.
 """
 
-import queue
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +18,10 @@ import torch.distributed as dist
 
 from common.distributed.flat_state import FlatState, shard
 from common.distributed.memory import Memory
-from common.distributed.questions import call
+from common.distributed.questions import call, connect
 from common.distributed.throttled import Device
-from common.distributed.traffic import Wire
 from papers.in_memory_ft.replicas import HEADER, Header, payload_bytes
-from papers.in_memory_ft.snapshot_process import Region, Snapshot
+from papers.in_memory_ft.snapshot_process import Region, Seat, Snapshot
 
 
 @dataclass(frozen=True)
@@ -30,13 +29,12 @@ class Saving:
     """How a rank's snapshots are taken.
 
     every: steps between two. bucket: bytes of one turn of the copy engine. shards: among how many peers a replicated
-    state is divided. device: the copy engine. synchronous: training waits for the copy.
+    state is divided. synchronous: training waits for the copy.
     """
 
     every: int
     bucket: int = 1 << 20
     shards: int = 1
-    device: Device | None = None
     synchronous: bool = False
 
     def __post_init__(self) -> None:
@@ -49,34 +47,31 @@ class Snapshots:
 
     def __init__(
         self,
-        wire: Wire,
-        index: int,
+        seat: Seat,
         saving: Saving,
         state: FlatState,
         reached: Callable[[str], None] = lambda place: None,
         persist: Callable[[int], str | None] = lambda version: None,
     ) -> None:
-        """wire: to the snapshot process. index: of this rank's shard. persist: file of a version."""
-        self.wire, self.saving, self.state = wire, saving, state
-        self.first, self.end = shard(state.nbytes, index, saving.shards)
-        self.reached, self.persist = reached, persist
+        """seat: of the snapshot process. persist: file of a version."""
+        self.wire, self.device = connect(seat.address, seat.key), seat.copy
+        self.saving, self.state, self.reached, self.persist = saving, state, reached, persist
+        self.first, self.end = shard(state.nbytes, seat.node if saving.shards > 1 else 0, saving.shards)
         self.clean: int | None = None
         self.pending: int | None = None
         self.copied_bytes: list[int] = []  # of weights and moments, of each snapshot
         self.waited = 0.0  # seconds for which updates and snapshots waited
         self.copy_seconds = 0.0  # that copying took, of all snapshots
         self._memory: Memory | None = None
-        self._free, self._complete = threading.Event(), threading.Event()
-        self._free.set()
-        self._failed: BaseException | None = None
-        self._tasks: queue.Queue = queue.Queue()
-        self._thread = threading.Thread(target=self._work, daemon=True)
-        call(wire, "reserve", payload_bytes(state.nbytes, saving.shards))
-        self._thread.start()
+        self._thread = ThreadPoolExecutor(1)
+        self._copied: Future[None] = Future()
+        self._copied.set_result(None)
+        self._complete = self._copied
+        call(self.wire, "reserve", payload_bytes(state.nbytes, saving.shards))
 
     def before_update(self, step: int) -> None:
         """Wait until the copy of the state that this update changes is finished. Raises what a snapshot failed of."""
-        self._wait_for(self._free)
+        self._wait_for(self._copied)
 
     def after_step(self, step: int, epoch: int, header: Callable[[], Header]) -> None:
         """Begin a snapshot where one is due; `step` updates were taken. All ranks call it.
@@ -88,10 +83,10 @@ class Snapshots:
             return
         self.settle()
         self.reached("settled")
-        self._free.clear()
-        self._complete.clear()
         self.pending = step
-        self._tasks.put((Snapshot(epoch, step, self.clean), header().pack()))
+        snapshot = Snapshot(epoch, step, self.clean)
+        self._copied = self._thread.submit(self._copy, snapshot, header().pack())
+        self._complete = self._thread.submit(self._encode, snapshot, self._copied)
         if self.saving.synchronous:
             self.before_update(step)
 
@@ -106,48 +101,63 @@ class Snapshots:
             raise RuntimeError(f"ranks are out of step: version {self.pending} here, {int(least)} elsewhere")
         self.clean, self.pending = self.pending, None
 
+    def stored(self, version: int) -> np.ndarray:
+        """A complete version in the snapshot process's memory; uint8, a view. NoVersion where it has none."""
+        return self._mapped(call(self.wire, "load", version))
+
     def close(self) -> None:
         """End the thread."""
-        self._tasks.put(None)
-        self._thread.join()
+        self._thread.shutdown()
 
-    def _wait_for(self, event: threading.Event) -> None:
+    def _copy(self, snapshot: Snapshot, header: bytes) -> None:
         begun = time.monotonic()
-        event.wait()
-        self.waited += time.monotonic() - begun
-        self._raise()
-
-    def _raise(self) -> None:
-        if self._failed is not None:
-            raise self._failed
-
-    def _work(self) -> None:
-        while (task := self._tasks.get()) is not None:
-            snapshot, header = task
-            try:
-                begun = time.monotonic()
-                self._copy(self._mapped(call(self.wire, "begin", snapshot)), header)
-                self.copy_seconds += time.monotonic() - begun
-                self._free.set()
-                call(self.wire, "copied", snapshot, self.persist(snapshot.version))
-            except BaseException as error:
-                self._failed = self._failed or error
-            self._free.set()
-            self._complete.set()
-
-    def _mapped(self, region: Region) -> np.ndarray:
-        if self._memory is None or self._memory.address != region.address:
-            self._memory = Memory.open(region.address)
-        return np.frombuffer(self._memory.view, np.uint8)[region.start : region.start + region.nbytes]
-
-    def _copy(self, target: np.ndarray, header: bytes) -> None:
+        target = self._mapped(call(self.wire, "begin", snapshot))
         target[:HEADER] = np.frombuffer(header, np.uint8)
         self.copied_bytes.append(0)
         for start in range(self.first, self.end, self.saving.bucket):
             length = min(self.saving.bucket, self.end - start)
-            if self.saving.device is not None:
-                self.saving.device.pass_through(length)
+            if self.device is not None:
+                self.device.pass_through(length)
             place = HEADER + start - self.first
             self.state.read(start, target[place : place + length])
             self.copied_bytes[-1] += length
             self.reached("bucket")
+        self.copy_seconds += time.monotonic() - begun
+
+    def _encode(self, snapshot: Snapshot, copied: Future[None]) -> None:
+        """Have the snapshot process encode what was copied, and answer when the version is complete there."""
+        copied.result()
+        call(self.wire, "copied", snapshot, self.persist(snapshot.version))
+
+    def _mapped(self, region: Region) -> np.ndarray:
+        if self._memory is None or self._memory.address != region.address:
+            self._memory = Memory.open(region.address)
+        return region.of(self._memory)
+
+    def _wait_for(self, done: Future[None]) -> None:
+        begun = time.monotonic()
+        done.exception()
+        self.waited += time.monotonic() - begun
+        self._raise()
+
+    def _raise(self) -> None:
+        for one in (self._copied, self._complete):
+            if one.done():
+                one.result()
+
+
+def gather(
+    state: FlatState, own: np.ndarray, shards: int, group: Any = None, network: Device | None = None
+) -> None:
+    """Write the whole state from this rank's shard and its peers'; each card passes what its node receives."""
+    if shards == 1:
+        state.write(0, own[: state.nbytes])
+        return
+    mine = torch.from_numpy(own.copy())
+    parts = [torch.empty_like(mine) for _ in range(shards)]
+    if network is not None:
+        network.pass_through((shards - 1) * len(own))
+    dist.all_gather(parts, mine, group=group)
+    for index, part in enumerate(parts):
+        first, end = shard(state.nbytes, index, shards)
+        state.write(first, part.numpy()[: end - first])

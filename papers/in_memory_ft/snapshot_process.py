@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from common.distributed.memory import Address
+import numpy as np
+
+from common.distributed.memory import Address, Memory
 from common.distributed.questions import answer, call, connect, listen
-from common.distributed.sealed_file import Damaged, checksum, write_sealed
+from common.distributed.sealed_file import Damaged, write_sealed
 from common.distributed.throttled import Device
 from common.distributed.traffic import Wire
 from papers.in_memory_ft.buffers import Half, NoVersion, Shard
-from papers.in_memory_ft.parity import covered, holder, rebuild_sources, xor_into
+from papers.in_memory_ft.parity import covered, holder, rebuild
 
 SECONDS_TO_COMPLETE = 120.0  # that a snapshot is given by its peers
 
@@ -26,20 +28,30 @@ class Stale(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Seat:
-    """Where a snapshot process sits: `node` of the `nodes` of its group, and what it may use.
+class Switches:
+    """What of the method is on. inside: snapshot processes end with the trainers, as if they were a part of them."""
 
-    name: of the socket it listens on, without a file. key: with which its connections prove themselves. sums: False to
-    trust all bytes.
+    parity: bool = True
+    double: bool = True
+    sums: bool = True
+    consistent: bool = True
+    inside: bool = False
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Where a snapshot process sits: `node` of the `nodes` of its group, and what its node has.
+
+    name: of the socket it listens on, without a file. key: with which its connections prove themselves. copy, network,
+    disk: the node's devices; None for as fast as can be.
     """
 
     name: str
     key: bytes
     node: int
     nodes: int
-    parity: bool = True
-    double: bool = True
-    sums: bool = True
+    switches: Switches
+    copy: Device | None = None
     network: Device | None = None
     disk: Device | None = None
 
@@ -65,6 +77,10 @@ class Region:
     address: Address
     start: int
     nbytes: int
+
+    def of(self, memory: Memory) -> np.ndarray:
+        """Its bytes in the memory that was opened; uint8, a view."""
+        return np.frombuffer(memory.view, np.uint8)[self.start : self.start + self.nbytes]
 
 
 class SnapshotProcess:
@@ -94,8 +110,8 @@ class SnapshotProcess:
         """Have memory for payloads of this many bytes; what is there already stays."""
         with self.changed:
             if self.kept is None or self.kept.payload != payload:
-                seat = self.seat
-                self.kept = Shard(payload, seat.node, seat.nodes, seat.parity, seat.double)
+                seat, on = self.seat, self.seat.switches
+                self.kept = Shard(payload, seat.node, seat.nodes, on.parity, on.double, on.sums)
             self.changed.notify_all()
 
     def begin(self, snapshot: Snapshot) -> Region:
@@ -138,16 +154,11 @@ class SnapshotProcess:
             self.shard.cover(self._opened(snapshot), node, index, sums, block)
             self.changed.notify_all()
 
-    def fetch(self, version: int, index: int) -> bytes:
-        """A block of a complete version (index m - 1: the parity). Damaged if its checksum says so."""
-        half = self.shard.find(version)
-        if self.seat.sums and (bad := self.shard.check(half, index)):
-            raise Damaged(f"{bad} of node {self.seat.node}, version {version}")
-        return self.shard.own(half, index).tobytes()
-
-    def known(self, version: int) -> tuple[int, dict[int, tuple[int, ...]]]:
-        """Payload bytes and all checksums of a complete version."""
-        return self.shard.payload, dict(self.shard.find(version).sums)
+    def give(self, version: int) -> tuple[int, np.ndarray, np.ndarray, dict[int, tuple[int, ...]]]:
+        """Of a complete version the payload's size, the padded payload, the parity, and the checksums of all nodes."""
+        one, half = self.shard, self.shard.find(version)
+        parity = one.own(half, one.blocks)
+        return one.payload, one.bytes[half.start :][: one.blocks * one.block], parity, half.sums
 
     # ---- from the launcher
 
@@ -165,9 +176,8 @@ class SnapshotProcess:
 
     def verify(self, version: int) -> list[str]:
         """What of a version is not what was stored: "node 1: parity"; nothing where checksums are not looked at."""
-        one, half = self.shard, self.shard.find(version)
-        found = [one.check(half, index) for index in range(one.blocks + one.parity)] if self.seat.sums else []
-        return [f"node {self.seat.node}: {bad}" for bad in found if bad]
+        bad = self.shard.damaged(self.shard.find(version))
+        return [f"node {self.seat.node}: {block}" for block in bad]
 
     def settle(self, version: int | None, epoch: int) -> None:
         """Attempt `epoch` goes on from this version: whatever else is here belongs to a future that did not come."""
@@ -181,26 +191,20 @@ class SnapshotProcess:
     def rebuild(self, version: int) -> None:
         """Make a lost node's shard and parity again from its peers. Damaged: what can't be used."""
         seat = self.seat
-        wires = {peer: self._wire(peer) for peer in self.peers}
-        facts = {peer: call(wire, "known", version) for peer, wire in wires.items()}
-        self.reserve(next(iter(facts.values()))[0])
+        shards, parities = {}, {}
+        for peer in self.peers:
+            payload, shards[peer], parities[peer], sums = call(self._wire(peer), "give", version)
+        self.reserve(payload)
         one = self.shard
         with self.changed:
             half = one.open(version, None)
-        for index in range(one.blocks):
-            parity, others = rebuild_sources(seat.node, index, seat.nodes)
-            own = one.own(half, index)
-            for peer, place in {parity: one.blocks, **others}.items():
-                xor_into(own, call(wires[peer], "fetch", version, place))
-            if seat.sums and checksum(own) != facts[parity][1][seat.node][index]:
-                raise Damaged(
-                    f"block {index} of lost node {seat.node}, version {version}, rebuilt from {parity}"
-                )
-        one.take_sums(half)
+        found = rebuild(seat.node, seat.nodes, shards, parities)
+        one.bytes[half.start :][: len(found)] = found
+        if one.take_sums(half) != sums[seat.node] and one.checked:
+            raise Damaged(f"version {version} of lost node {seat.node}, rebuilt from its peers")
         for peer, index in covered(seat.node, seat.nodes).items():
-            block = call(wires[peer], "fetch", version, index)
-            unread = (0,) * index + (checksum(block),)  # where nobody looks at checksums
-            one.cover(half, peer, index, facts[peer][1][peer] if seat.sums else unread, block)
+            block = shards[peer][index * one.block : (index + 1) * one.block]
+            one.cover(half, peer, index, sums[peer], block.tobytes())
 
     def damage(self, index: int) -> None:
         """Flip a bit in each of four bytes of a block (index m - 1: the parity) of all versions, as bad memory would.
@@ -241,10 +245,6 @@ class SnapshotProcess:
             self.wires[peer] = connect(self.peers[peer], self.seat.key, self.seat.network)
         return self.wires[peer]
 
-    def listen(self) -> None:
-        """Answer whoever connects to the seat's address, each on a thread."""
-        listen(self.seat.address, self.seat.key, self.serve, self.seat.network)
-
     def serve(self, wire: Wire) -> None:
         """Answer questions of one connection until it is closed. Blocks of peers need no answer."""
         while True:
@@ -268,7 +268,7 @@ class SnapshotProcess:
 def keep(connection: Connection, seat: Seat) -> None:
     """The life of a snapshot process: listen, and answer the launcher until it goes."""
     kept = SnapshotProcess(seat)
-    kept.listen()
+    listen(seat.address, seat.key, kept.serve, seat.network)
     wire = Wire(connection)
     wire.send("ready")
     kept.serve(wire)

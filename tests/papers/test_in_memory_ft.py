@@ -170,19 +170,13 @@ def filled(one: Shard, version: int, clean: int | None, value: int, peers: dict[
         one.cover(half, peer, index, sums, block)
 
 
-def damage(one: Shard) -> list[str]:
-    """What of version 1 no longer has its checksum."""
-    half = one.find(1)
-    return [bad for index in range(one.blocks + one.parity) if (bad := one.check(half, index))]
-
-
 def test_a_snapshot_in_progress_leaves_the_clean_version_whole() -> None:
     one = Shard(100, node=0, nodes=3)
     filled(one, 1, None, 5, {1: 3, 2: 4})
     half = one.open(2, clean=1)
     one.bytes[half.start : half.start + 50] = 9
     assert one.versions == [1]
-    assert damage(one) == []
+    assert one.damaged(one.find(1)) == []
     assert set(one.own(one.find(1), one.blocks)) == {3 ^ 4}
     with pytest.raises(NoVersion, match=r"has versions \[1\]"):
         one.find(2)
@@ -214,9 +208,11 @@ def test_a_flipped_bit_is_found_and_a_damaged_block_refused() -> None:
     filled(one, 1, None, 5, {1: 3, 2: 4})
     half = one.find(1)
     one.own(half, one.blocks)[2] ^= 8
-    assert damage(one) == ["parity"]
+    assert one.damaged(half) == ["parity"]
     one.own(half, 1)[0] ^= 1
-    assert damage(one) == ["block 1", "parity"]
+    assert one.damaged(half) == ["block 1", "parity"]
+    one.checked = False
+    assert one.damaged(half) == []
     with pytest.raises(Damaged, match="block 0 of node 1"):
         other = Shard(64, node=0, nodes=3)
         other.cover(other.open(1, None), 1, 0, (0, 0), b"x" * other.block)
@@ -342,7 +338,7 @@ def test_simulated_failures_cost_what_the_closed_form_says() -> None:
     one = saving_cost.Protection(stall=20.0, saving=20.0, restart=100.0)
     mean = 20000.0
     found = saving_cost.simulated(one, mean, 1.0, 20000, np.random.default_rng(0))
-    interval = saving_cost.young_daly(20.0, mean)
+    interval = saving_cost.interval_of(one, mean, 1.0)
     assert interval == pytest.approx((2 * 20 * mean) ** 0.5)
     assert found.redone.mean() == pytest.approx(interval / 2, rel=0.1)
     lost = (interval / 2 + one.saving + one.restart) / mean
@@ -350,7 +346,7 @@ def test_simulated_failures_cost_what_the_closed_form_says() -> None:
 
 
 def test_young_s_interval_loses_least() -> None:
-    best = saving_cost.young_daly(30.0, 50000.0)
+    best = saving_cost.interval_of(saving_cost.Protection(30.0, 30.0, 0.0), 50000.0, 1.0)
 
     def waste(interval: float) -> float:
         return 30.0 / interval + interval / 2 / 50000.0
@@ -385,7 +381,8 @@ def test_what_cannot_run_is_refused_in_one_line(setting: str, named: str) -> Non
 
 
 def test_two_runs_of_the_simulations_give_the_same_bytes() -> None:
-    config = Config(processes=False, groups=[4], histories=500, train_hours=500.0)
-    first, second = (run(config, Runtime([0, 1])).to_json() for _ in range(2))
+    config = Config(groups=[4], histories=500, train_hours=500.0)
+    lab = Runtime([0, 1], wanted=["lasting_gain", "redone_gain"])
+    first, second = (run(config, lab).to_json() for _ in range(2))
     assert first == second
     assert '"lasting_gain"' in first

@@ -23,15 +23,15 @@ from papers.in_memory_ft import measurements
 from papers.in_memory_ft.buffers import NoVersion
 from papers.in_memory_ft.config import Config
 from papers.in_memory_ft.engines import Work, measure
-from papers.in_memory_ft.fault_matrix import Row, Scenario, run_scenario, scenarios, steps_needed, undisturbed
+from papers.in_memory_ft.fault_matrix import Row, Scenario, run_scenario, scenarios, steps_needed
 from papers.in_memory_ft.measurements import load_ahead, save_and_load
-from papers.in_memory_ft.recovery import Nodes, Switches, trainers_wire
+from papers.in_memory_ft.recovery import Nodes, Start
 from papers.in_memory_ft.replicas import Header, Replica, payload_bytes
 from papers.in_memory_ft.saving_cost import Rates
 from papers.in_memory_ft.snapshot import Saving, Snapshots
-from papers.in_memory_ft.snapshot_process import Snapshot, Stale
+from papers.in_memory_ft.snapshot_process import Seat, Snapshot, Stale, Switches
 from papers.in_memory_ft.training_job import Outcome, Report, SavedJob, run_job
-from papers.in_memory_ft.waiting import Condition, Stretches, interval_that_fits, waits
+from papers.in_memory_ft.waiting import Condition, interval_that_fits, waits
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="memfd and abstract sockets of Linux"
@@ -61,7 +61,7 @@ def calm(fleet: Fleet) -> Calm:
 
     @cache
     def run(layout: Layout) -> Outcome:
-        return undisturbed(fleet, saved(layout, Path(os.devnull)))
+        return run_job(fleet, replace(saved(layout, Path(os.devnull)), saving=None, persist=0))
 
     return run
 
@@ -92,8 +92,8 @@ def test_after_a_blow_everything_is_as_if_it_had_not_been(
     work = saved(scenario.layout, tmp_path / "disk")
     row = run_scenario(fleet, scenario, work, calm(scenario.layout))
     assert row.exact
-    assert row.source == scenario.source
-    assert (name == "damaged parity") == bool(row.reports)
+    assert row.start.source == scenario.source
+    assert (name == "damaged parity") == bool(row.start.reports)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_without_the_mechanism_only_the_disk_is_left(
     work = saved(scenario.layout, tmp_path / "disk")
     row = run_scenario(fleet, scenario, work, calm(scenario.layout), switches)
     assert row.exact
-    assert (scenario.source, row.source) == ("memory", "disk")
+    assert (scenario.source, row.start.source) == ("memory", "disk")
 
 
 def test_without_checksums_damage_is_loaded_and_training_goes_wrong(
@@ -119,9 +119,9 @@ def test_without_checksums_damage_is_loaded_and_training_goes_wrong(
     scenario = named("damaged parity")
     work = saved(scenario.layout, tmp_path / "disk")
     row = run_scenario(fleet, scenario, work, calm(scenario.layout), Switches(sums=False))
-    assert row.source == "memory"
+    assert row.start.source == "memory"
     assert not row.exact
-    assert not row.reports
+    assert not row.start.reports
 
 
 def test_bytes_copied_held_and_sent_are_those_of_the_method(fleet: Fleet, tmp_path: Path) -> None:
@@ -162,13 +162,11 @@ def test_what_an_attempt_that_failed_still_sends_is_refused(fleet: Fleet, tmp_pa
         assert nodes.ask((0, 0), "begin", Snapshot(1, 2, None)).nbytes == 100
 
 
-def failing_save(rank: int, world: int, seat: object, folder: str) -> tuple[list[str], list[str]]:
+def failing_save(rank: int, world: int, seat: Seat, folder: str) -> tuple[list[str], str]:
     """Errors, by type and text, that a save and an update raise after a file that can't be written."""
     state = FlatState([torch.zeros(4096)])
-    snapshots = Snapshots(
-        trainers_wire(seat), rank, Saving(1, 1024, shards=world), state,  # type: ignore[arg-type]
-        persist=lambda version: f"{folder}/file/version",
-    )  # fmt: skip
+    saving = Saving(1, 1024, shards=world)
+    snapshots = Snapshots(seat, saving, state, persist=lambda version: f"{folder}/file/version")
     header = Header(1, 0, state.nbytes, torch.get_rng_state())
     snapshots.after_step(1, 0, lambda: header)
     errors = []
@@ -177,7 +175,7 @@ def failing_save(rank: int, world: int, seat: object, folder: str) -> tuple[list
             act()
         except Exception as error:
             errors.append(type(error).__name__)
-    return errors, [str(snapshots.clean)]
+    return errors, str(snapshots.clean)
 
 
 def test_the_next_save_and_the_next_update_raise_the_first_error_under_its_own_name(
@@ -188,7 +186,7 @@ def test_the_next_save_and_the_next_update_raise_the_first_error_under_its_own_n
         ((errors, clean),) = fleet.run(failing_save, 1, (nodes.seats[0, 0], str(tmp_path)))
         held = nodes.ask((0, 0), "inventory")
     assert errors in (["FileExistsError"] * 2, ["NotADirectoryError"] * 2)
-    assert clean == ["None"] and held == [1]
+    assert clean == "None" and held == [1]
 
 
 def test_engines_save_and_load_the_same_bytes_in_about_the_seconds_of_their_devices(
@@ -199,9 +197,9 @@ def test_engines_save_and_load_the_same_bytes_in_about_the_seconds_of_their_devi
     work = Work(engines, ("whole disk", "sharded disk"), 1 << 20, 2, rates, seeds=(0,))
     (found,) = measure(fleet, work, tmp_path)
     assert work.turns == [*engines, "REFT", "TorchSnapshot", "CheckFreq"]
-    assert found.saves["CheckFreq"] >= (1 << 20) / 5e6
-    assert found.saves["REFT"] < found.saves["TorchSnapshot"] < found.saves["CheckFreq"]
-    assert all(memory < disk for disk, memory in found.loads.values())
+    assert found["save", "CheckFreq"] >= (1 << 20) / 5e6
+    assert found["save", "REFT"] < found["save", "TorchSnapshot"] < found["save", "CheckFreq"]
+    assert all(found["memory", source] < found["disk", source] for source in work.sources)
 
 
 def test_a_snapshot_in_one_bucket_has_no_middle(fleet: Fleet, calm: Calm, tmp_path: Path) -> None:
@@ -216,10 +214,11 @@ def test_every_struck_run_counts_and_one_that_fails_with_a_part_switched_off(
     monkeypatch: pytest.MonkeyPatch, fleet: Fleet, tmp_path: Path
 ) -> None:
     def blow(fleet: Fleet, scenario: Scenario, *_: object) -> Row:
-        return Row(scenario, sources[len(seen.rows("redone_steps"))], (6,), 2, 20, 20, 3, 3, (), {})
+        start = Start(1, sources[len(seen.rows("redone_steps"))], (6,))
+        return Row(scenario, start, 2, {}, [True] * 20, [True] * 3)
 
     monkeypatch.setattr(measurements, "run_scenario", blow)
-    monkeypatch.setattr(measurements, "undisturbed", lambda *_: Outcome([Report({}, {}, (), 0)], (), (), {}))
+    monkeypatch.setattr(measurements, "run_job", lambda *_: Outcome([Report({}, {}, (), 0)], (), (), {}))
     for parity, sources, exact in ((True, ["memory", "disk", "memory"], 2 / 3), (False, ["disk"], 0.0)):
         seen, lab = Observations(), Runtime([3, 4, 5], wanted=["exact_node"])
         measurements.strike(Config(scenarios=["node"], parity=parity), lab, seen, fleet, tmp_path)
@@ -234,8 +233,7 @@ def test_snapshots_lie_as_many_steps_apart_as_one_takes_and_all_of_it_is_counted
     assert interval_that_fits(Rates(12e9, 25e9)) == 2
     modes = tuple(Condition(mode, 2) for mode in ("bucketed", "synchronous"))
     rates = Rates(1e9, 4e9)  # a copy of 0.8 of a step and a parity of 0.2
-    work = Stretches(job(Layout(data=2)), (0.05, 1 << 15), modes[0], modes[1:], 4, rates, (0,))
-    (found,) = waits(fleet, work, tmp_path)
+    (found,) = waits(fleet, job(Layout(data=2)), (0.05, 1 << 15), {0: modes}, 4, rates, tmp_path)
     assert all(one.snapshots == 4 for one in found.values())
     assert found[modes[1]].waited >= found[modes[1]].copied > 0
     assert found[modes[0]].seconds > found[modes[0]].waited
