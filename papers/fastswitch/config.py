@@ -31,8 +31,8 @@ class Config:
     kv_tokens: Annotated[int, At(0, 10_000_000)] = 0  # of the GPU; 0: the deployment's
     free_calls: bool = False  # copy calls cost nothing but their bytes
     longest_group: Annotated[int, At(0, 100_000)] = 0  # blocks; 0: no limit
-    # Of a host copy that stay valid once it was read; 0: none, it is freed.
-    kept_tokens: Annotated[int, At(0, 1_000_000)] = 1_000_000
+    keep_copies: bool = True  # False: host copies are freed once they are swapped in
+    kept_tokens: Annotated[int, At(0, 1_000_000)] = 1_000_000  # of a copy that stay valid once it was read
     wait_for_all: bool = False  # whoever allocates waits for every copy in flight
     # Of the long conversations whose KV a live server copies while it decodes; 0: none.
     copied_tokens: Annotated[int, At(0, 1500)] = 800
@@ -62,6 +62,8 @@ def check(config: Config) -> None:
         raise ValueError(
             f"kv_tokens: {config.kv_tokens} hold no two conversations of {config.longest}; raise them"
         )
+    if not config.keep_copies and config.kept_tokens != 1_000_000:
+        raise ValueError("kept_tokens: means nothing with keep_copies=false; leave it")
     if config.instant_copies and not config.copied_tokens:
         raise ValueError("instant_copies: means nothing with copied_tokens=0; leave it")
     if config.free_calls and config.host_seconds:

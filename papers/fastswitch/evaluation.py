@@ -43,7 +43,7 @@ class Job:
         whole = replace(deployment.setup(config.host_seconds, config.free_calls), **SYSTEMS[self.system])
         longest = (config.longest_group or None) if whole.groups else None
         waits = whole.asynchronous and config.wait_for_all
-        kept = min(config.kept_tokens, whole.kept_tokens)
+        kept = min(config.kept_tokens, whole.kept_tokens) if config.keep_copies else 0
         return replace(whole, longest_group=longest, kept_tokens=kept, wait_for_all=waits)
 
     @property

@@ -391,7 +391,7 @@ def test_a_control_runs_only_the_systems_that_its_claims_read():
     [
         ({"longest_group": 1}, "switch_gain_32kib", 1.0),
         ({"longest_group": 1}, "granularity", 1.0),
-        ({"kept_tokens": 0}, "reuse_saving", 0.0),
+        ({"keep_copies": False}, "reuse_saving", 0.0),
     ],
 )
 def test_a_switch_takes_all_of_its_effect_away(switch, metric, nothing):
@@ -418,6 +418,7 @@ def test_the_ladder_counts_blocks_alike(seed=3):
         ("answered_turns", {"answered_turns": 0.5}), ("kv_tokens", {"kv_tokens": 100}),
         ("host_seconds", {"free_calls": True, "host_seconds": 1e-6}), ("trust_copies", {"trust_copies": True}),
         ("instant_copies", {"instant_copies": True}), ("copy_worker", {"copy_worker": False}),
+        ("kept_tokens", {"keep_copies": False, "kept_tokens": 64}),
         ("kept_priority", {"kept_priority": 0.5}),
     ],
 )  # fmt: skip
@@ -442,7 +443,7 @@ def test_arms_share_a_run_exactly_where_nothing_that_decides_it_differs():
 
     off = {"longest_group": 2, "kept_tokens": 0, "wait_for_all": True}
     assert key("vLLM", **off) == key("vLLM") and key("FastSwitch", **off) != key("FastSwitch")
-    assert key("+DBG+Reuse", kept_tokens=0) == key("+DBG"), "without kept copies nothing is left of reuse"
+    assert key("+DBG+Reuse", keep_copies=False) == key("+DBG"), "without kept copies nothing is left of reuse"
     assert key("vLLM", kept_priority=0.5) == key("vLLM"), "Markov's alone"
     assert key("vLLM", "markov", kept_priority=0.5) != key("vLLM", "markov")
     for changed in ({"rate": 0.7}, {"conversations": 20}, {"host_seconds": 1e-6}, {"free_calls": True}):
