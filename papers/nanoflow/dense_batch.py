@@ -64,6 +64,10 @@ class DenseBatch:
         memory = slot.instance.memory
         if not memory.admits(memory.needs(head) + slot.group.growth()):
             return False
-        active = [*slot.group.members, *slot.prefilling]
-        peak = sum(s.prompt for s in active) + head.goal + self.average_output * (len(active) + 1)
-        return not active or peak <= memory.capacity * memory.block_tokens
+        active, room = slot.size, memory.capacity * memory.block_tokens
+        prompts = sum(one.prompt for one in slot.prefilling) + head.goal
+        outputs = self.average_output * (active + 1)
+        # Members hold their prompts and more: where even that fits, nothing need be summed.
+        if not active or slot.group.context + prompts + outputs <= room:
+            return True
+        return sum(one.prompt for one in slot.group.members) + prompts + outputs <= room

@@ -1,4 +1,4 @@
-"""Nano-batches change when things are computed, not what: a real layer, run in a schedule's order, on this machine.
+"""Nano-batches change when things are computed, not what: a real layer, run in a schedule's order.
 
 Each nano-operation reads its rows of the buffer before it and writes its rows of its own, in the order in which the
 schedule starts them. Tokens are decodes: each has keys and values of its own in the cache, so that a range of the
@@ -12,8 +12,12 @@ from torch.nn import functional as F
 from papers.nanoflow.nano_batches import Layer
 
 
-class SmallLayer:
-    """One transformer layer with grouped-query attention and a gated MLP, in float32, on random weights."""
+class RealLayer:
+    """One transformer layer with grouped-query attention and a gated MLP, on random weights.
+
+    batch: sequences, each with `context` tokens in the cache and a new one. On the generator's device; float32 on a
+    CPU, bfloat16 on a GPU.
+    """
 
     def __init__(
         self,
@@ -26,79 +30,78 @@ class SmallLayer:
         inner: int = 256,
     ) -> None:
         hidden = heads * head_dim
-        self.heads, self.kv_heads, self.head_dim, self.inner = heads, kv_heads, head_dim, inner
+        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
+        dtype = torch.bfloat16 if generator.device.type == "cuda" else torch.float32
 
-        def weights(rows: int, columns: int) -> Tensor:
-            return torch.randn(rows, columns, generator=generator) * rows**-0.5
+        def random(*size: int) -> Tensor:
+            return torch.randn(*size, generator=generator, device=generator.device).to(dtype)
 
-        self.qkv = weights(hidden, (heads + 2 * kv_heads) * head_dim)
-        self.out, self.up, self.down = (
-            weights(hidden, hidden),
-            weights(hidden, 2 * inner),
-            weights(inner, hidden),
-        )
-        self.input = torch.randn(batch, hidden, generator=generator)
-        self.past = torch.randn(2, batch, kv_heads, context, head_dim, generator=generator)
+        self.qkv = random(hidden, (heads + 2 * kv_heads) * head_dim) * hidden**-0.5
+        self.out = random(hidden, hidden) * hidden**-0.5
+        self.up = random(hidden, 2 * inner) * hidden**-0.5
+        self.down = random(inner, hidden) * inner**-0.5
+        self.input = random(batch, hidden)
+        past = random(2, batch, kv_heads, context, head_dim)
+        self.cache = F.pad(past, (0, 0, 0, 1))  # the last place is the new token's
 
-    def whole(self) -> Tensor:
-        """The layer's output, shape (batch, hidden), computed at once."""
-        rows = slice(None)
-        attended = self.attention(self._norm(self.input) @ self.qkv, rows)
-        middle = self.input + attended @ self.out
-        gate, up = (self._norm(middle) @ self.up).chunk(2, dim=-1)
-        return middle + (F.silu(gate) * up) @ self.down
+    def part(self, rows: slice) -> Tensor:
+        """The layer's output of a range of the batch, shape (rows, hidden), operator after operator."""
+        attended = self.attention(_norm(self.input[rows]) @ self.qkv, rows)
+        middle = self.input[rows] + attended @ self.out
+        return middle + self.gated_down(_norm(middle) @ self.up)
+
+    def attention(self, packed: Tensor, rows: slice) -> Tensor:
+        """Attention of a new token a sequence over its cache and itself; packed: q, k, v of these rows."""
+        kinds = [self.heads, self.kv_heads, self.kv_heads]
+        query, *new = packed.view(len(packed), -1, self.head_dim).split(kinds, dim=1)
+        cache = self.cache[:, rows]
+        cache[:, :, :, -1] = torch.stack(new)
+        found = F.scaled_dot_product_attention(query[:, :, None], cache[0], cache[1], enable_gqa=True)
+        return found.reshape(len(packed), -1)
+
+    def gated_down(self, packed: Tensor) -> Tensor:
+        """The gated product of what the MLP's first GEMM gave, and its second GEMM."""
+        gate, up = packed.chunk(2, dim=-1)
+        return (F.silu(gate) * up) @ self.down
 
     def in_order(self, layer: Layer, starts: tuple[float, ...]) -> Tensor:
-        """The same through the nano-operations of `layer`, one after another by their starts.
+        """The whole output through the nano-operations of `layer`, one after another by their starts.
 
         An operation that runs before what it needs reads zeros, as a kernel would read a stale buffer.
         """
         chain = list(dict.fromkeys(op.operator for op in layer.ops))
-        buffers: dict[str, Tensor] = {}
+        widths = {"KQV": self.qkv.shape[1], "UpGate": self.up.shape[1]}
         batch, hidden = self.input.shape
-        widths = {"KQV": self.qkv.shape[1], "UpGate": 2 * self.inner}
-        for name in chain:
-            buffers[name] = torch.zeros(batch, widths.get(name, hidden))
+        buffers = {name: torch.zeros(batch, widths.get(name, hidden)) for name in chain}
         middle = torch.zeros(batch, hidden)  # the residual stream after attention
         for op, _ in sorted(zip(layer.ops, starts, strict=True), key=lambda item: item[1]):
             rows = slice(op.low, op.high)
             place = chain.index(op.operator)
             before = buffers[chain[place - 1]][rows] if place else self.input[rows]
             if op.operator == "KQV":
-                after = self._norm(before) @ self.qkv
+                after = _norm(before) @ self.qkv
             elif op.operator == "Attn":
                 after = self.attention(before, rows)
             elif op.operator == "O":
                 after = before @ self.out
             elif op.operator == "UpGate":
                 middle[rows] = self.input[rows] + before
-                after = self._norm(middle[rows]) @ self.up
+                after = _norm(middle[rows]) @ self.up
             elif op.operator == "Down":
-                gate, up = before.chunk(2, dim=-1)
-                after = (F.silu(gate) * up) @ self.down
+                after = self.gated_down(before)
             else:  # a collective of one rank
                 after = before
             buffers[op.operator][rows] = after
         return middle + buffers[chain[-1]]
 
-    def attention(self, packed: Tensor, rows: slice) -> Tensor:
-        """Attention of one new token a sequence over its cache and itself; packed: q, k, v of these rows."""
-        count = len(packed)
-        packed = packed.view(count, -1, self.head_dim)
-        queries, keys, values = packed.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
-        all_keys = torch.cat([self.past[0, rows], keys[:, :, None]], dim=2)
-        all_values = torch.cat([self.past[1, rows], values[:, :, None]], dim=2)
-        found = F.scaled_dot_product_attention(queries[:, :, None], all_keys, all_values, enable_gqa=True)
-        return found.reshape(count, -1)
-
-    @staticmethod
-    def _norm(x: Tensor) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:])
-
 
 def differences(layer: Layer, starts: tuple[float, ...], generator: torch.Generator, batch: int) -> Tensor:
-    """The layer in a schedule's order minus the layer at once, absolute, shape (batch, hidden)."""
+    """A small layer in a schedule's order minus the layer at once, absolute, shape (batch, hidden)."""
     if len(starts) != len(layer.ops):
         raise ValueError(f"{len(starts)} starts are not those of {len(layer.ops)} nano-operations")
-    small = SmallLayer(generator, batch)
-    return (small.in_order(layer, starts) - small.whole()).abs()
+    small = RealLayer(generator, batch)
+    return (small.in_order(layer, starts) - small.part(slice(None))).abs()
+
+
+def _norm(x: Tensor) -> Tensor:
+    return F.rms_norm(x, x.shape[-1:])

@@ -19,9 +19,8 @@ import numpy as np
 from papers.nanoflow.interference import Interference
 from papers.nanoflow.nano_batches import Layer
 
-_SHIFTS = range(
-    -4, 5
-)  # layers apart that two operations may overlap; a chain lasts one period, places span few
+# Layers apart that two operations may overlap: a chain lasts one period, places span few.
+_SHIFTS = np.arange(-4, 5)
 
 
 class Schedule(NamedTuple):
@@ -47,29 +46,15 @@ def silent() -> Iterator[None]:
         os.close(nothing)
 
 
-def durations(layer: Layer, curves: Interference, shares: Sequence[float]) -> np.ndarray:
-    """Microseconds of each op at its share, shape (ops,)."""
-    return np.array(
-        [curves.seconds(op.stream, op.work, share) for op, share in zip(layer.ops, shares, strict=True)]
-    )
-
-
 def polish(
-    layer: Layer,
-    curves: Interference,
-    draft: Schedule,
-    levels: Sequence[Sequence[float]],
-    *,
-    whole: bool = True,
-    nodes: int = 2000,
+    layer: Layer, curves: Interference, draft: Schedule, levels: Sequence[Sequence[float]], *, nodes: int
 ) -> Schedule | None:
     """The best schedule that keeps the draft's order; None where none is found.
 
-    levels: shares that each op may take, equally many for every op. whole: False lets an op mix levels, which bounds
-    what whole levels can reach and is no schedule. nodes: limit of the branch and bound, so that time plays no part.
+    levels: shares that each op may take, equally many for every op. nodes: limit of the branch and bound, so that time
+    plays no part; where an op has one level a linear program is left, and one will do.
     """
     from scipy.optimize import Bounds, LinearConstraint, milp
-    from scipy.sparse import csr_array
 
     n, count = len(layer.ops), len(levels[0])
     times = np.array(
@@ -78,84 +63,69 @@ def polish(
             for op, row in zip(layer.ops, levels, strict=True)
         ]
     )
+    shares = np.array(levels)
     columns = n + 1 + n * count  # starts, period, choices
-    rows: list[tuple[dict[int, float], float]] = []  # coefficients, lower bound
+    rows: list[np.ndarray] = []
+    low: list[float] = []
 
-    def choices(op: int, values: Sequence[float] | np.ndarray, sign: float) -> dict[int, float]:
-        return {n + 1 + op * count + r: sign * float(value) for r, value in enumerate(values)}
+    def at_least(bound: float, values: np.ndarray, *ops: int) -> np.ndarray:
+        """A new constraint: the chosen ones of these values of the ops sum to the bound or more."""
+        row = np.zeros(columns)
+        for op in ops:
+            row[n + 1 + op * count : n + 1 + (op + 1) * count] = values[op]
+        rows.append(row)
+        low.append(bound)
+        return row
 
-    def order(i: int, j: int, lag: int) -> None:
-        if i == j:
-            rows.append(({n: float(lag), **choices(i, times[i], -1.0)}, 0.0))
-        else:
-            rows.append(({j: 1.0, i: -1.0, n: float(lag), **choices(i, times[i], -1.0)}, 0.0))
+    def follows(i: int, j: int, lag: int) -> None:
+        """j, `lag` layers later, starts when i has ended."""
+        row = at_least(0.0, -times, i)
+        row[j] += 1
+        row[i] -= 1
+        row[n] = lag
 
     for edge in layer.dependencies:
-        order(edge.before, edge.after, edge.lag)
-    lasting = durations(layer, curves, draft.shares)
-    overlaps: dict[tuple[int, int], list[int]] = {}
+        follows(edge.before, edge.after, edge.lag)
     for i in range(n):
-        order(i, i, 1)
+        follows(i, i, 1)
+    lengths = [curves.seconds(op.stream, op.work, r) for op, r in zip(layer.ops, draft.shares, strict=True)]
+    margin = 1e-6 * draft.period
+    overlaps: dict[tuple[int, int], list[int]] = {}
     for i, j in combinations(range(n), 2):
-        start, end = draft.starts[i], draft.starts[i] + lasting[i]
+        at = draft.starts[j] + _SHIFTS * draft.period
+        after = at >= draft.starts[i] + lengths[i] - margin
+        ahead = at + lengths[j] <= draft.starts[i] + margin
+        beside = overlaps[i, j] = _SHIFTS[~after & ~ahead].tolist()
         same = layer.ops[i].stream == layer.ops[j].stream
-        margin = 1e-6 * draft.period
-        middle = []
-        for k in _SHIFTS:
-            begin = draft.starts[j] + k * draft.period
-            if begin < end - margin and begin + lasting[j] > start + margin:
-                middle.append(k)
-        if same and middle:
+        if (same and beside) or not after.any() or not ahead.any():
             return None
-        at = draft.starts[j] + np.array(_SHIFTS) * draft.period
-        after = [k for k, b in zip(_SHIFTS, at, strict=True) if b >= end - margin and k not in middle]
-        ahead = [
-            k
-            for k, b in zip(_SHIFTS, at, strict=True)
-            if b + lasting[j] <= start + margin and k not in middle
-        ]
-        if not after or not ahead:
-            return None
-        order(i, j, min(after))
-        order(j, i, -max(ahead))
-        overlaps[i, j] = middle
-        if middle:
-            rows.append(({**choices(i, levels[i], -1.0), **choices(j, levels[j], -1.0)}, -1.0))
+        follows(i, j, int(_SHIFTS[after].min()))
+        follows(j, i, -int(_SHIFTS[ahead].max()))
+        if beside:
+            at_least(-1.0, -shares, i, j)
     for i, j, k in combinations(range(n), 3):
         for a in overlaps[i, j]:
             for b in overlaps[i, k]:
                 if b - a in overlaps[j, k]:
-                    held = {
-                        **choices(i, levels[i], -1.0),
-                        **choices(j, levels[j], -1.0),
-                        **choices(k, levels[k], -1.0),
-                    }
-                    rows.append((held, -1.0))
+                    at_least(-1.0, -shares, i, j, k)
     for i in range(n):
-        rows.append((choices(i, [1.0] * count, 1.0), 1.0))
-        rows.append((choices(i, [1.0] * count, -1.0), -1.0))
-    where = [(row, column) for row, (found, _) in enumerate(rows) for column in found]
-    data = [value for found, _ in rows for value in found.values()]
-    matrix = csr_array((data, np.array(where).T), shape=(len(rows), columns))
+        at_least(1.0, np.ones_like(shares), i)
+        at_least(-1.0, -np.ones_like(shares), i)
     cost = np.zeros(columns)
     cost[n] = 1.0
-    low = np.concatenate([np.full(n, -np.inf), [0.0], np.zeros(n * count)])
-    low[0] = 0.0
-    high = np.concatenate([np.full(n, np.inf), [np.inf], np.ones(n * count)])
-    high[0] = 0.0
+    lower, upper = np.zeros(columns), np.ones(columns)
+    lower[1:n], upper[1 : n + 1] = -np.inf, np.inf
+    upper[0] = 0.0
     with silent():
         result = milp(
             cost,
-            integrality=np.concatenate([np.zeros(n + 1), np.full(n * count, int(whole))]),
-            bounds=Bounds(low, high),
-            constraints=LinearConstraint(matrix, [bound for _, bound in rows], np.inf),
+            integrality=(np.arange(columns) > n).astype(int),
+            bounds=Bounds(lower, upper),
+            constraints=LinearConstraint(np.array(rows), np.array(low), np.inf),
             options={"node_limit": nodes, "mip_rel_gap": 1e-3},
         )
     if result.x is None:
         return None
-    x = result.x[n + 1 :].reshape(n, count)
-    shares = [
-        float(mine[int(row.argmax())]) if whole else float(row @ np.array(mine))
-        for row, mine in zip(x, levels, strict=True)
-    ]
-    return Schedule(float(result.x[n]), tuple(map(float, result.x[:n])), tuple(shares))
+    taken = result.x[n + 1 :].reshape(n, count).argmax(axis=1)
+    chosen = tuple(float(row[level]) for row, level in zip(levels, taken, strict=True))
+    return Schedule(float(result.x[n]), tuple(map(float, result.x[:n])), chosen)

@@ -17,9 +17,8 @@ from papers.nanoflow.nano_batches import Layer
 from papers.nanoflow.polish import Schedule, polish
 from papers.nanoflow.replay import violations
 
-LEVELS = tuple(
-    k / 20 for k in range(1, 21)
-)  # twentieths: a collective needs about 0.05 (the paper's step is 0.1)
+# Twentieths, for a collective needs about 0.05 (the paper's step is 0.1).
+LEVELS = tuple(k / 20 for k in range(1, 21))
 # Where annealing starts: shares at which the three streams nearly fit together.
 _START = {COMPUTE: 0.75, MEMORY: 0.2, NETWORK: 0.1}
 _HOT, _COLD = 0.02, 0.0005  # temperatures, relative to the period
@@ -118,10 +117,8 @@ def random_schedule(
     for _ in range(draws):
         shares = tuple(LEVELS[int(rng.integers(1, len(LEVELS)))] for _ in layer.ops)
         choice = Choice(tuple(rng.uniform(0.0, 1.0, len(layer.ops))), shares)
-        draft = Evaluator(layer, curves).draft(choice)
-        schedule = draft and polish(layer, curves, draft, [(share,) for share in shares])
-        if schedule is not None and not violations(layer.ops, *schedule, curves.exponents):
-            return Found(layer, choice, schedule)
+        if found := checked(layer, curves, choice, 0):
+            return found
     return None
 
 
