@@ -8,13 +8,14 @@ for the last blocks only. Load balancing, defragmentation, priorities and draini
 usage of memory, that a global scheduler compares across instances.
 
     freeness.py           virtual usage and freeness: queued demand, headroom of priorities, draining
-    global_scheduler.py   dispatch to the freest, pairs for migration, auto-scaling
+    global_scheduler.py   dispatch to the freest, pairs for migration; auto_scaling.py: how many instances
     local_scheduler.py    the batch policy of an instance, with priorities and the cost of preemptions
     migration.py          live migration between simulated instances: stages, pre-allocation, commit and abort
-    cluster.py            sixteen instances under each policy; llama_on_a10.py: their latencies
+    cluster.py            sixteen instances under each policy; samples.py: what of their memory is held or scattered
+    llama_on_a10.py       how long their iterations take
     lengths.py            the authors' length distributions
     serving_study.py, priority_study.py, scaling_study.py    what the simulated claims read
     live_instance.py      a live engine's instance whose requests can leave and arrive
-    two_instances.py      live migration for real, between two such instances in two processes
+    real_migration.py     live migration for real: source and target; two_instances.py: trials in two processes
     migration_study.py    what a client feels of it
 """

@@ -18,10 +18,11 @@ from common.serving.memory import PagedMemory
 from common.serving.trace import Trace
 from common.serving.workload import Workload
 from papers.llumnix.freeness import PRIORITY_TARGET
-from papers.llumnix.global_scheduler import Llumnix, Sample, Setup
+from papers.llumnix.global_scheduler import Llumnix, Setup
 from papers.llumnix.llama_on_a10 import BLOCK_TOKENS, KV_BLOCKS, MEMORY_SHARE, LlamaOnA10
 from papers.llumnix.local_scheduler import PreemptionLoss, PromptsFirst
 from papers.llumnix.migration import LiveMigration, Migrated, Stages
+from papers.llumnix.samples import Sample
 
 LIVE = Stages()
 POLICIES = ("round-robin", "infaas++", "llumnix-base", "llumnix")

@@ -29,19 +29,16 @@ class Load(NamedTuple):
     running: int = 0  # requests that prefill or decode
     queued: int = 0
     queued_blocks: int = 0  # what queued requests demand
-    priority: int = 0  # high-priority requests, running or queued
+    priority: bool = False  # a high-priority request runs or waits
     draining: bool = False  # it takes no more requests and should empty
 
 
 def load_of(instance: Instance, priorities: bool = True, draining: bool = False) -> Load:
-    """What `instance` would report now. priorities: count high-priority requests (0 otherwise, and sooner told)."""
+    """What `instance` would report now. priorities: look for high-priority requests (else there are none, sooner)."""
     memory = instance.memory
     slot = instance.slots[0]
     waiting = instance.waiting
-    priority = 0
-    if priorities:
-        for batch in (waiting, slot.group.members, slot.prefilling):
-            priority += sum(one.priority > 0 for one in batch)
+    batches = (waiting, slot.group.members, slot.prefilling) if priorities else ()
     return Load(
         memory.capacity,
         instance.blocks_free(),
@@ -49,7 +46,7 @@ def load_of(instance: Instance, priorities: bool = True, draining: bool = False)
         len(slot.group.members) + len(slot.prefilling),
         len(waiting),
         sum(memory.needs(one) for one in waiting) if waiting else 0,
-        priority,
+        any(one.priority > 0 for batch in batches for one in batch),
         draining,
     )
 
@@ -92,7 +89,7 @@ def dispatch_freeness(load: Load, rules: Rules, priority: bool = False) -> float
     if load.draining:
         return -math.inf
     available = load.free - load.reserve - load.queued_blocks
-    if priority != (load.priority > 0):
+    if priority != load.priority:
         available -= rules.headroom(load)
     batch = load.running + load.queued
     return available / batch if batch else math.inf
@@ -108,26 +105,3 @@ def pair(freeness: list[float], preempted: list[bool], lowest: float) -> list[tu
     sources = [i for i in order if preempted[i] or freeness[i] < lowest]
     destinations = [i for i in reversed(order) if not preempted[i] and freeness[i] > lowest]
     return list(zip(sources, destinations, strict=False))
-
-
-def cluster_freeness(loads: list[Load], dispatch: bool) -> float:
-    """Freeness of a whole fleet seen as one instance, which auto-scaling keeps in a band (Section 4.4.3)."""
-    whole = Load(
-        *(sum(one) for one in list(zip(*loads, strict=True))[:6])
-    )  # priorities and draining left out
-    rules = Rules(target=None)
-    return dispatch_freeness(whole, rules) if dispatch else migration_freeness(whole, rules)
-
-
-def fragmented_blocks(free: int, blocked: list[int]) -> int:
-    """Free blocks of the cluster that could hold queued head requests, if they were not scattered over instances.
-
-    free: on all instances together. blocked: demands of the head-of-line requests that wait. As many of them are
-    counted as fit together, the smallest first.
-    """
-    used = 0
-    for demand in sorted(blocked):
-        if used + demand > free:
-            break
-        used += demand
-    return used

@@ -1,4 +1,4 @@
-"""The cluster: dispatch by freeness, pairs of sources and destinations, migration, draining and auto-scaling.
+"""The global scheduler: dispatch by freeness, pairs of sources and destinations, and who migrates between them.
 
 `Llumnix` is the paper's system (Sections 4.3 and 4.4). INFaaS++, its strong baseline, is `FreestFirst` behind the same
 instances: the same load metric and the same auto-scaling, and no migration.
@@ -15,19 +15,12 @@ from common.serving.engine import Instance
 from common.serving.link import Link
 from common.serving.loop import COPY, EventLoop
 from common.serving.sequence import Sequence
-from papers.llumnix.freeness import (
-    Load,
-    Rules,
-    cluster_freeness,
-    dispatch_freeness,
-    fragmented_blocks,
-    load_of,
-    migration_freeness,
-    pair,
-)
+from papers.llumnix.auto_scaling import Scaling, scale
+from papers.llumnix.freeness import Rules, dispatch_freeness, load_of, migration_freeness, pair
 from papers.llumnix.llama_on_a10 import BLOCK_TOKENS, KV_BYTES, MEMORY_SHARE
 from papers.llumnix.local_scheduler import queue_up, submit, urgency
 from papers.llumnix.migration import LiveMigration, Migrated, Stages
+from papers.llumnix.samples import Sample, sample
 
 
 class FreestFirst:
@@ -40,20 +33,6 @@ class FreestFirst:
         known = self.rules.target is not None
         priority = known and sequence.priority > 0
         return max(instances, key=lambda one: dispatch_freeness(load_of(one, known), self.rules, priority))
-
-
-@dataclass(frozen=True)
-class Scaling:
-    """Freeness of the fleet is kept in [low, low + width], in blocks a request (defaults: the artifact's).
-
-    check_seconds: between two decisions. least, most: instances.
-    """
-
-    low: float = 10.0
-    width: float = 50.0
-    check_seconds: float = 10.0
-    least: int = 1
-    most: int = 16
 
 
 @dataclass(frozen=True)
@@ -92,23 +71,6 @@ class Setup:
         return self.migration and self.policy in ("llumnix", "llumnix-base")
 
 
-@dataclass
-class Sample:
-    """The cluster at one moment, blocks as shares of its memory.
-
-    demanded: held, or asked for by queued requests. fragmented: free, and enough for queued head requests. queued:
-    requests. Of each running instance: freeness, at most 1,000; held; asked for by its queue.
-    """
-
-    time: float
-    demanded: float
-    fragmented: float
-    queued: int
-    freeness: list[float]
-    held: list[float]
-    asked: list[float]
-
-
 class Llumnix:
     """A fleet with a global scheduler, or without one: what `setup` says.
 
@@ -136,11 +98,11 @@ class Llumnix:
         self.migrating_seconds = 0.0  # summed over both ends of all migrations
         self._draws = np.random.default_rng(max(0, setup.random_pairs))
         self._links: dict[Instance, Link] = {}
-        self._above: dict[Instance, tuple[float, tuple[int, int, int]]] = {}  # until when it surely stays so
         if setup.migrates:
             loop.every(setup.round_seconds, COPY, self._round)
         if setup.scaling is not None:
-            loop.every(setup.scaling.check_seconds, COPY, self._scale)
+            scaled = partial(scale, fleet, setup.scaling, self.migrating.__contains__)
+            loop.every(setup.scaling.check_seconds, COPY, scaled)
         if setup.sample_seconds:
             loop.every(setup.sample_seconds, COPY, self._sample)
 
@@ -150,15 +112,11 @@ class Llumnix:
             sequence.priority = int(self.levels[sequence.index])
         submit(self.dispatcher.choose(self.fleet.serving, sequence), sequence)
 
-    # Migration
-
     def _round(self) -> None:
         """Pair sources with destinations; each pair migrates one request now, and another in the next round."""
         self.fleet.settle(self.migrating.__contains__)
         instances = self.fleet.running if self.setup.drain_by_migration else self.fleet.serving
         serving = len(self.fleet.serving)
-        if len(instances) == serving and not any(map(self._may_give, instances)):
-            return
         freeness, preempted = [], []
         for place, instance in enumerate(instances):
             load = load_of(instance, self.rules.target is not None, place >= serving)
@@ -173,26 +131,6 @@ class Llumnix:
             if out not in self.migrating and to not in self.migrating:
                 self.migrating[out], self.migrating[to] = to, out
                 out.at_boundary(partial(self._choose, out, to))
-
-    def _may_give(self, instance: Instance) -> bool:
-        """Whether an instance is below the threshold or has a queue.
-
-        Counting a batch is dear. Without priorities, one that looks as it did when it was counted has had time for so
-        many steps, each of which reads the weights at least; a request takes a block now and then one in 16 steps.
-        """
-        if instance.waiting:
-            return True
-        slot, memory = instance.slots[0], instance.memory
-        looks = memory.free, len(slot.group.members), len(slot.prefilling)
-        until, looked = self._above.get(instance, (-1.0, looks))
-        if self.loop.now < until and looks == looked:
-            return False
-        freeness = migration_freeness(load_of(instance, self.rules.target is not None), self.rules)
-        if self.rules.target is None:
-            steps = memory.block_tokens * (freeness - self.setup.lowest - 1) - 2
-            shortest, _ = instance.latency.iteration([], 1, 0)
-            self._above[instance] = self.loop.now + steps * shortest, looks
-        return freeness < self.setup.lowest
 
     def _choose(self, source: Instance, target: Instance) -> None:
         """At a boundary of the source: move its head of line if that can start at the target, else a running one."""
@@ -239,55 +177,5 @@ class Llumnix:
         self.migrating_seconds += 2 * how.seconds
         del self.migrating[migration.source], self.migrating[migration.target]
 
-    # Auto-scaling
-
-    def _scale(self) -> None:
-        """More instances until the fleet is free enough, or one less where it would stay so (need_scale)."""
-        self.fleet.settle(self.migrating.__contains__)
-        fleet, rules = self.fleet, self.setup.scaling
-        assert rules is not None
-        loads = [load_of(one, False) for one in fleet.serving]
-        if fleet.starting:
-            return
-        if cluster_freeness(loads, dispatch=True) < rules.low:
-            if fleet.draining:
-                fleet.serve_again(fleet.draining[-1])
-                return
-            fleet.start(instances_needed(loads, rules))
-        elif not fleet.draining and len(fleet.serving) > rules.least:
-            last = loads[-1]
-            gone = last._replace(total=0, free=last.free - last.total, reserve=0)
-            without = [*loads[:-1], gone]
-            if cluster_freeness(without, dispatch=False) > rules.low + rules.width:
-                fleet.drain(fleet.serving[-1])
-
-    # What a run reports
-
     def _sample(self) -> None:
-        instances = self.fleet.running
-        loads = [load_of(one, self.rules.target is not None) for one in instances]
-        blocked = [one.memory.needs(one.waiting[0]) for one in instances if one.waiting]
-        free = sum(load.free for load in loads)
-        total = sum(load.total for load in loads)
-        self.samples.append(
-            Sample(
-                self.loop.now,
-                1 - (free - sum(load.queued_blocks for load in loads)) / total,
-                fragmented_blocks(free, blocked) / total,
-                sum(load.queued for load in loads),
-                [min(migration_freeness(load, self.rules), 1e3) for load in loads],
-                [1 - load.free / load.total for load in loads],
-                [load.queued_blocks / load.total for load in loads],
-            )
-        )
-
-
-def instances_needed(loads: list[Load], rules: Scaling) -> int:
-    """How many empty instances bring the fleet's freeness back to the band, as far as its limit allows."""
-    loads = list(loads)
-    empty = Load(loads[0].total, loads[0].total, loads[0].reserve)
-    started = 0
-    while len(loads) < rules.most and cluster_freeness(loads, dispatch=True) < rules.low:
-        loads.append(empty)
-        started += 1
-    return started
+        self.samples.append(sample(self.loop.now, self.fleet.running, self.rules))

@@ -43,16 +43,18 @@ def versions(cache: KVCache) -> list[int]:
     return [min(BLOCK, cache.length - first) for first in range(0, cache.length, BLOCK)]
 
 
-def gather(data: Tensor, chosen: list[int]) -> Tensor:
-    """Chosen blocks of a cache's data in one contiguous buffer (block fusion), (layers, 2, heads, tokens, head_dim)."""
-    index = torch.cat([torch.arange(b * BLOCK, (b + 1) * BLOCK) for b in chosen])
-    return data.index_select(3, index)
+def gather(data: Tensor, blocks: list[int]) -> Tensor:
+    """These blocks of a cache's data in one contiguous buffer (block fusion), (layers, 2, heads, tokens, head_dim)."""
+    return data.index_select(3, _tokens_of(blocks))
 
 
-def scatter(cache: KVCache, chosen: Tensor, received: Tensor) -> None:
-    """Put gathered blocks where they belong. chosen: their numbers, int64 of shape (blocks,)."""
-    tokens = (chosen[:, None] * BLOCK + torch.arange(BLOCK)).flatten()
-    cache.data.index_copy_(3, tokens, received)
+def scatter(cache: KVCache, blocks: list[int], received: Tensor) -> None:
+    """Put gathered blocks where they belong."""
+    cache.data.index_copy_(3, _tokens_of(blocks), received)
+
+
+def _tokens_of(blocks: list[int]) -> Tensor:
+    return (torch.tensor(blocks)[:, None] * BLOCK + torch.arange(BLOCK)).flatten()
 
 
 class MigratingInstance(LiveInstance):

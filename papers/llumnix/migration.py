@@ -30,13 +30,12 @@ class Stages:
 
 @dataclass(frozen=True)
 class Migrated:
-    """How one migration went: tokens of context at its end, seconds; downtime is -1 unless it was committed.
+    """How one migration went, seconds; downtime is -1 unless it was committed.
 
     outcome: "committed", or why not: "finished", "preempted", "no room", "too many stages".
     """
 
     outcome: str
-    tokens: int
     stages: int
     begun: float
     seconds: float
@@ -116,18 +115,14 @@ class LiveMigration:
 
     def _commit(self) -> None:
         """At an iteration boundary of the target: the request decodes here from now on."""
-        tokens = self.sequence.context
         self.target.slots[0].start_decoding(self.sequence)
         now = self.loop.now
         spent, downtime = now - self.begun, now - self.stopped
-        self.ended(self, Migrated("committed", tokens, self.copies, self.begun, spent, downtime, self.bytes))
+        self.ended(self, Migrated("committed", self.copies, self.begun, spent, downtime, self.bytes))
 
     def _abort(self, why: str) -> None:
         """The target frees what it had allocated; the request goes on where it was, if it goes on."""
         if self.allocated:
             self.target.release(self.allocated)
-        group = self.source.slots[0].group
-        running = self.sequence in group.members
-        tokens = self.sequence.base + group.step if running else self.sequence.context
         spent = self.loop.now - self.begun
-        self.ended(self, Migrated(why, tokens, self.copies, self.begun, spent, bytes=self.bytes))
+        self.ended(self, Migrated(why, self.copies, self.begun, spent, bytes=self.bytes))

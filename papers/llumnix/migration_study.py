@@ -10,65 +10,70 @@ from statistics import fmean, median
 from common.distributed.launch import launch
 from common.lab.runtime import Observations, Runtime, one_thread
 from papers.llumnix.config import Config
-from papers.llumnix.two_instances import Moved, Trial, migrations, unmoved
+from papers.llumnix.real_migration import Moved
+from papers.llumnix.two_instances import Trial, migrations, unmoved
 
-BEFORE = 4  # tokens of a request before its migration begins
-AFTER = 4  # tokens of it at the target
+STEPS = 4  # tokens of a request before its migration begins, and at the target
 SECONDS = 300.0  # after which a run is given up
 
 
 def observe(config: Config, lab: Runtime, seen: Observations) -> None:
     """Run all trials in one pair of processes, in the order of seeds; what the claims and the figure read."""
+    lengths = sorted(config.migration_lengths)
+    short, long = lengths[0], lengths[-1]
+    seen.add("length_ratio", long / short)
     methods = ["live"]
     if lab.wants("stall_gain_over_recompute"):
         methods.append("recompute")
-    lengths = sorted(config.migration_lengths)
     if lab.wants("token_gap"):
-        methods += ["blocking", "live on the decoding thread"]
-    else:  # an arm needs the ends alone
-        lengths = [lengths[0], lengths[-1]]
-    seeds = lab.seeds
-    keys = list(product(seeds, range(config.migration_repeats), lengths, methods))
-    trials = [Trial("live", lengths[0])] + [  # one to warm up
+        methods.append("blocking")
+    elif lab.wants("stopped_growth", "moved_and_identical"):  # an arm needs the ends alone
+        lengths = [short, long]
+    else:
+        lengths = [long]
+    keys = list(product(lab.seeds, range(config.migration_repeats), lengths, methods))
+    trials = [Trial("live", short)] + [  # one to warm up
         Trial(config.move if method == "live" else method, length, append_only=config.append_only)
         for _, _, length, method in keys
     ]
-    results = launch(migrations, 2, (trials, BEFORE, AFTER), seconds=SECONDS)[0][1:]
+    results = launch(migrations, 2, (trials, STEPS), seconds=SECONDS)[0][1:]
     found: dict[tuple[int, int, str], list[Moved]] = {}
     for (seed, _, length, method), moved in zip(keys, results, strict=True):
         found.setdefault((seed, length, method), []).append(moved)
     for (seed, length, method), runs in found.items():
         at: dict[str, str | float] = {"method": method, "tokens": length}
-        done = [one for one in runs if one.outcome == "committed"]
-        seen.add("migrations_committed", len(done) / len(runs), seed, **at)
         seen.add("decode_step", median(step for one in runs for step in one.steps), seed, **at)
         seen.add("stopped_blocks", fmean(one.stopped_blocks for one in runs), seed, **at)
-        if done:
-            seen.add("token_gap", stall(done), seed, **at)
-    short, long = lengths[0], lengths[-1]
-    seen.add("length_ratio", long / short)
+        if committed(runs):
+            seen.add("token_gap", stall(runs), seed, **at)
     expected = said_unmoved(found) if lab.wants("moved_and_identical") else {}
-    for seed in seeds:
-        first, last = found[seed, short, "live"], found[seed, long, "live"]
-        if all(one.outcome == "committed" for one in [*first, *last]):
-            growth = fmean(one.stopped_blocks for one in last) / fmean(one.stopped_blocks for one in first)
-            seen.add("stopped_growth", growth, seed)
-            seen.add("decoded_meanwhile", fmean(one.said_meanwhile for one in last), seed)
-            if "recompute" in methods:
-                gain = stall(found[seed, long, "recompute"]) / stall(last)
-                seen.add("stall_gain_over_recompute", gain, seed)
+    for seed in lab.seeds:
         if expected:
-            every = [(length, one) for length in lengths for one in found[seed, length, "live"]]
             same = [
                 one.outcome == "committed" and one.tokens == expected[length][: len(one.tokens)]
-                for length, one in every
+                for length in lengths
+                for one in found[seed, length, "live"]
             ]
             seen.add("moved_and_identical", fmean(same), seed)
+        first, last = found[seed, lengths[0], "live"], found[seed, long, "live"]
+        if not committed([*first, *last]):
+            continue
+        seen.add("decoded_meanwhile", fmean(one.said_meanwhile for one in last), seed)
+        if "recompute" in methods:
+            seen.add("stall_gain_over_recompute", stall(found[seed, long, "recompute"]) / stall(last), seed)
+        if lengths[0] == short:
+            growth = fmean(one.stopped_blocks for one in last) / fmean(one.stopped_blocks for one in first)
+            seen.add("stopped_growth", growth, seed)
+
+
+def committed(runs: list[Moved]) -> bool:
+    """Whether all of them came through."""
+    return all(one.outcome == "committed" for one in runs)
 
 
 def stall(runs: list[Moved]) -> float:
     """Seconds between the last token at the source and the first at the target: the quickest of the repeats."""
-    return min(one.gap for one in runs if one.outcome == "committed")
+    return min(one.gap for one in runs)
 
 
 def said_unmoved(found: dict[tuple[int, int, str], list[Moved]]) -> dict[int, list[int]]:

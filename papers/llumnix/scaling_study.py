@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from common.lab.runtime import Observations, Runtime
+from papers.llumnix.auto_scaling import Scaling
 from papers.llumnix.config import Config
-from papers.llumnix.global_scheduler import Scaling
 from papers.llumnix.lengths import draw_trace
 from papers.llumnix.runs import AUTHORS_RATES, Job, find_rates, run_once, setup_of
 

@@ -21,24 +21,24 @@ from common.serving.link import Link
 from common.serving.loop import COPY
 from common.serving.memory import PagedMemory
 from common.serving.workload import Workload
+from papers.llumnix.auto_scaling import Scaling, cluster_freeness, instances_needed
 from papers.llumnix.cluster import migrate_alone, serve, what_matters
 from papers.llumnix.config import Config, check
 from papers.llumnix.experiment import run
 from papers.llumnix.freeness import (
     Load,
     Rules,
-    cluster_freeness,
     dispatch_freeness,
-    fragmented_blocks,
     migration_freeness,
     pair,
 )
-from papers.llumnix.global_scheduler import FreestFirst, Llumnix, Scaling, Setup, instances_needed
+from papers.llumnix.global_scheduler import FreestFirst, Llumnix, Setup
 from papers.llumnix.lengths import draw_trace, power_law_lengths
 from papers.llumnix.llama_on_a10 import KV_BLOCKS, KV_BYTES, LlamaOnA10
 from papers.llumnix.local_scheduler import PreemptionLoss, PromptsFirst, submit
 from papers.llumnix.migration import LiveMigration, Stages
 from papers.llumnix.runs import find_rates, requests_of
+from papers.llumnix.samples import fragmented_blocks
 from papers.llumnix.scaling_study import Summary, cheapest, gain_at
 from tests.common.serving.reference import SteppedGroup, SteppedInstance
 from tests.common.serving.test_engine import DYADIC, assert_same, dyadic_arrivals, workload
@@ -87,7 +87,7 @@ def test_empty_instances_are_infinitely_free_and_draining_ones_never():
 
 
 def test_headroom_keeps_normal_requests_away_and_draws_important_ones_together():
-    with_priority = Load(total=851, free=800, running=5, priority=5)
+    with_priority = Load(total=851, free=800, running=5, priority=True)
     without = Load(total=851, free=400, running=5)
     rules = Rules(target=100)
     assert dispatch_freeness(with_priority, rules) < dispatch_freeness(without, rules)
@@ -268,28 +268,6 @@ def test_with_priorities_ignored_it_is_llumnix_base_bit_by_bit():
     base = serve(requests, Setup("llumnix-base", 4), priority)
     assert np.array_equal(ignored.trace.finish, base.trace.finish)
     assert not np.array_equal(serve(requests, Setup(instances=4), priority).trace.finish, base.trace.finish)
-
-
-@pytest.mark.parametrize(
-    ("trace", "rate", "setup"),
-    [
-        ("512-512", 1.15, Setup(instances=4)),
-        ("256-256", 3.2, Setup(instances=4, lowest=10.0, random_pairs=2)),
-        ("512-512", 0.7, Setup(instances=2, scaling=Scaling(25.0, most=4))),
-        ("128-128", 12.0, Setup(instances=4, memory_share=0.3)),
-    ],
-)
-def test_instances_that_are_not_counted_could_not_have_given(monkeypatch, trace, rate, setup):
-    requests = draw_trace(trace, np.random.default_rng(6), 200, 2.0).scaled(rate)
-    counted = []
-    monkeypatch.setattr(
-        Llumnix, "_may_give", lambda *_, kept=Llumnix._may_give: counted.append(kept(*_)) or counted[-1]
-    )
-    lazy = serve(requests, setup)
-    monkeypatch.setattr(Llumnix, "_may_give", lambda *_: True)
-    whole = serve(requests, setup)
-    assert np.array_equal(lazy.trace.finish, whole.trace.finish) and lazy.migrations == whole.migrations
-    assert not all(counted)
 
 
 def test_queued_requests_alone_move_without_any_copy():
@@ -560,7 +538,7 @@ def test_aborted_migrations_are_counted_with_the_bytes_that_they_lost():
     lost = [one for one in run_.migrations if one.outcome != "committed"]
     assert lost and sum(one.bytes for one in lost) > 0
     done = [one for one in run_.migrations if one.outcome == "committed"]
-    assert all(one.bytes == -(-one.tokens // 16) * 16 * KV_BYTES or one.bytes > 0 for one in done)
+    assert all(one.bytes > 0 for one in done)
 
 
 def test_random_pairs_are_as_many_and_need_no_freeness():

@@ -5,9 +5,10 @@ import torch
 
 from common.distributed.launch import launch
 from common.models.decoder import KVCache
+from papers.llumnix.config import METHODS
 from papers.llumnix.live_instance import BLOCK, RewrittenCache, gather, scatter, versions
 from papers.llumnix.migration import Stages
-from papers.llumnix.two_instances import METHODS, MODEL, Trial, build, migrations, unmoved
+from papers.llumnix.two_instances import MODEL, Trial, build, migrations, unmoved
 
 ROOM = 64
 TRIALS = {
@@ -23,7 +24,7 @@ TRIALS = {
 
 @pytest.fixture(scope="module")
 def moved():
-    results = launch(migrations, 2, (list(TRIALS.values()), 3, 3), seconds=120)[0]
+    results = launch(migrations, 2, (list(TRIALS.values()), 3), seconds=120)[0]
     return dict(zip(TRIALS, results, strict=True))
 
 
@@ -94,5 +95,5 @@ def test_gathered_blocks_come_back_where_they_were():
     ours, theirs = KVCache(MODEL, 6 * BLOCK), KVCache(MODEL, 6 * BLOCK)
     ours.data.normal_(generator=generator)
     for chosen in ([4, 1], [0, 2, 3, 5]):
-        scatter(theirs, torch.tensor(chosen), gather(ours.data, chosen))
+        scatter(theirs, chosen, gather(ours.data, chosen))
     assert torch.equal(ours.data, theirs.data)
