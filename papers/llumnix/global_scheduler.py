@@ -16,7 +16,7 @@ from common.serving.link import Link
 from common.serving.loop import COPY, EventLoop
 from common.serving.sequence import Sequence
 from papers.llumnix.auto_scaling import Scaling, scale
-from papers.llumnix.freeness import Rules, dispatch_freeness, load_of, migration_freeness, pair
+from papers.llumnix.freeness import Load, Rules, dispatch_freeness, load_of, migration_freeness, pair
 from papers.llumnix.llama_on_a10 import BLOCK_TOKENS, KV_BYTES, MEMORY_SHARE
 from papers.llumnix.local_scheduler import queue_up, submit, urgency
 from papers.llumnix.migration import LiveMigration, Migrated, Stages
@@ -117,6 +117,8 @@ class Llumnix:
         self.fleet.settle(self.migrating.__contains__)
         instances = self.fleet.running if self.setup.drain_by_migration else self.fleet.serving
         serving = len(self.fleet.serving)
+        if len(instances) == serving and not any(map(self._may_give, instances)):
+            return
         freeness, preempted = [], []
         for place, instance in enumerate(instances):
             load = load_of(instance, self.rules.target is not None, place >= serving)
@@ -131,6 +133,22 @@ class Llumnix:
             if out not in self.migrating and to not in self.migrating:
                 self.migrating[out], self.migrating[to] = to, out
                 out.at_boundary(partial(self._choose, out, to))
+
+    def _may_give(self, instance: Instance) -> bool:
+        """Whether an instance is below the threshold or has a queue.
+
+        Counting is dear. One whose batch could go on until its next request ends, and still be above, is not counted:
+        nothing else takes blocks of it meanwhile, and those of a stretch under way are not off its memory yet.
+        """
+        if instance.waiting:
+            return True
+        known, memory, slot = self.rules.target is not None, instance.memory, instance.slots[0]
+        if not known and slot.group.members:
+            taken = slot.group.growth(slot.group.steps_to_finish())
+            least = Load(memory.capacity, memory.free - taken, getattr(memory, "reserve", 0), slot.size)
+            if migration_freeness(least, self.rules) >= self.setup.lowest:
+                return False
+        return migration_freeness(load_of(instance, known), self.rules) < self.setup.lowest
 
     def _choose(self, source: Instance, target: Instance) -> None:
         """At a boundary of the source: move its head of line if that can start at the target, else a running one."""

@@ -270,6 +270,26 @@ def test_with_priorities_ignored_it_is_llumnix_base_bit_by_bit():
     assert not np.array_equal(serve(requests, Setup(instances=4), priority).trace.finish, base.trace.finish)
 
 
+@pytest.mark.parametrize(
+    ("trace", "rate", "setup"),
+    [
+        ("512-512", 1.15, Setup(instances=4)),
+        ("256-256", 3.2, Setup(instances=4, lowest=10.0, random_pairs=2)),
+        ("512-512", 0.7, Setup(instances=2, scaling=Scaling(25.0, most=4))),
+        ("128-128", 12.0, Setup(instances=4, memory_share=0.3)),
+    ],
+)
+def test_instances_that_are_not_counted_could_not_have_given(monkeypatch, trace, rate, setup):
+    requests = draw_trace(trace, np.random.default_rng(6), 200, 2.0).scaled(rate)
+    asked, counted = [], Llumnix._may_give
+    monkeypatch.setattr(Llumnix, "_may_give", lambda *which: asked.append(counted(*which)) or asked[-1])
+    lazy = serve(requests, setup)
+    monkeypatch.setattr(Llumnix, "_may_give", lambda *_: True)
+    whole = serve(requests, setup)
+    assert np.array_equal(lazy.trace.finish, whole.trace.finish) and lazy.migrations == whole.migrations
+    assert not all(asked)
+
+
 def test_queued_requests_alone_move_without_any_copy():
     requests = draw_trace("512-512", np.random.default_rng(5), 300).scaled(1.15)
     run_ = serve(requests, Setup(instances=4, move_running=False))
