@@ -6,7 +6,7 @@ llumnix-base   migration, priorities ignored
 llumnix        migration and priorities
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -26,20 +26,6 @@ from papers.llumnix.samples import Sample
 
 LIVE = Stages()
 POLICIES = ("round-robin", "infaas++", "llumnix-base", "llumnix")
-
-
-OF_MIGRATION = ("lowest", "move_running", "bytes_per_s", "drain_by_migration", "random_pairs")
-
-
-def what_matters(setup: Setup) -> Setup:
-    """The same setup with the usual values of all that its policy never looks at: runs of both are the same."""
-    ignored: tuple[str, ...] = ()
-    if not setup.migrates:
-        ignored = OF_MIGRATION if setup.policy.startswith("llumnix") else ("migration", *OF_MIGRATION)
-    if setup.policy == "llumnix-base":
-        ignored = (*ignored, "headroom", "prioritises")
-    usual = Setup()
-    return replace(setup, **{name: getattr(usual, name) for name in ignored})
 
 
 @dataclass(frozen=True)

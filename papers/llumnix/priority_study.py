@@ -51,14 +51,13 @@ def observe(config: Config, lab: Runtime, seen: Observations) -> None:
             priority[0] = 1
             told = priority if config.told == "true" else lab.rng(seed, "told", str(cv)).permutation(priority)
             for policy in ("llumnix-base", "llumnix"):
-                setup = replace(setup_of(config, policy, seed), lowest=THRESHOLDS[TRACE])
+                setup = replace(setup_of(config, policy, seed, priorities=True), lowest=THRESHOLDS[TRACE])
                 knows = policy == "llumnix" and config.prioritises
                 at = (cv, n, config.high_share, config.homogeneous, knows and config.told)
-                jobs.append(Job(at, seed, rate, setup, workload, priority, told))
+                jobs.append(Job(at, policy, seed, rate, setup, workload, priority, told))
     results = run_once(lab, run_job, jobs, "priorities")
     found = {
-        (job.seed, job.at[0], job.setup.policy): np.array(result)
-        for job, result in zip(jobs, results, strict=True)
+        (job.seed, job.at[0], job.policy): np.array(result) for job, result in zip(jobs, results, strict=True)
     }
     for seed in lab.seeds:
         gains = []  # important ones, others; by latency

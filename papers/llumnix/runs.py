@@ -1,14 +1,14 @@
 """What all simulated studies share: the cluster of a config, rates at the knee, and runs that arms have in common."""
 
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from common.lab.runtime import Runtime
 from common.serving.workload import Workload
-from papers.llumnix.cluster import Outcome, serve, what_matters
+from papers.llumnix.cluster import Outcome, serve
 from papers.llumnix.config import Config
 from papers.llumnix.global_scheduler import Setup
 from papers.llumnix.lengths import draw_trace
@@ -24,9 +24,13 @@ AUTHORS_RATES = {"128-128": 35.0, "256-256": 7.7, "512-512": 2.9, "128-512": 4.2
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a seed. at: what tells its requests from other runs'; told: priorities as the system is told them."""
+    """One run of a seed, for a policy's results.
+
+    at: what tells its requests from other runs'; told: priorities as the system is told them.
+    """
 
     at: tuple[Hashable, ...]
+    policy: str
     seed: int
     rate: float  # requests/s
     setup: Setup
@@ -41,28 +45,36 @@ class Job:
         )
 
 
-def setup_of(config: Config, policy: str, seed: int, sample_seconds: float = 0.0) -> Setup:
-    """The cluster that a policy runs on: what Config and Setup both name, and the placebo's seed."""
-    shared = {one.name: getattr(config, one.name) for one in fields(Setup) if hasattr(config, one.name)}
-    pairs = seed if config.pairing == "random" else -1
-    return Setup(policy=policy, random_pairs=pairs, sample_seconds=sample_seconds, **shared)
+def setup_of(
+    config: Config, policy: str, seed: int, sample_seconds: float = 0.0, priorities: bool = False
+) -> Setup:
+    """The cluster that a policy runs on, with what it looks at of the config: arms that change the rest share its runs.
+
+    priorities: whether some requests are important. Llumnix with a part switched off is its rival, as tests hold.
+    """
+    if policy == "llumnix" and priorities and not config.prioritises:
+        policy = "llumnix-base"
+    if policy == "llumnix" and not priorities and not config.migration:
+        policy = "infaas++"
+    names = ["instances", "start_seconds", "memory_share"]
+    pairs = -1
+    if policy in ("llumnix", "llumnix-base"):
+        names += ["migration", "move_running", "queued_demand", "drain_by_migration", "bytes_per_s"]
+        pairs = seed if config.pairing == "random" else -1
+    if policy == "llumnix" and priorities:
+        names.append("headroom")
+    looked_at = {name: getattr(config, name) for name in names}
+    return Setup(policy, random_pairs=pairs, sample_seconds=sample_seconds, **looked_at)
 
 
 def run_once(lab: Runtime, function: Callable[[Job], Result], jobs: list[Job], label: str) -> list[Result]:
     """`lab.map` over jobs, each once for all arms in which it is the same."""
     known: dict[Hashable, Result] = lab.once(f"llumnix: {label}", dict)
-    keys = []
-    for job in jobs:
-        setup = job.setup
-        if setup.policy == "llumnix" and not setup.migration and job.priority is None:
-            setup = replace(setup, policy="infaas++")  # the same to the bit, as a test holds
-        elif setup.policy == "llumnix" and not setup.prioritises:
-            setup = replace(setup, policy="llumnix-base")  # likewise
-        keys.append((job.at, job.seed, job.rate, what_matters(setup)))
-    missing = {key: job for key, job in zip(keys, jobs, strict=True) if key not in known}
+    keyed = {(job.at, job.seed, job.rate, job.setup): job for job in jobs}
+    missing = {key: job for key, job in keyed.items() if key not in known}
     for key, result in zip(missing, lab.map(function, missing.values(), label), strict=True):
         known[key] = result
-    return [known[key] for key in keys]
+    return [known[job.at, job.seed, job.rate, job.setup] for job in jobs]
 
 
 def requests_of(config: Config, trace: str) -> int:

@@ -60,18 +60,19 @@ def observe(config: Config, lab: Runtime, seen: Observations) -> None:
                     instances=min(FIRST_INSTANCES, config.instances),
                     scaling=Scaling(threshold, most=config.instances),
                 )
-                jobs.append(Job((cv, threshold, n, config.homogeneous), seed, rate, setup, workload))
+                at = (cv, threshold, n, config.homogeneous)
+                jobs.append(Job(at, policy, seed, rate, setup, workload))
     results = run_once(lab, run_job, jobs, "auto-scaling")
     found: dict[tuple[int, float, float, str], Summary] = {}
     for job, one in zip(jobs, results, strict=True):
-        cv, threshold, policy = float(str(job.at[0])), float(str(job.at[1])), job.setup.policy
+        cv, threshold, policy = float(str(job.at[0])), float(str(job.at[1])), job.policy
         found[job.seed, cv, threshold, policy] = one
-        at: dict[str, str | float] = {"cv": cv, "threshold": threshold, "policy": policy}
-        seen.add("scaled_instances", one.instances, job.seed, **at)
-        seen.add("scaled_ttft_p99", one.ttft_p99, job.seed, **at)
+        where: dict[str, str | float] = {"cv": cv, "threshold": threshold, "policy": policy}
+        seen.add("scaled_instances", one.instances, job.seed, **where)
+        seen.add("scaled_ttft_p99", one.ttft_p99, job.seed, **where)
         if job.seed == lab.seeds[0] and [(cv, threshold)] == sweep[:1]:
             for time, instances in one.over_time:
-                seen.add("instances_at", instances, job.seed, time=round(time, 3), **at)
+                seen.add("instances_at", instances, job.seed, time=round(time, 3), **where)
     for seed in lab.seeds:
         for place in same:
             theirs, ours = (found[seed, *place, policy] for policy in ("infaas++", "llumnix"))

@@ -65,13 +65,14 @@ def observe(config: Config, lab: Runtime, seen: Observations) -> None:
             for policy in ("infaas++", "llumnix", "round-robin"):
                 if policy != "round-robin" or (seed == lab.seeds[0] and lab.wants("ttft_mean")):
                     setup = replace(setup_of(config, policy, seed, SAMPLE), lowest=THRESHOLDS[trace])
-                    jobs.append(Job((trace, level, n, config.homogeneous), seed, rate, setup, workload))
+                    at = (trace, level, n, config.homogeneous)
+                    jobs.append(Job(at, policy, seed, rate, setup, workload))
     found: dict[int, dict[str, dict[tuple[str, float], Summary]]] = {}
     for job, one in zip(jobs, run_once(lab, run_job, jobs, "serving"), strict=True):
         trace, level = str(job.at[0]), float(str(job.at[1]))
-        found.setdefault(job.seed, {}).setdefault(job.setup.policy, {})[trace, level] = one
+        found.setdefault(job.seed, {}).setdefault(job.policy, {})[trace, level] = one
         for name, value in one.items():
-            seen.add(name, value, job.seed, trace=trace, level=level, policy=job.setup.policy)
+            seen.add(name, value, job.seed, trace=trace, level=level, policy=job.policy)
     for seed, by in found.items():
         theirs, ours = by["infaas++"], by["llumnix"]
         for (trace, level), name in product(ours, GAINS):

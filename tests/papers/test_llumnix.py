@@ -22,7 +22,7 @@ from common.serving.loop import COPY
 from common.serving.memory import PagedMemory
 from common.serving.workload import Workload
 from papers.llumnix.auto_scaling import Scaling, cluster_freeness, instances_needed
-from papers.llumnix.cluster import migrate_alone, serve, what_matters
+from papers.llumnix.cluster import migrate_alone, serve
 from papers.llumnix.config import Config, check
 from papers.llumnix.experiment import run
 from papers.llumnix.freeness import (
@@ -294,26 +294,6 @@ def test_queued_requests_alone_move_without_any_copy():
     requests = draw_trace("512-512", np.random.default_rng(5), 300).scaled(1.15)
     run_ = serve(requests, Setup(instances=4, move_running=False))
     assert run_.migrations == [] and run_.migrating_seconds == 0 and run_.queued_moves > 0
-
-
-@pytest.mark.parametrize("policy", ["infaas++", "round-robin", "llumnix-base"])
-@pytest.mark.parametrize(
-    "switched",
-    [
-        {"migration": False},
-        {"bytes_per_s": 1e6, "lowest": 5.0},
-        {"headroom": False},
-        {"prioritises": False},
-        {"queued_demand": False},
-    ],
-)
-def test_what_does_not_matter_to_a_policy_changes_nothing(policy, switched):
-    requests = draw_trace("512-512", np.random.default_rng(4), 250).scaled(6.0)
-    priority = (np.arange(250) % 5 == 0).astype(np.int64) if policy == "llumnix-base" else None
-    setup = replace(Setup(policy, 4), **switched)
-    one, other = (serve(requests, each, priority) for each in (setup, what_matters(setup)))
-    assert np.array_equal(one.trace.finish, other.trace.finish)
-    assert one.samples == other.samples and one.preemption_loss == other.preemption_loss
 
 
 # One migration, by hand
